@@ -1,0 +1,119 @@
+"""What a network costs, and what it may cost.
+
+MACs count multiply-accumulates of convolutions and matrix products; FLOPs = 2 × MACs. Bytes are float32 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.errors import EngineError
+
+Metric = Literal["params", "macs", "flops", "memory"]
+MemoryKind = Literal["weights", "activations", "total"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Exact costs of one network at batch 1.
+
+    params: elements of trainable parameters. macs: multiply-accumulates of one forward pass. weight_bytes: float32
+    bytes of parameters and floating-point buffers. peak_activation_bytes: peak of live buffers (DESIGN, buffer model).
+    """
+
+    params: int
+    macs: int
+    weight_bytes: int
+    peak_activation_bytes: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.weight_bytes + self.peak_activation_bytes
+
+    def value(self, metric: Metric, kind: MemoryKind | None = None) -> int:
+        """The cost that a cap on `metric` (and `kind`, for memory; default total) limits."""
+        if metric == "memory":
+            return {
+                "weights": self.weight_bytes,
+                "activations": self.peak_activation_bytes,
+                "total": self.memory_bytes,
+            }[kind or "total"]
+        return {"params": self.params, "macs": self.macs, "flops": self.flops}[metric]
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "params": self.params,
+            "macs": self.macs,
+            "flops": self.flops,
+            "weight_bytes": self.weight_bytes,
+            "peak_activation_bytes": self.peak_activation_bytes,
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Cap:
+    """An upper limit on one metric: absolute (`maximum`) or relative to the original (`max_ratio`), exactly one."""
+
+    metric: Metric
+    maximum: float | None = None
+    max_ratio: float | None = None
+    kind: MemoryKind | None = None
+
+    def __post_init__(self) -> None:
+        if (self.maximum is None) == (self.max_ratio is None):
+            raise ValueError(f"budget.{self.metric}: give either max or max_ratio, not both and not neither")
+        if self.max_ratio is not None and not 0 < self.max_ratio < 1:
+            raise ValueError(f"budget.{self.metric}.max_ratio must lie between 0 and 1 (exclusive), got {self.max_ratio}")
+        if self.maximum is not None and not (math.isfinite(self.maximum) and self.maximum > 0):
+            raise ValueError(f"budget.{self.metric}.max must be a positive number, got {self.maximum}")
+
+    def limit(self, baseline: Costs) -> int:
+        """The cap as an absolute integer, floored so that meeting it is never a matter of rounding."""
+        if self.maximum is not None:
+            return math.floor(self.maximum)
+        return math.floor(self.max_ratio * baseline.value(self.metric, self.kind))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A cap made absolute against one baseline."""
+
+    metric: Metric
+    kind: MemoryKind | None
+    limit: int
+
+    def value(self, costs: Costs) -> int:
+        return costs.value(self.metric, self.kind)
+
+    def met_by(self, costs: Costs) -> bool:
+        return self.value(costs) <= self.limit
+
+    def as_dict(self, costs: Costs) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "kind": (self.kind or "total") if self.metric == "memory" else None,
+            "limit": self.limit,
+            "value": self.value(costs),
+            "met": self.met_by(costs),
+        }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """All caps of one job; every one must hold."""
+
+    caps: tuple[Cap, ...]
+
+    def __post_init__(self) -> None:
+        if not self.caps:
+            raise EngineError("internal", "A budget needs at least one cap.", param="/budget")
+
+    def constraints(self, baseline: Costs) -> tuple[Constraint, ...]:
+        return tuple(Constraint(cap.metric, cap.kind, cap.limit(baseline)) for cap in self.caps)

@@ -1,0 +1,27 @@
+"""Progress as the engine tells it: which stage, how far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+STAGES: tuple[str, ...] = ("intake", "profile", "plan", "apply", "verify", "recover", "encode", "deliver")
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One step forward. `step` of `steps` counts inside the stage; `message` is for a person."""
+
+    stage: str
+    status: Literal["running", "succeeded", "skipped"] = "running"
+    step: int | None = None
+    steps: int | None = None
+    message: str | None = None
+
+
+Progress = Callable[[ProgressEvent], None]
+
+
+def silent(event: ProgressEvent) -> None:
+    """A listener for callers that do not show progress."""

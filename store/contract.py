@@ -1,0 +1,341 @@
+"""The types that cross a process boundary: what a user may ask, and what a worker answers.
+
+API, store and worker share these; the engine has its own types and the runner translates. Requests forbid unknown
+fields (422 with the field's pointer); resources that clients read may gain fields.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+
+class JobStatus(StrEnum):
+    queued = "queued"
+    running = "running"
+    cancelling = "cancelling"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobStatus.succeeded, JobStatus.failed, JobStatus.cancelled)
+
+
+class InspectionStatus(StrEnum):
+    inspecting = "inspecting"
+    ready = "ready"
+    rejected = "rejected"
+
+
+class WorkKind(StrEnum):
+    """What a worker can claim. Inspections are short work (CPU, at most 60 s) and have a slot of their own."""
+
+    job = "job"
+    inspect_model = "inspect_model"
+    inspect_dataset = "inspect_dataset"
+
+
+SHORT_WORK = frozenset({WorkKind.inspect_model, WorkKind.inspect_dataset})
+
+
+class ErrorCode(StrEnum):
+    """Codes of a failed job or a rejected upload."""
+
+    invalid_model = "invalid_model"
+    unsafe_model = "unsafe_model"
+    unsupported_format = "unsupported_format"
+    architecture_mismatch = "architecture_mismatch"
+    unknown_architecture = "unknown_architecture"
+    shape_mismatch = "shape_mismatch"
+    too_large = "too_large"
+    dataset_invalid = "dataset_invalid"
+    target_infeasible = "target_infeasible"
+    target_unmet = "target_unmet"
+    accuracy_floor = "accuracy_floor"
+    equivalence_failed = "equivalence_failed"
+    out_of_memory = "out_of_memory"
+    timeout = "timeout"
+    worker_lost = "worker_lost"
+    internal = "internal"
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Resource(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+# --- What is asked -------------------------------------------------------------------------------------------------
+
+
+class Cap(Request):
+    """An upper limit: absolute (`max`) or a fraction of the original (`max_ratio`), exactly one of them."""
+
+    max: Annotated[float, Field(gt=0)] | None = None
+    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Cap:
+        if self.max is not None and self.max_ratio is not None:
+            raise ValueError("give either max or max_ratio, not both")
+        if self.max is None and self.max_ratio is None:
+            raise ValueError("give max (an absolute number) or max_ratio (a fraction of the original)")
+        return self
+
+
+class MemoryCap(Cap):
+    """A cap in bytes (float32): weights, peak activations at batch 1, or their total."""
+
+    kind: Literal["weights", "activations", "total"] = "total"
+
+
+class Budget(Request):
+    """At least one cap; every cap must hold."""
+
+    params: Cap | None = None
+    flops: Cap | None = None
+    macs: Cap | None = None
+    memory: MemoryCap | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Budget:
+        if not self.model_fields_set or all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError('a budget needs at least one cap, for example {"flops": {"max_ratio": 0.4}}')
+        return self
+
+
+class Method(Request):
+    """One method of the chain. Its own options are checked against the schema in the workers' catalogue."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)] = "auto"
+
+
+class Recovery(Request):
+    """Fine-tuning after compression; used only with a labelled dataset. Left out, the engine chooses."""
+
+    epochs: Annotated[int, Field(ge=0, le=1000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    batch_size: Annotated[int, Field(ge=2, le=8192)] | None = None
+    distill: bool | None = None
+
+
+class Limits(Request):
+    max_runtime_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 7200
+
+
+class Accuracy(Request):
+    """A floor: the delivered network may lose at most `max_drop` (a fraction, 0.01 = one point) on the test split."""
+
+    max_drop: Annotated[float, Field(ge=0, le=1)]
+    metric: Literal["top1"] = "top1"
+
+
+OutputName = Literal["onnx", "safetensors", "report"]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-/]{1,63}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=255)]
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class JobOptions(Request):
+    """A job body without its model: the `spec` part of a multipart request."""
+
+    name: DisplayName | None = None
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = Field(default_factory=dict)
+    budget: Budget
+    accuracy: Accuracy | None = None
+    methods: Annotated[list[Method], Field(min_length=1, max_length=1)] = Field(default_factory=lambda: [Method()])
+    recovery: Recovery = Field(default_factory=Recovery)
+    outputs: Annotated[list[OutputName], Field(min_length=1)] = Field(
+        default_factory=lambda: ["onnx", "safetensors", "report"]
+    )
+    dataset: Annotated[str, StringConstraints(pattern=r"^ds_[0-9A-Z]{26}$")] | None = None
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    limits: Limits = Field(default_factory=Limits)
+    on_unmet: Literal["fail", "best_effort"] = "fail"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class JobRequest(JobOptions):
+    """The body of `POST /v1/jobs`."""
+
+    model: Annotated[str, StringConstraints(pattern=r"^mdl_[0-9A-Z]{26}$")]
+
+
+class Normalization(Request):
+    """Per-channel mean and standard deviation, applied after division by `scale`."""
+
+    mean: Annotated[list[float], Field(min_length=1, max_length=16)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Normalization:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}; they must match")
+        return self
+
+
+# --- What is answered ----------------------------------------------------------------------------------------------
+
+
+class ErrorInfo(Resource):
+    """Why a job failed or an upload was rejected."""
+
+    code: ErrorCode
+    message: str
+    param: str | None = None
+    retryable: bool = False
+    details: dict[str, Any] = Field(default_factory=dict)
+    log_tail: list[str] = Field(default_factory=list)
+
+
+class LayerProfile(Resource):
+    name: str
+    type: str
+    params: int
+    macs: int
+    activation_bytes: int
+    output_shape: list[int]
+
+
+class ModelProfile(Resource):
+    params: int
+    macs: int
+    flops: int
+    weight_bytes: int
+    peak_activation_bytes: int
+    memory_bytes: int
+    layers: list[LayerProfile]
+
+
+class ModelInspection(Resource):
+    """What the inspection of a model upload found."""
+
+    format: Literal["state_dict", "onnx", "pt2"]
+    architecture: str | None
+    architecture_args: dict[str, Any]
+    input_shape: list[int] | dict[str, list[int]]
+    profile: ModelProfile
+
+
+class DatasetInspection(Resource):
+    """What the inspection of a dataset upload found."""
+
+    format: str
+    classes: int | None
+    splits: dict[Literal["train", "val", "test"], int]
+    image_shape: list[int]
+    mean: list[float]
+    std: list[float]
+
+
+class StageProgress(Resource):
+    name: str
+    status: Literal["pending", "running", "succeeded", "failed", "skipped"]
+    step: int | None = None
+    steps: int | None = None
+
+
+class JobProgress(Resource):
+    fraction: float = 0.0
+    eta_s: float | None = None
+    updated_at: datetime | None = None
+    stages: list[StageProgress] = Field(default_factory=list)
+
+
+class ConstraintResult(Resource):
+    metric: str
+    kind: str | None
+    limit: float
+    value: float
+    met: bool
+
+
+class Latency(Resource):
+    p50: float
+    p95: float
+    batch: int
+    threads: int
+    runtime: str
+
+
+class Measured(Resource):
+    """Costs of one network; `accuracy` is on the test split, where there is one."""
+
+    params: int
+    macs: int
+    flops: int
+    weight_bytes: int
+    peak_activation_bytes: int
+    memory_bytes: int
+    size_bytes: int
+    accuracy: float | None = None
+    latency_ms: Latency | None = None
+
+
+class Equivalence(Resource):
+    max_relative_error: float
+    passed: bool
+
+
+class ArtifactInfo(Resource):
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+
+
+class JobResult(Resource):
+    """The `result` of a job, and what `report.json` holds."""
+
+    model_config = ConfigDict(extra="allow")
+
+    met: bool
+    constraints: list[ConstraintResult]
+    baseline: Measured
+    compressed: Measured
+    equivalence: Equivalence | None
+    sparse: dict[str, Any] | None = None
+    layers: list[dict[str, Any]]
+    frozen: list[dict[str, Any]]
+    recovery: dict[str, Any] | None = None
+    artifacts: list[ArtifactInfo]
+    provenance: dict[str, Any]
+
+
+class MethodInfo(Resource):
+    """A method as a worker offers it; `schema` is the JSON schema of its options, `type` included."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    type: str
+    title: str
+    description: str
+    paper: str | None = None
+    options_schema: dict[str, Any] = Field(alias="schema")
+
+
+class ArchitectureInfo(Resource):
+    """A named architecture; `args_schema` is the JSON schema of `architecture_args`."""
+
+    name: str
+    title: str
+    input_shape: list[int]
+    args_schema: dict[str, Any]
+
+
+class Catalogue(Resource):
+    """What a worker can do; published when it starts, cached by version."""
+
+    version: str
+    methods: list[MethodInfo]
+    architectures: list[ArchitectureInfo]
+    devices: list[str]
+    versions: dict[str, str]
