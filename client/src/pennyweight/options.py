@@ -1,0 +1,126 @@
+"""Command-line words for budgets and shapes, turned into the JSON of the HTTP API.
+
+"40%"  → {"max_ratio": 0.4}     "100k" → {"max": 100000}     "2MB" → {"max": 2000000}     "weights:1MiB" → kind
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+_COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+_BYTE_UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "kb": 10**3,
+    "m": 10**6,
+    "mb": 10**6,
+    "g": 10**9,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+_MEMORY_KINDS = ("weights", "activations", "total")
+
+
+class OptionError(ValueError):
+    """An option's text cannot be understood; the message says what would be."""
+
+
+def parse_cap(metric: str, text: str) -> dict[str, Any]:
+    """One cap as JSON. `metric` is params, flops, macs or memory; memory may name its kind first (`weights:2MB`)."""
+    cap: dict[str, Any] = {}
+    words = text.strip()
+    if metric == "memory" and ":" in words:
+        kind, words = (part.strip() for part in words.split(":", 1))
+        if kind not in _MEMORY_KINDS:
+            raise OptionError(
+                f"--memory {text}: the kind before ':' is one of {', '.join(_MEMORY_KINDS)}, not {kind!r}"
+            )
+        cap["kind"] = kind
+    units = _BYTE_UNITS if metric == "memory" else _COUNT_UNITS
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*(%|[A-Za-z]*)", words)
+    example = "2MB or 60%" if metric == "memory" else "100k or 40%"
+    if match is None:
+        raise OptionError(f"--{metric} {text}: give a number or a percentage of the original, for example {example}")
+    try:
+        number = Decimal(match[1].replace("_", ""))
+    except InvalidOperation as error:
+        raise OptionError(f"--{metric} {text}: {match[1]!r} is not a number") from error
+    if match[2] == "%":
+        if not 0 < number < 100:
+            raise OptionError(f"--{metric} {text}: a percentage of the original lies between 0% and 100%")
+        return {**cap, "max_ratio": float(number / 100)}
+    factor = units.get(match[2].lower())
+    if factor is None:
+        known = ", ".join(unit for unit in units if unit)
+        raise OptionError(f"--{metric} {text}: unknown unit {match[2]!r}; known are {known} and %")
+    if number <= 0:
+        raise OptionError(f"--{metric} {text}: a cap is a positive number")
+    value = number * factor
+    return {**cap, "max": int(value) if value == value.to_integral_value() else float(value)}
+
+
+def parse_budget(caps: Mapping[str, str | None]) -> dict[str, Any]:
+    """The `budget` object of a job from the given options, those left out dropped."""
+    return {metric: parse_cap(metric, text) for metric, text in caps.items() if text is not None}
+
+
+def parse_input_shape(text: str) -> list[int]:
+    """`3x32x32`, `3,32,32` or `[3, 32, 32]`: channels, height, width, without the batch."""
+    numbers = re.split(r"[x,]", text.strip().strip("[]").replace(" ", ""))
+    if not all(number.isdigit() and int(number) > 0 for number in numbers):
+        raise OptionError(f"--input-shape {text}: give positive sizes without the batch, for example 3x32x32")
+    return [int(number) for number in numbers]
+
+
+def parse_normalization(text: str) -> dict[str, list[float]]:
+    """`0.49,0.48,0.45/0.25,0.24,0.26` (mean/std per channel), a JSON object, or the path of a JSON file."""
+    example = "0.485,0.456,0.406/0.229,0.224,0.225"
+    try:
+        if text.lstrip().startswith("{"):
+            value = json.loads(text)
+        elif Path(text).suffix == ".json":
+            value = json.loads(Path(text).read_text())
+        else:
+            mean, std = text.split("/")
+            value = {"mean": [float(x) for x in mean.split(",")], "std": [float(x) for x in std.split(",")]}
+        return {"mean": [float(x) for x in value["mean"]], "std": [float(x) for x in value["std"]]}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise OptionError(
+            f"--normalization {text}: give mean/std per channel, for example {example}, or JSON"
+        ) from error
+
+
+def parse_json_object(option: str, text: str) -> dict[str, Any]:
+    """A JSON object given as an option."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"{option} {text}: give a JSON object, for example '{{\"depth\": 20}}'") from error
+    if not isinstance(value, dict):
+        raise OptionError(f"{option} {text}: give a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def parse_method(text: str) -> dict[str, Any]:
+    """`magnitude`, or `magnitude:round_to=8,p=1` with options, or a JSON object."""
+    if text.lstrip().startswith("{"):
+        return parse_json_object("--method", text)
+    name, _, rest = text.partition(":")
+    method: dict[str, Any] = {"type": name.strip()}
+    for pair in filter(None, rest.split(",")):
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise OptionError(f"--method {text}: write options as name=value, for example {name}:round_to=8")
+        try:
+            method[key.strip()] = json.loads(value)
+        except ValueError:
+            method[key.strip()] = value.strip()
+    return method
