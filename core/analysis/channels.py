@@ -8,12 +8,20 @@ vectors are interchangeable in every cost and form a **group**, so that every co
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array, csc_array
 
-from core.analysis.costs import CostTable
+from core.analysis.context import components
+from core.analysis.costs import CostTable, Product, assert_exact, build_cost_table
+from core.analysis.rows import CostRow, cost_rows
+from core.analysis.schema import operator_name
+from core.analysis.trace import Trace, layer_name, trace_network
+from core.analysis.values import Labels, Value
 from core.budget import Costs
+from core.network import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,7 @@ class ChannelAnalysis:
 
     components: number of coupled components, frozen ones included. groups: the prunable ones only.
     full_widths: int64, components per group. layers, slices, frozen: see their types.
+    trace and component_of (component of every label) are for surgery and verification.
     """
 
     components: int
@@ -72,6 +81,19 @@ class ChannelAnalysis:
     frozen: tuple[Frozen, ...]
     full_widths: np.ndarray
     cost_table: CostTable
+    trace: Trace
+    component_of: np.ndarray
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Label rules that raised by mistake: sound (what they touch is frozen), but a bug to report."""
+        return self.trace.faults
+
+    def kept_labels(self, keep: np.ndarray) -> np.ndarray:
+        """bool per label, from bool per component."""
+        if keep.shape != (self.components,):
+            raise ValueError(f"keep has shape {keep.shape}, expected ({self.components},)")
+        return keep[self.component_of]
 
     def costs(self, widths: np.ndarray) -> Costs:
         """Exact costs when group g keeps widths[g] of its components, whichever they are; tens of microseconds."""
@@ -80,3 +102,151 @@ class ChannelAnalysis:
     def widths(self, keep: np.ndarray) -> np.ndarray:
         """int64 per group: how many of its components `keep` (bool per component) keeps."""
         return np.array([int(keep[group.components].sum()) for group in self.groups], dtype=np.int64)
+
+
+def analyse(network: Network) -> ChannelAnalysis:
+    """Find the coupled channels of `network` and everything that planning needs to know of them. Runs no tensor."""
+    trace = trace_network(network)
+    count, component_of = components(trace.label_count, trace.ties)
+    frozen = np.zeros(count, dtype=bool)
+    for freeze in trace.freezes:
+        frozen[component_of[freeze.labels]] = True
+    vectors = _VectorTable(component_of, count)
+    rows = cost_rows(network, trace)
+    widths = [*_layer_vectors(network, trace), *trace.pieces]
+    for row in rows.all():
+        vectors.add_all(row.vectors)
+    vectors.add_all(vector for _, vector in widths)
+    matrix = vectors.matrix()
+    groups = _groups(matrix, frozen, _owners(trace, component_of, count))
+    representatives = np.array([group.components[0] for group in groups], dtype=np.int64)
+    slope = matrix[:, representatives].toarray() if len(groups) else np.zeros((matrix.shape[0], 0))
+    fixed = matrix @ frozen.astype(np.int64)
+    full_widths = np.array([len(group.components) for group in groups], dtype=np.int64)
+    table = build_cost_table(
+        fixed,
+        slope,
+        params=_products(rows.params, vectors, fixed, slope),
+        macs=_products(rows.macs, vectors, fixed, slope),
+        weight_bytes=_products(rows.weight_bytes, vectors, fixed, slope),
+        steps=[_products(step, vectors, fixed, slope) for step in rows.steps],
+    )
+    assert_exact(table, full_widths)
+    return ChannelAnalysis(
+        components=count,
+        groups=groups,
+        layers=tuple(_layer_width(name, vectors.index(vector), fixed, slope, full_widths) for name, vector in widths),
+        slices=tuple(_slices(trace, component_of)),
+        frozen=_frozen_report(trace),
+        full_widths=full_widths,
+        cost_table=table,
+        trace=trace,
+        component_of=component_of,
+    )
+
+
+class _VectorTable:
+    """The distinct label vectors, as counts per component: the rows of the count matrix."""
+
+    def __init__(self, component_of: np.ndarray, count: int) -> None:
+        self._component_of = component_of
+        self._count = count
+        self._by_identity: dict[int, int] = {}
+        self._by_content: dict[tuple[bytes, bytes], int] = {}
+        self._rows: list[tuple[np.ndarray, np.ndarray]] = []
+        self._alive: list[Labels] = []
+
+    def index(self, vector: Labels) -> int:
+        if id(vector) not in self._by_identity:
+            present, counts = np.unique(self._component_of[vector], return_counts=True)
+            key = present.tobytes(), counts.tobytes()
+            if key not in self._by_content:
+                self._by_content[key] = len(self._rows)
+                self._rows.append((present, counts))
+            self._by_identity[id(vector)] = self._by_content[key]
+            self._alive.append(vector)
+        return self._by_identity[id(vector)]
+
+    def add_all(self, vectors: Iterable[Labels]) -> None:
+        for vector in vectors:
+            self.index(vector)
+
+    def matrix(self) -> csc_array:
+        """int64 [vectors, components]: how many positions of each vector belong to each component."""
+        sizes = [len(present) for present, _ in self._rows]
+        if not sizes:
+            return csc_array((0, self._count), dtype=np.int64)
+        row = np.repeat(np.arange(len(sizes)), sizes)
+        column = np.concatenate([present for present, _ in self._rows])
+        data = np.concatenate([counts for _, counts in self._rows]).astype(np.int64)
+        return coo_array((data, (row, column)), shape=(len(sizes), self._count)).tocsc()
+
+
+def _groups(matrix: csc_array, frozen: np.ndarray, owners: list[str | None]) -> tuple[Group, ...]:
+    """Free components with equal columns. Columns are compared by a 64-bit linear hash of their entries."""
+    weights = np.random.default_rng(0).integers(1, 2**63, size=matrix.shape[0], dtype=np.uint64)
+    signature = np.zeros(matrix.shape[1], dtype=np.uint64)
+    column = np.repeat(np.arange(matrix.shape[1]), np.diff(matrix.indptr))
+    np.add.at(signature, column, matrix.data.astype(np.uint64) * weights[matrix.indices])
+    # A column without entries costs nothing and reaches no layer: whether it is kept makes no difference.
+    free = np.flatnonzero(~frozen & (np.diff(matrix.indptr) > 0))
+    members: dict[int, list[int]] = {}
+    for component in free:
+        members.setdefault(int(signature[component]), []).append(int(component))
+    return tuple(
+        Group(index, np.array(found, dtype=np.int64), owners[found[0]] or f"group {index}")
+        for index, found in enumerate(members.values())
+    )
+
+
+def _products(rows: Sequence[CostRow], vectors: _VectorTable, fixed: np.ndarray, slope: np.ndarray) -> list[Product]:
+    """Rows over vector ids, with the vectors that cannot change folded into the constant."""
+    products = []
+    for row in rows:
+        constant, variable = row.constant, []
+        for vector in row.vectors:
+            index = vectors.index(vector)
+            if slope[index].any():
+                variable.append(index)
+            else:
+                constant *= int(fixed[index])
+        products.append(Product(constant, tuple(sorted(variable))))
+    return products
+
+
+def _layer_vectors(network: Network, trace: Trace) -> list[tuple[str, Labels]]:
+    """The output channels of every layer that multiplies and owns its width."""
+    counted = {row.node for row in trace.mac_rows}
+    found = []
+    for node in network.graph.nodes:
+        value = trace.values[node.name]
+        if node.name in counted and isinstance(value, Value) and value.labels:
+            axis = 1 if 1 in value.labels and operator_name(node.target).startswith("conv") else max(value.labels)
+            found.append((layer_name(node), value.labels[axis]))
+    return found
+
+
+def _layer_width(name: str, vector: int, fixed: np.ndarray, slope: np.ndarray, full_widths: np.ndarray) -> LayerWidth:
+    terms = tuple((int(group), int(slope[vector, group])) for group in np.flatnonzero(slope[vector]))
+    return LayerWidth(name, int(fixed[vector] + slope[vector] @ full_widths), int(fixed[vector]), terms)
+
+
+def _slices(trace: Trace, component_of: np.ndarray) -> Iterator[WeightSlices]:
+    for name, value in trace.tensors.items():
+        for axis, vector in value.labels.items():
+            yield WeightSlices(name, axis, component_of[vector])
+
+
+def _owners(trace: Trace, component_of: np.ndarray, count: int) -> list[str | None]:
+    """Per component, the layer whose output channels it holds."""
+    owners: list[str | None] = [None] * count
+    for name, value in trace.tensors.items():
+        for component in component_of[value.labels[0]].tolist() if 0 in value.labels else ():
+            if owners[component] is None:
+                owners[component] = name.rpartition(".")[0] or name
+    return owners
+
+
+def _frozen_report(trace: Trace) -> tuple[Frozen, ...]:
+    found = {Frozen(freeze.layer, freeze.operator, freeze.reason): None for freeze in trace.freezes if not freeze.quiet}
+    return tuple(found)

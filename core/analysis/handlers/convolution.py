@@ -1,0 +1,97 @@
+"""Convolutions: they contract over the weight's input axis; their output labels are the weight's output-axis labels.
+
+Grouped convolutions have two exact modes. *Position* mode keeps the number of groups and removes the same position from
+every group; *group* mode removes whole groups. Depthwise is group mode with one input channel per group. Group mode is
+taken where groups are many and small (g > min(in per group, out per group)).
+"""
+
+from __future__ import annotations
+
+import math
+
+from core.analysis.context import Call, Recorder, UnlabelledOperator
+from core.analysis.values import Value
+
+_KERNEL = "kernel positions"
+
+
+def convolution(recorder: Recorder, call: Call) -> Value:
+    """conv1d/2d/3d. x [N, C, …], weight [O, C/groups, …], bias [O] → [N, O, …]."""
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    _count(recorder, weight, call.shape)
+    groups = call["groups"]
+    _freeze_spatial(recorder, x, weight)
+    outputs = weight.vector(0)
+    if groups == 1:
+        if weight.shape[1] > 1:
+            recorder.contract(x.vector(1), weight.vector(1))
+        recorder.read("weight", 1, weight.vector(1))
+    elif groups > min(x.shape[1] // groups, weight.shape[0] // groups):
+        _group_mode(recorder, x, weight, groups)
+    else:
+        _position_mode(recorder, x, weight, groups)
+    _tie_bias(recorder, bias, outputs)
+    return Value(call.shape, {1: outputs})
+
+
+def transposed_convolution(recorder: Recorder, call: Call) -> Value:
+    """conv_transpose1d/2d/3d. x [N, C, …], weight [C, O/groups, …], bias [O] → [N, O, …]."""
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    _count(recorder, weight, x.shape)
+    if call["groups"] != 1:
+        raise UnlabelledOperator("grouped transposed convolution")
+    _freeze_spatial(recorder, x, weight)
+    if weight.shape[0] > 1:
+        recorder.contract(x.vector(1), weight.vector(0))
+    recorder.read("weight", 0, weight.vector(0))
+    _tie_bias(recorder, bias, weight.vector(1))
+    return Value(call.shape, {1: weight.vector(1)})
+
+
+def _count(recorder: Recorder, weight: Value, spatial: tuple[int, ...]) -> None:
+    """Every weight element is used once per position; `spatial` is the shape that is walked over."""
+    constant = math.prod(size for axis, size in enumerate(weight.shape) if axis > 1 or axis not in weight.labels)
+    recorder.macs(constant * spatial[0] * math.prod(spatial[2:]), [weight.vector(0), weight.vector(1)])
+    if len(spatial) != weight.rank:
+        raise UnlabelledOperator("convolution of an input without batch dimension")
+
+
+def _freeze_spatial(recorder: Recorder, x: Value, weight: Value) -> None:
+    recorder.freeze_axes(weight, range(2, weight.rank), _KERNEL, quiet=True)
+    recorder.freeze_axes(x, [0, *range(2, x.rank)], "convolves along this axis")
+
+
+def _group_mode(recorder: Recorder, x: Value, weight: Value, groups: int) -> None:
+    inputs, outputs = x.vector(1), weight.vector(0)
+    recorder.freeze(weight.vector(1), "channels inside the groups of a grouped convolution", quiet=True)
+    if inputs is None or outputs is None:
+        recorder.tie(inputs, outputs, "grouped convolution of channels that cannot be sliced")
+        return
+    input_rows = inputs.reshape(groups, -1)
+    first = recorder.tie_rows(input_rows.T)
+    recorder.tie(first, recorder.tie_rows(outputs.reshape(groups, -1).T), "")
+    per_group = input_rows.shape[1]
+    recorder.rewrite(lambda edit: edit.set("groups", edit.count(inputs) // per_group))
+
+
+def _position_mode(recorder: Recorder, x: Value, weight: Value, groups: int) -> None:
+    inputs, outputs = x.vector(1), weight.vector(0)
+    positions = None if inputs is None else recorder.tie_rows(inputs.reshape(groups, -1))
+    if weight.shape[1] > 1:
+        recorder.contract(positions, weight.vector(1))
+    else:
+        recorder.freeze(positions, "the only channel of each group", quiet=True)
+    recorder.read("weight", 1, weight.vector(1))
+    if outputs is not None:
+        recorder.tie_rows(outputs.reshape(groups, -1))
+
+
+def _tie_bias(recorder: Recorder, bias: Value | None, outputs: object) -> None:
+    if bias is not None and bias.shape[0] > 1:
+        recorder.tie(bias.vector(0), outputs, "bias that cannot be sliced")
+
+
+HANDLERS = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
+}
