@@ -1,0 +1,1 @@
+"""The database schema, one revision per file in `versions/`; `store.database.Database.migrate` runs them."""

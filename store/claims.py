@@ -1,0 +1,133 @@
+"""What a worker holds while it works: a claim, and plain descriptions of everything that the runner needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from store.contract import WorkKind
+from store.layout import artifact_key
+from store.tables import Dataset, Job, Model, Work
+
+
+@dataclass(frozen=True)
+class ModelSubject:
+    """A model file and what is known about it: what the user said, or, after inspection, what was found."""
+
+    id: str
+    filename: str
+    object_key: str
+    size_bytes: int
+    sha256: str
+    format: str | None
+    architecture: str | None
+    architecture_args: Mapping[str, Any]
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None
+
+
+@dataclass(frozen=True)
+class DatasetSubject:
+    """A dataset file and how to normalise it. `normalization` is `{"mean": […], "std": […]}`."""
+
+    id: str
+    filename: str
+    object_key: str
+    size_bytes: int
+    sha256: str
+    normalization: Mapping[str, Any] | None
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class JobSubject:
+    """A job: its request (JSON of `JobRequest`) and its two files, both inspected and ready."""
+
+    request: Mapping[str, Any]
+    model: ModelSubject
+    dataset: DatasetSubject | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one thing until the lease ends. `attempt` is the fencing token of every later write."""
+
+    id: str
+    kind: WorkKind
+    tenant_id: str
+    attempt: int
+    worker_id: str
+    subject: JobSubject | ModelSubject | DatasetSubject
+    max_runtime_s: int
+
+    def object_key(self, name: str) -> str:
+        """Where this attempt of a job stores the artifact `name`."""
+        return artifact_key(self.tenant_id, self.id, self.attempt, name)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The answer to a heartbeat: whether the job should stop."""
+
+    cancel_requested: bool
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """A file of a finished job, already stored."""
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    object_key: str
+
+
+class NewEvent(NamedTuple):
+    """An event to append: `type` such as `log`, `data` JSON."""
+
+    type: str
+    data: Mapping[str, Any]
+
+
+def describe(session: Session, work: Work) -> JobSubject | ModelSubject | DatasetSubject:
+    """The payload of a claim on `work`."""
+    match work.kind:
+        case WorkKind.inspect_model:
+            return _model(session, work.id)
+        case WorkKind.inspect_dataset:
+            return _dataset(session, work.id)
+        case WorkKind.job:
+            job = session.get_one(Job, work.id)
+            dataset = None if job.dataset_id is None else _dataset(session, job.dataset_id)
+            return JobSubject(request=job.request, model=_model(session, job.model_id), dataset=dataset)
+
+
+def _model(session: Session, id: str) -> ModelSubject:
+    model = session.get_one(Model, id)
+    return ModelSubject(
+        id=model.id,
+        filename=model.filename,
+        object_key=model.object_key,
+        size_bytes=model.size_bytes,
+        sha256=model.sha256,
+        format=model.format,
+        architecture=model.architecture,
+        architecture_args=model.architecture_args,
+        input_shape=model.input_shape,
+    )
+
+
+def _dataset(session: Session, id: str) -> DatasetSubject:
+    dataset = session.get_one(Dataset, id)
+    return DatasetSubject(
+        id=dataset.id,
+        filename=dataset.filename,
+        object_key=dataset.object_key,
+        size_bytes=dataset.size_bytes,
+        sha256=dataset.sha256,
+        normalization=dataset.normalization,
+        scale=dataset.scale,
+    )

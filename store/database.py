@@ -1,0 +1,120 @@
+"""The job database: one object that hands out transactions and owns the schema.
+
+Writes go through `transaction()`, which serialises on SQLite (BEGIN IMMEDIATE) and never has to be retried; reads go
+through `read()`, which sees one consistent snapshot, blocks nobody and cannot write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+import migrations
+from store import dialect
+from store.errors import SchemaOutdated
+
+POOL_SIZE = 8
+POOL_OVERFLOW = 56
+"""Beyond the pool: 40 request threads and the worker's own must never wait for one another's connections."""
+
+
+class Database:
+    """A database by its SQLAlchemy URL. Cheap to make; connects on first use. Share one among threads, never among processes."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(
+                f"PENNYWEIGHT_DATABASE_URL must be a sqlite: or postgresql: URL, not {parsed.drivername!r}."
+            )
+        if parsed.get_backend_name() == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise ValueError(
+                    "The database must be a file: threads and processes share it. Use sqlite:///path/to/file.db."
+                )
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        self._engine = create_engine(
+            parsed, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, connect_args=dialect.connect_args(parsed)
+        )
+        dialect.prepare(self._engine)
+        self._reader = self._engine.execution_options(**dialect.READ)
+        self._writer = self._engine.execution_options(**dialect.WRITE)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A write transaction: commits at the end of the block, rolls back on any exception."""
+        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A read-only snapshot; rows stay usable after the block."""
+        with Session(self._reader, expire_on_commit=False, autoflush=False) as session, session.begin():
+            yield session
+
+    def now(self, session: Session) -> datetime:
+        """Database time (aware UTC): the only clock for leases."""
+        return dialect.now(session)
+
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the schema to `revision` in one transaction; safe to call from several processes at once."""
+        downgrade = revision != "head" and self._is_older(revision)
+        with self._writer.connect() as connection:
+            try:
+                dialect.begin_migration(connection)
+                with connection.begin():
+                    dialect.lock_migration(connection)
+                    config = _alembic_config()
+                    config.attributes["connection"] = connection
+                    (command.downgrade if downgrade else command.upgrade)(config, revision)
+                    dialect.check_migration(connection)
+            finally:
+                connection.invalidate()  # its settings are the migration's; never hand it to anyone else
+
+    def check_schema(self) -> None:
+        """Raise SchemaOutdated unless the database is at this program's revision."""
+        current, head = self._revision(), ScriptDirectory.from_config(_alembic_config()).get_current_head()
+        if current == head:
+            return
+        known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+        if current is not None and current not in known:
+            raise SchemaOutdated(
+                f"The database schema ({current}) is newer than this program ({head}): run the newer version of Pennyweight."
+            )
+        raise SchemaOutdated(
+            f"The database schema is {current or 'empty'} and this program needs {head}: run `pennyweightd migrate` first."
+        )
+
+    def dispose(self) -> None:
+        """Close all pooled connections."""
+        self._engine.dispose()
+
+    def _revision(self) -> str | None:
+        with self._reader.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def _is_older(self, revision: str) -> bool:
+        current = self._revision()
+        if current is None or revision == current:
+            return False
+        if revision == "base":
+            return True
+        script = ScriptDirectory.from_config(_alembic_config())
+        return revision in {older.revision for older in script.iterate_revisions(current, "base")}
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

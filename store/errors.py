@@ -1,0 +1,92 @@
+"""Everything the store refuses, as one small family of exceptions. The API turns each into a problem document."""
+
+from __future__ import annotations
+
+from store.contract import ErrorInfo
+
+
+class StoreError(Exception):
+    """Base of all refusals; `str()` is a sentence for a person."""
+
+
+class NotFound(StoreError):
+    """No such thing in this tenant: unknown and foreign ids look the same. `param` is a JSON pointer, if a field named it."""
+
+    def __init__(self, resource: str, id: str, param: str | None = None) -> None:
+        super().__init__(f"No {resource} with the id {id!r}.")
+        self.resource = resource
+        self.id = id
+        self.param = param
+
+
+class Conflict(StoreError):
+    """The thing exists, but its state does not allow this. `code` is stable: in_use, job_not_cancellable, job_not_terminal."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class UploadRejected(StoreError):
+    """A job names an upload that inspection has already rejected; `error` says why, `param` is the request's field."""
+
+    resource: str
+    param: str
+
+    def __init__(self, id: str, error: ErrorInfo) -> None:
+        super().__init__(f"The {self.resource} {id} was rejected ({error.code}): {error.message}")
+        self.id = id
+        self.error = error
+
+
+class ModelRejected(UploadRejected):
+    resource = "model"
+    param = "/model"
+
+
+class DatasetRejected(UploadRejected):
+    resource = "dataset"
+    param = "/dataset"
+
+
+class IllegalTransition(StoreError):
+    """A job status change that the transition table does not allow: a programming error, never a user's."""
+
+    def __init__(self, job_id: str, current: str, to: str) -> None:
+        super().__init__(f"Job {job_id} cannot go from {current} to {to}.")
+        self.job_id = job_id
+        self.current = current
+        self.to = to
+
+
+class LeaseLost(StoreError):
+    """A worker wrote with a lease that it no longer holds; nothing was written, and it must stop at once."""
+
+    def __init__(self, id: str, attempt: int, worker_id: str) -> None:
+        super().__init__(f"Worker {worker_id} no longer holds attempt {attempt} of {id}.")
+        self.id = id
+        self.attempt = attempt
+        self.worker_id = worker_id
+
+
+class SchemaOutdated(StoreError):
+    """The database's schema is not the one that this program was written for."""
+
+
+class ObjectMissing(StoreError):
+    """No object is stored under this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"No object is stored under {key!r}.")
+        self.key = key
+
+
+class InvalidObjectKey(StoreError, ValueError):
+    """An object key that is empty, absolute, or could leave the storage root."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Invalid object key {key!r}: use segments of letters, digits, '_', '-' and '.', joined by '/', none starting with '.'."
+        )
+        self.key = key

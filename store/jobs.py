@@ -1,0 +1,179 @@
+"""Jobs of one tenant, as clients see them: create, look, list, cancel, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import ColumnElement, Select, delete, exists, select
+from sqlalchemy.orm import Session
+
+from store import dialect, queue
+from store.contract import ErrorInfo, InspectionStatus, JobRequest, JobStatus, WorkKind
+from store.errors import Conflict, DatasetRejected, ModelRejected, NotFound
+from store.identifiers import new_id
+from store.layout import job_prefix
+from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
+from store.tables import Artifact, Dataset, Job, JobEvent, JobLabel, Model, Work, WorkState
+from store.transitions import touch, transition
+
+LIVE = tuple(status for status in JobStatus if not status.terminal)
+
+
+class JobRepository:
+    def __init__(self, session: Session, tenant_id: str) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+
+    def create(self, request: JobRequest, retry_of: str | None = None) -> Job:
+        """A new queued job; its model and dataset may still be inspecting.
+
+        Raises NotFound (param /model or /dataset) and ModelRejected or DatasetRejected.
+        """
+        if retry_of is not None:
+            self.get(retry_of)
+        self._require(Model, "model", ModelRejected, request.model)
+        if request.dataset is not None:
+            self._require(Dataset, "dataset", DatasetRejected, request.dataset)
+        now = dialect.now(self._session)
+        job = Job(
+            id=new_id("job"),
+            tenant_id=self._tenant_id,
+            name=request.name,
+            model_id=request.model,
+            dataset_id=request.dataset,
+            retry_of=retry_of,
+            status=JobStatus.queued,
+            attempt=0,
+            request=request.model_dump(mode="json"),
+            created_at=now,
+            queued_at=now,
+            version=0,
+            last_event_seq=0,
+        )
+        self._session.add(job)
+        self._session.flush()
+        self._session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in request.labels.items())
+        touch(self._session, job, "job.queued", {"status": "queued", "attempt": 0}, now=now)
+        queue.enqueue(
+            self._session,
+            id=job.id,
+            kind=WorkKind.job,
+            tenant_id=self._tenant_id,
+            queue=request.device,
+            max_runtime_s=request.limits.max_runtime_s,
+        )
+        self._session.flush()
+        return job
+
+    def get(self, id: str) -> Job:
+        """Raises NotFound."""
+        job = self._session.scalar(self._mine().where(Job.id == id))
+        if job is None:
+            raise NotFound("job", id)
+        return job
+
+    def list(
+        self,
+        status: JobStatus | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = DEFAULT_LIMIT,
+        after: str | None = None,
+        order: Order = "desc",
+    ) -> Page[Job]:
+        """Jobs with this status (if given) that carry all of these labels."""
+        statement = self._mine()
+        if status is not None:
+            statement = statement.where(Job.status == status)
+        for key, value in (labels or {}).items():
+            statement = statement.where(
+                exists().where(JobLabel.job_id == Job.id, JobLabel.key == key, JobLabel.value == value)
+            )
+        return fetch_page(self._session, statement, Job.id, limit=limit, after=after, order=order)
+
+    def request_cancel(self, id: str) -> Job:
+        """Cancel a queued job at once; tell a running one to stop. Asking again changes nothing.
+
+        Raises Conflict `job_not_cancellable` for a succeeded or failed job.
+        """
+        job, work = self._locked(id)
+        now = dialect.now(self._session)
+        match job.status:
+            case JobStatus.queued:
+                work.state = WorkState.done
+                work.cancel_requested_at = now
+                transition(self._session, job, JobStatus.cancelled, now=now)
+            case JobStatus.running:
+                work.cancel_requested_at = now
+                transition(self._session, job, JobStatus.cancelling, now=now)
+            case JobStatus.succeeded | JobStatus.failed:
+                raise Conflict("job_not_cancellable", f"The job {id} has already {job.status.value}.")
+        self._session.flush()
+        return job
+
+    def delete(self, id: str) -> list[str]:
+        """Delete a terminal job with its events and artifacts.
+
+        Returns object prefixes to remove (`objects.delete_prefix`) after the commit. Raises Conflict
+        `job_not_terminal`.
+        """
+        job, _ = self._locked(id)
+        if not job.status.terminal:
+            raise Conflict("job_not_terminal", f"The job {id} is still {job.status.value}: cancel it first.")
+        queue.forget(self._session, id)
+        self._session.execute(delete(Job).where(Job.id == id))
+        self._session.expunge(job)
+        return [job_prefix(self._tenant_id, id)]
+
+    def events(
+        self, id: str, after: int | None = None, limit: int = DEFAULT_LIMIT, order: Order = "asc"
+    ) -> Page[JobEvent]:
+        """Events of a job; the cursor `after` is a `seq`. Oldest first unless asked otherwise. Raises NotFound."""
+        self.get(id)
+        statement = select(JobEvent).where(JobEvent.job_id == id)
+        return fetch_page(self._session, statement, JobEvent.seq, limit=limit, after=after, order=order)
+
+    def artifacts(self, id: str) -> Sequence[Artifact]:
+        """All artifacts of a job by name; empty until it has succeeded. Raises NotFound."""
+        self.get(id)
+        return self._session.scalars(select(Artifact).where(Artifact.job_id == id).order_by(Artifact.name)).all()
+
+    def artifact(self, id: str, name: str) -> Artifact:
+        """Raises NotFound."""
+        self.get(id)
+        artifact = self._session.get(Artifact, (id, name))
+        if artifact is None:
+            raise NotFound("artifact", name)
+        return artifact
+
+    def _mine(self) -> Select[tuple[Job]]:
+        return select(Job).where(Job.tenant_id == self._tenant_id)
+
+    def _locked(self, id: str) -> tuple[Job, Work]:
+        self.get(id)
+        work = queue.lock(self._session, id)
+        job = self._session.scalars(
+            self._mine().where(Job.id == id).with_for_update(), execution_options={"populate_existing": True}
+        ).one()
+        return job, work
+
+    def _require(
+        self,
+        table: type[Model] | type[Dataset],
+        resource: str,
+        rejected: type[ModelRejected] | type[DatasetRejected],
+        id: str,
+    ) -> None:
+        # A shared lock: a rejection or deletion in flight is either seen here, or sees this job.
+        subject = self._session.scalar(
+            select(table).where(table.tenant_id == self._tenant_id, table.id == id).with_for_update(read=True),
+            execution_options={"populate_existing": True},
+        )
+        if subject is None:
+            raise NotFound(resource, id, rejected.param)
+        if subject.status is InspectionStatus.rejected:
+            raise rejected(id, ErrorInfo.model_validate(subject.error))
+
+
+def live_job_using(session: Session, uses: ColumnElement[bool]) -> str | None:
+    """The id of a job that is not terminal and that `uses` selects, if there is one."""
+    return session.scalar(select(Job.id).where(uses, Job.status.in_(LIVE)).limit(1))

@@ -1,0 +1,69 @@
+"""API keys: shown once, kept as a digest. A key is 144 random bits, so a plain SHA-256 is enough."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import Select, exists, select
+from sqlalchemy.orm import Session
+
+from store import dialect
+from store.errors import NotFound
+from store.identifiers import new_id
+from store.tables import ApiKey
+
+KEY_PREFIX = "pw_live_"
+_SHOWN_CHARACTERS = len(KEY_PREFIX) + 4
+
+
+class KeyRepository:
+    def __init__(self, session: Session, tenant_id: str) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+
+    def create(self, name: str) -> tuple[ApiKey, str]:
+        """A new key: its row, and the secret, which can never be had again."""
+        secret = KEY_PREFIX + secrets.token_urlsafe(24)
+        key = ApiKey(
+            id=new_id("key"),
+            tenant_id=self._tenant_id,
+            name=name,
+            prefix=secret[:_SHOWN_CHARACTERS],
+            sha256=_digest(secret),
+            created_at=dialect.now(self._session),
+        )
+        self._session.add(key)
+        self._session.flush()
+        return key, secret
+
+    def list(self) -> Sequence[ApiKey]:
+        """All keys, newest first, revoked ones included."""
+        return self._session.scalars(self._mine().order_by(ApiKey.id.desc())).all()
+
+    def revoke(self, id: str) -> ApiKey:
+        """End a key; again is harmless. Raises NotFound."""
+        key = self._session.scalar(self._mine().where(ApiKey.id == id).with_for_update())
+        if key is None:
+            raise NotFound("key", id)
+        key.revoked_at = key.revoked_at or dialect.now(self._session)
+        self._session.flush()
+        return key
+
+    def _mine(self) -> Select[tuple[ApiKey]]:
+        return select(ApiKey).where(ApiKey.tenant_id == self._tenant_id)
+
+
+def authenticate(session: Session, secret: str) -> ApiKey | None:
+    """The valid key with this secret. The look-up is by digest, so its timing says nothing about any stored key."""
+    return session.scalar(select(ApiKey).where(ApiKey.sha256 == _digest(secret), ApiKey.revoked_at.is_(None)))
+
+
+def any_valid_key(session: Session) -> bool:
+    """Whether anyone could authenticate at all."""
+    return bool(session.scalar(select(exists().where(ApiKey.revoked_at.is_(None)))))
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,280 @@
+"""Objects: large immutable files by key. This protocol is what S3 will also speak; local files come first.
+
+An object is either completely there or not there at all: bytes go to a temporary file, reach the disk, and only then
+get their name. All copies go chunk by chunk, so memory stays flat whatever the size.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat as stat_flags
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+from store.errors import InvalidObjectKey, ObjectMissing
+
+CHUNK_BYTES = 1 << 20
+MAX_KEY_LENGTH = 1024
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """`sha256` (hex) is known to whoever wrote the object; a later `stat` does not know it."""
+
+    key: str
+    size: int
+    sha256: str | None
+
+
+class ObjectWriter(Protocol):
+    """Writes one object. As a context manager it aborts unless it was committed."""
+
+    def write(self, data: bytes) -> None: ...
+    def commit(self) -> StoredObject: ...
+    def abort(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class ObjectReader(Protocol):
+    """Reads one object, or a range of it. Iterate for chunks; `size` is the number of bytes that it yields in all."""
+
+    size: int
+
+    def read(self, size: int = -1) -> bytes: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class ObjectStore(Protocol):
+    def open_writer(self, key: str) -> ObjectWriter: ...
+    def open_reader(self, key: str, start: int = 0, end: int | None = None) -> ObjectReader: ...
+    def stat(self, key: str) -> StoredObject | None: ...
+    def delete(self, key: str) -> None: ...
+    def delete_prefix(self, prefix: str) -> None: ...
+    def fetch(self, key: str, path: Path) -> None: ...
+    def put_file(self, path: Path, key: str) -> StoredObject: ...
+
+
+def object_store(url: str) -> ObjectStore:
+    """The store that a `PENNYWEIGHT_STORAGE_URL` names."""
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise ValueError(f"PENNYWEIGHT_STORAGE_URL must look like file:///absolute/folder, not {url!r}.")
+    return LocalObjects(Path(unquote(parts.path)))
+
+
+class LocalObjects:
+    """Objects as files under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(root).absolute()
+        self._temporary = self._root / ".tmp"
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._remove_orphans()
+
+    def open_writer(self, key: str) -> LocalWriter:
+        return LocalWriter(key, self._path(key), self._root, self._temporary)
+
+    def open_reader(self, key: str, start: int = 0, end: int | None = None) -> LocalReader:
+        """Bytes `start` (inclusive) to `end` (exclusive; None means to the end). Raises ObjectMissing, ValueError."""
+        return LocalReader(key, self._path(key), start, end)
+
+    def stat(self, key: str) -> StoredObject | None:
+        try:
+            found = self._path(key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return StoredObject(key, found.st_size, None) if stat_flags.S_ISREG(found.st_mode) else None
+
+    def delete(self, key: str) -> None:
+        """Remove one object; a missing one is no error."""
+        path = self._path(key)
+        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            path.unlink()
+        self._remove_empty_parents(path)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove the object with this key and every object in the folder of this name."""
+        path = self._path(prefix)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=False, onerror=_ignore_missing)
+        self.delete(prefix)
+
+    def fetch(self, key: str, path: Path) -> None:
+        """Copy an object to a new file at `path`: a copy, because whoever gets it may write to it. Raises ObjectMissing."""
+        with self.open_reader(key) as reader, Path(path).open("xb") as target:
+            for chunk in reader:
+                target.write(chunk)
+
+    def put_file(self, path: Path, key: str) -> StoredObject:
+        """Store a regular file. A symbolic link is refused: the file may come from a process that is not trusted."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb", buffering=0) as source, self.open_writer(key) as writer:
+            if not stat_flags.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"{path} is not a regular file.")
+            while chunk := source.read(CHUNK_BYTES):
+                writer.write(chunk)
+            return writer.commit()
+
+    def _path(self, key: str) -> Path:
+        segments = key.split("/")
+        if len(key) > MAX_KEY_LENGTH or not all(_SEGMENT.fullmatch(segment) for segment in segments):
+            raise InvalidObjectKey(key)
+        return self._root.joinpath(*segments)
+
+    def _remove_empty_parents(self, path: Path) -> None:
+        for parent in path.parents:
+            if parent == self._root:
+                return
+            try:
+                parent.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:  # not empty
+                return
+
+    def _remove_orphans(self) -> None:
+        """Remove temporary files whose writer is gone: a living writer holds a lock on its own."""
+        for path in self._temporary.iterdir():
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+class LocalWriter:
+    """Writes one object through a locked temporary file beside the objects."""
+
+    def __init__(self, key: str, target: Path, root: Path, temporary: Path) -> None:
+        self._key = key
+        self._target = target
+        self._root = root
+        self._descriptor, self._path = _locked_temporary(temporary)
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._open = True
+
+    def write(self, data: bytes) -> None:
+        if not self._open:
+            raise ValueError(f"The writer of {self._key} is closed.")
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self._digest.update(data)
+        self._size += len(data)
+
+    def commit(self) -> StoredObject:
+        """Make the object visible, replacing one of the same key; when this returns, it survives a power cut."""
+        if not self._open:
+            raise ValueError(f"The writer of {self._key} is closed.")
+        os.fsync(self._descriptor)
+        while True:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._path.replace(self._target)
+                break
+            except FileNotFoundError:
+                if not self._path.exists():
+                    raise  # our own file is gone; otherwise a delete removed the empty folder in between
+        self._close()
+        for folder in (self._target.parent, *self._target.parent.parents):
+            _sync_folder(folder)
+            if folder == self._root:
+                break
+        return StoredObject(self._key, self._size, self._digest.hexdigest())
+
+    def abort(self) -> None:
+        """Forget everything written; after a commit this does nothing."""
+        if self._open:
+            self._path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class LocalReader:
+    """Reads a range of one file."""
+
+    def __init__(self, key: str, path: Path, start: int, end: int | None) -> None:
+        if start < 0 or (end is not None and end < start):
+            raise ValueError(f"Not a range: {start} to {end}.")
+        try:
+            self._file = path.open("rb", buffering=0)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise ObjectMissing(key) from None
+        length = os.fstat(self._file.fileno()).st_size
+        self._remaining = max(0, (length if end is None else min(end, length)) - start)
+        self.size = self._remaining
+        self._file.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes; all that remain for a negative size; `b""` at the end."""
+        if size >= 0:
+            data = self._file.read(min(size, self._remaining))
+            self._remaining -= len(data)
+            return data
+        return b"".join(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while chunk := self.read(CHUNK_BYTES):
+            yield chunk
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _locked_temporary(folder: Path) -> tuple[int, Path]:
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix="write-")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor, Path(name)
+        os.close(descriptor)  # a starting process took it for an orphan before it was locked
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ignore_missing(function: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]

@@ -1,0 +1,67 @@
+"""Settings from `PENNYWEIGHT_*` environment variables: one URL per part, sensible defaults for one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GIB = 2**30
+
+
+class Settings(BaseSettings):
+    """What can be configured. Lists are comma-separated in the environment; times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="PENNYWEIGHT_", extra="ignore", validate_default=True)
+
+    data_dir: Path = Path("data")
+    """The folder of the embedded database and objects; made absolute when read."""
+    database_url: str | None = None
+    """SQLAlchemy URL; unset means SQLite under `data_dir`."""
+    storage_url: str | None = None
+    """`file:///…`; unset means `objects/` under `data_dir`."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Host header values accepted beside loopback names, without port."""
+    allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Origins of other web pages that may call the API, for example `https://tools.example.org`."""
+    max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
+
+    lease_s: Annotated[float, Field(gt=0)] = 45
+    """How long a claim lives without a heartbeat, in database time."""
+    heartbeat_s: Annotated[float, Field(gt=0)] = 10
+    sweep_s: Annotated[float, Field(gt=0)] = 5
+    poll_s: Annotated[float, Field(gt=0)] = 1
+    stop_timeout_s: Annotated[float, Field(ge=0)] = 30
+    """How long a stopping worker waits for its runners before it kills them and gives their leases back."""
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _heartbeat_fits_lease(self) -> Self:
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise ValueError(
+                f"PENNYWEIGHT_HEARTBEAT_S ({self.heartbeat_s:g}) must be at most half of PENNYWEIGHT_LEASE_S "
+                f"({self.lease_s:g}), so that one late heartbeat does not lose the lease"
+            )
+        return self
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'pennyweight.db'}"
+
+    @property
+    def resolved_storage_url(self) -> str:
+        return self.storage_url or (self.data_dir / "objects").as_uri()

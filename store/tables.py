@@ -1,0 +1,238 @@
+"""The tables. A job's row is the truth about it; `work` is what a worker may claim; nothing else holds state.
+
+Every row of a tenant says so, or hangs on one that does. `work.id` is the id of its subject (a job, a model or a dataset). Ids of
+models and datasets in `jobs` are kept after those are deleted, so they are not foreign keys.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from store.contract import InspectionStatus, JobStatus, WorkKind
+from store.dialect import EnumText, UtcDateTime
+
+LOCAL_TENANT = "local"
+"""The one tenant of the embedded mode; the first migration creates it."""
+
+
+class WorkState(StrEnum):
+    queued = "queued"
+    running = "running"
+    done = "done"
+
+
+def _one_of(column: str, enum: type[StrEnum]) -> CheckConstraint:
+    values = ", ".join(f"'{member.value}'" for member in enum)
+    return CheckConstraint(f"{column} IN ({values})", name=f"{column}_known")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - declarative reads it from the class
+        str: Text(),
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+        list[int]: JSON(none_as_null=True),
+        list[float]: JSON(none_as_null=True),
+        list[int] | dict[str, list[int]]: JSON(none_as_null=True),
+        JobStatus: EnumText(JobStatus),
+        InspectionStatus: EnumText(InspectionStatus),
+        WorkKind: EnumText(WorkKind),
+        WorkState: EnumText(WorkState),
+    }
+
+
+Id = String(32)
+
+
+class Tenant(Base):
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A key of one tenant. Only the digest is kept; `prefix` is what a list may show."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"), index=True)
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(String(16))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class Model(Base):
+    __tablename__ = "models"
+    __table_args__ = (Index(None, "tenant_id", "id"), _one_of("status", InspectionStatus))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    name: Mapped[str]
+    filename: Mapped[str]
+    object_key: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    format: Mapped[str | None] = mapped_column(String(16))
+    architecture: Mapped[str | None]
+    architecture_args: Mapped[dict[str, Any]]
+    input_shape: Mapped[list[int] | dict[str, list[int]] | None] = mapped_column(JSON(none_as_null=True))
+    status: Mapped[InspectionStatus]
+    profile: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+
+
+class Dataset(Base):
+    __tablename__ = "datasets"
+    __table_args__ = (Index(None, "tenant_id", "id"), _one_of("status", InspectionStatus))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    name: Mapped[str]
+    filename: Mapped[str]
+    object_key: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    normalization: Mapped[dict[str, Any] | None]
+    scale: Mapped[float | None]
+    status: Mapped[InspectionStatus]
+    format: Mapped[str | None] = mapped_column(String(32))
+    classes: Mapped[int | None]
+    splits: Mapped[dict[str, Any] | None]
+    image_shape: Mapped[list[int] | None]
+    mean: Mapped[list[float] | None]
+    std: Mapped[list[float] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+
+
+class Job(Base):
+    """One job. `version` grows with every change that a client can see: it is the ETag."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "tenant_id", "id"),
+        Index(None, "tenant_id", "status", "id"),
+        Index(None, "model_id"),
+        Index(None, "dataset_id"),
+        _one_of("status", JobStatus),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    name: Mapped[str | None]
+    model_id: Mapped[str] = mapped_column(Id)
+    dataset_id: Mapped[str | None] = mapped_column(Id)
+    retry_of: Mapped[str | None] = mapped_column(Id)
+    status: Mapped[JobStatus]
+    stage: Mapped[str | None] = mapped_column(String(32))
+    attempt: Mapped[int]
+    request: Mapped[dict[str, Any]]
+    progress: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    version: Mapped[int]
+    last_event_seq: Mapped[int]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return dict(self.request["labels"])
+
+
+class JobLabel(Base):
+    """The labels of `jobs.request` once more, in a form that SQL can search."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (Index(None, "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(String(255))
+
+
+class JobEvent(Base):
+    """What happened to a job, numbered 1, 2, 3, … without gaps."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    type: Mapped[str] = mapped_column(String(64))
+    data: Mapped[dict[str, Any]]
+    at: Mapped[datetime]
+
+
+class Artifact(Base):
+    """A file of a finished job; rows appear only with the transaction that finishes it."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(255))
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    object_key: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Work(Base):
+    """One claimable thing. `attempt` only fences; `losses` counts expired leases."""
+
+    __tablename__ = "work"
+    __table_args__ = (
+        Index(None, "state", "priority", "id"),
+        Index(None, "state", "lease_expires_at"),
+        _one_of("kind", WorkKind),
+        _one_of("state", WorkState),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    kind: Mapped[WorkKind]
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    queue: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[int]
+    state: Mapped[WorkState]
+    attempt: Mapped[int]
+    losses: Mapped[int]
+    lease_owner: Mapped[str | None] = mapped_column(String(128))
+    lease_expires_at: Mapped[datetime | None]
+    available_at: Mapped[datetime]
+    cancel_requested_at: Mapped[datetime | None]
+    max_runtime_s: Mapped[int]
+
+
+class Worker(Base):
+    """What a worker said it can do when it last started."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    version: Mapped[str] = mapped_column(String(64))
+    catalogue: Mapped[dict[str, Any]]
+    published_at: Mapped[datetime]

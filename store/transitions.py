@@ -1,0 +1,94 @@
+"""How a job's status may change: one table, one function, one event per change.
+
+    queued ──→ running ──→ succeeded | failed
+      ↑           │  └───→ cancelling ──→ cancelled
+      └───────────┘ (lost or released lease)
+    queued ──→ cancelled | failed (its model or dataset was rejected)
+
+Once cancelling, a job only becomes cancelled: whoever was told so is never contradicted by a late success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from store.contract import ErrorInfo, JobProgress, JobResult, JobStatus
+from store.errors import IllegalTransition
+from store.tables import Job, JobEvent
+
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.queued: frozenset({JobStatus.running, JobStatus.cancelled, JobStatus.failed}),
+    JobStatus.running: frozenset({JobStatus.queued, JobStatus.cancelling, JobStatus.succeeded, JobStatus.failed}),
+    JobStatus.cancelling: frozenset({JobStatus.cancelled}),
+    JobStatus.succeeded: frozenset(),
+    JobStatus.failed: frozenset(),
+    JobStatus.cancelled: frozenset(),
+}
+
+
+def transition(
+    session: Session,
+    job: Job,
+    to: JobStatus,
+    *,
+    now: datetime,
+    attempt: int | None = None,
+    result: JobResult | None = None,
+    error: ErrorInfo | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Move `job` (locked by this transaction) to `to`, with its timestamps, its event and its new version.
+
+    `attempt` comes with running, `result` with succeeded (or failed, when the best that was reached is worth showing),
+    `error` with failed; `data` is added to the event `job.<status>`. Raises IllegalTransition.
+    """
+    if to not in TRANSITIONS[job.status]:
+        raise IllegalTransition(job.id, job.status, to)
+    job.status = to
+    match to:
+        case JobStatus.queued:
+            job.queued_at, job.started_at, job.stage, job.progress = now, None, None, None
+        case JobStatus.running:
+            job.started_at = now
+        case JobStatus.cancelling:
+            job.cancel_requested_at = now
+        case JobStatus.cancelled:
+            job.cancel_requested_at = job.cancel_requested_at or now
+    if attempt is not None:
+        job.attempt = attempt
+    if result is not None:
+        job.result = result.model_dump(mode="json")
+    if error is not None:
+        job.error = error.model_dump(mode="json")
+    if to.terminal:
+        job.finished_at = now
+        job.progress = _ended(job.progress, to, now)
+    details: dict[str, Any] = {"status": to.value, "attempt": job.attempt}
+    if error is not None:
+        details["error"] = {"code": error.code.value, "message": error.message}
+    touch(session, job, f"job.{to.value}", {**details, **(data or {})}, now=now)
+
+
+def touch(session: Session, job: Job, type: str, data: Mapping[str, Any], *, now: datetime) -> None:
+    """Write the next event of `job` and bump its version."""
+    job.version += 1
+    job.last_event_seq += 1
+    session.add(JobEvent(job_id=job.id, seq=job.last_event_seq, type=type, data=dict(data), at=now))
+
+
+def _ended(progress: Mapping[str, Any] | None, to: JobStatus, now: datetime) -> dict[str, Any] | None:
+    """The last progress of a job as it should read for ever: no stage is left running."""
+    if progress is None:
+        return None
+    ended = JobProgress.model_validate(progress)
+    ended.updated_at, ended.eta_s = now, None
+    if to is JobStatus.succeeded:
+        ended.fraction = 1.0
+    for stage in ended.stages:
+        if stage.status == "running":
+            stage.status = "succeeded" if to is JobStatus.succeeded else "failed"
+    return ended.model_dump(mode="json")

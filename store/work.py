@@ -1,0 +1,276 @@
+"""Claim, keep, finish: how workers share the work without ever doing it twice.
+
+A claim is a lease on one row of `work`, in database time. Its `attempt` number is a fencing token: every later write
+says `WHERE attempt = … AND lease_owner = …` and raises LeaseLost, with nothing written, when another worker (or the
+sweeper) has taken the row since. Expired leases go back to the queue; the third one ends the work as `worker_lost`.
+
+Every function opens and commits its own transaction. Whoever changes a job locks its work row first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from store import dialect, waiting
+from store.claims import Claim, Heartbeat, NewEvent, StoredArtifact, describe
+from store.contract import (
+    DatasetInspection,
+    ErrorInfo,
+    InspectionStatus,
+    JobProgress,
+    JobResult,
+    JobStatus,
+    ModelInspection,
+    WorkKind,
+)
+from store.database import Database
+from store.errors import LeaseLost
+from store.queue import ANY_QUEUE
+from store.tables import Artifact, Dataset, Job, Model, Work, WorkState
+from store.transitions import touch, transition
+
+_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+
+
+def claim(
+    database: Database, *, worker_id: str, kinds: Collection[WorkKind], queues: Collection[str], lease_s: float
+) -> Claim | None:
+    """Take the most urgent claimable work of these kinds, or None.
+
+    `queues` are the devices that this worker serves (`cpu`, `gpu`); work for any device is always included. A job is
+    claimable once its model and its dataset are ready.
+    """
+    ready = exists(
+        select(Job.id)
+        .join(Model, Model.id == Job.model_id)
+        .outerjoin(Dataset, Dataset.id == Job.dataset_id)
+        .where(
+            Job.id == Work.id,
+            Model.status == InspectionStatus.ready,
+            or_(Job.dataset_id.is_(None), Dataset.status == InspectionStatus.ready),
+        )
+    )
+    with database.transaction() as session:
+        now = dialect.now(session)
+        most_urgent = (
+            select(Work.id)
+            .where(
+                Work.state == WorkState.queued,
+                Work.kind.in_(list(kinds)),
+                Work.queue.in_([ANY_QUEUE, *queues]),
+                Work.available_at <= now,
+                or_(Work.kind != WorkKind.job, ready),
+            )
+            .order_by(Work.priority, Work.id)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=Work)
+        )
+        work = session.scalar(
+            update(Work)
+            .where(Work.id == most_urgent.scalar_subquery())
+            .values(
+                state=WorkState.running,
+                attempt=Work.attempt + 1,
+                lease_owner=worker_id,
+                lease_expires_at=now + timedelta(seconds=lease_s),
+            )
+            .returning(Work)
+        )
+        if work is None:
+            return None
+        if work.kind is WorkKind.job:
+            job = session.get_one(Job, work.id, with_for_update=True)
+            transition(session, job, JobStatus.running, now=now, attempt=work.attempt)
+        return Claim(
+            id=work.id,
+            kind=work.kind,
+            tenant_id=work.tenant_id,
+            attempt=work.attempt,
+            worker_id=worker_id,
+            subject=describe(session, work),
+            max_runtime_s=work.max_runtime_s,
+        )
+
+
+def heartbeat(
+    database: Database,
+    claim: Claim,
+    lease_s: float,
+    progress: JobProgress | None = None,
+    stage: str | None = None,
+    events: Sequence[NewEvent | tuple[str, dict[str, Any]]] = (),
+) -> Heartbeat:
+    """Renew the lease; tell a job's progress, its stage (a new one writes the event `job.stage`) and further events.
+
+    Raises LeaseLost: stop at once and write nothing more.
+    """
+    with database.transaction() as session:
+        now = dialect.now(session)
+        work = _fenced(session, claim, lease_expires_at=now + timedelta(seconds=lease_s))
+        if claim.kind is WorkKind.job and (progress is not None or stage is not None or events):
+            job = session.get_one(Job, claim.id, with_for_update=True)
+            if progress is not None:
+                job.progress = progress.model_copy(update={"updated_at": now}).model_dump(mode="json")
+                job.version += 1
+            if stage is not None and stage != job.stage:
+                job.stage = stage
+                touch(session, job, "job.stage", {"stage": stage}, now=now)
+            for type, data in events:
+                touch(session, job, type, data, now=now)
+        return Heartbeat(cancel_requested=work.cancel_requested_at is not None)
+
+
+def finish_job(
+    database: Database, claim: Claim, *, result: JobResult, artifacts: Sequence[StoredArtifact]
+) -> JobStatus:
+    """End a job as succeeded, its artifacts becoming visible with it; returns the status that it got.
+
+    A job that was asked to cancel ends as cancelled instead, without result or artifacts. Raises LeaseLost.
+    """
+    with database.transaction() as session:
+        now = dialect.now(session)
+        job = _end(session, claim)
+        if job.status is JobStatus.cancelling:
+            transition(session, job, JobStatus.cancelled, now=now)
+            return job.status
+        transition(session, job, JobStatus.succeeded, now=now, result=result)
+        session.add_all(
+            Artifact(
+                job_id=job.id,
+                name=artifact.name,
+                media_type=artifact.media_type,
+                size=artifact.size,
+                sha256=artifact.sha256,
+                object_key=artifact.object_key,
+                created_at=now,
+            )
+            for artifact in artifacts
+        )
+        return job.status
+
+
+def fail_job(database: Database, claim: Claim, error: ErrorInfo, result: JobResult | None = None) -> JobStatus:
+    """End a job as failed (or cancelled, if that was asked); `result` is the best that was reached, for `target_unmet`.
+
+    Returns the status that it got. Raises LeaseLost.
+    """
+    with database.transaction() as session:
+        now = dialect.now(session)
+        job = _end(session, claim)
+        if job.status is JobStatus.cancelling:
+            transition(session, job, JobStatus.cancelled, now=now)
+        else:
+            transition(session, job, JobStatus.failed, now=now, error=error, result=result)
+        return job.status
+
+
+def cancel_job(database: Database, claim: Claim) -> None:
+    """End a cancelling job as cancelled, once its runner is gone. Raises LeaseLost, and IllegalTransition if nobody asked."""
+    with database.transaction() as session:
+        transition(session, _end(session, claim), JobStatus.cancelled, now=dialect.now(session))
+
+
+def release(database: Database, claim: Claim) -> None:
+    """Give work back unfinished, on a planned stop: claimable at once, no loss counted. Raises LeaseLost."""
+    with database.transaction() as session:
+        now = dialect.now(session)
+        work = _fenced(session, claim, state=WorkState.queued, available_at=now, **_NO_LEASE)
+        if claim.kind is WorkKind.job:
+            job = session.get_one(Job, claim.id, with_for_update=True)
+            waiting.requeue_job(session, work, job, now=now, reason="released")
+
+
+def finish_model(database: Database, claim: Claim, inspection: ModelInspection) -> None:
+    """Make a model ready with what inspection found; jobs that wait for it become claimable. Raises LeaseLost."""
+    with database.transaction() as session:
+        _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        model = session.get_one(Model, claim.id, with_for_update=True)
+        found = inspection.model_dump(mode="json")
+        model.format = inspection.format
+        model.architecture = inspection.architecture
+        model.architecture_args = found["architecture_args"]
+        model.input_shape = found["input_shape"]
+        model.profile = found["profile"]
+        model.status = InspectionStatus.ready
+
+
+def finish_dataset(database: Database, claim: Claim, inspection: DatasetInspection) -> None:
+    """Make a dataset ready with what inspection found; jobs that wait for it become claimable. Raises LeaseLost."""
+    with database.transaction() as session:
+        _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        dataset = session.get_one(Dataset, claim.id, with_for_update=True)
+        for field, value in inspection.model_dump(mode="json").items():
+            setattr(dataset, field, value)
+        dataset.status = InspectionStatus.ready
+
+
+def reject(database: Database, claim: Claim, error: ErrorInfo) -> None:
+    """Reject an inspected upload and fail, in the same transaction, every job that waits for it. Raises LeaseLost."""
+    with database.transaction() as session:
+        work = _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        waiting.reject_upload(session, work, error, now=dialect.now(session))
+
+
+def expire_leases(database: Database, *, backoff_s: float = waiting.LOSS_BACKOFF_S) -> int:
+    """Take every expired lease back; returns how many there were. Safe to run anywhere, any number of times at once."""
+    with database.transaction() as session:
+        now = dialect.now(session)
+        expired = session.scalars(
+            select(Work)
+            .where(Work.state == WorkState.running, Work.lease_expires_at < now)
+            .order_by(Work.id)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for work in expired:
+            waiting.lose(session, work, now=now, backoff_s=backoff_s)
+        return len(expired)
+
+
+def release_owner(database: Database, worker_prefix: str) -> int:
+    """Take back at once what workers with this id prefix hold; returns how many things.
+
+    For a restarted process that knows, by its lock on the data folder, that its predecessor is dead. It died with the
+    work in its hands, so this counts as a loss, but nothing has to wait for the lease.
+    """
+    if not worker_prefix:
+        raise ValueError("An empty prefix would take every worker's leases.")
+    with database.transaction() as session:
+        now = dialect.now(session)
+        held = session.scalars(
+            select(Work)
+            .where(Work.state == WorkState.running, Work.lease_owner.startswith(worker_prefix, autoescape=True))
+            .order_by(Work.id)
+            .with_for_update()
+        ).all()
+        for work in held:
+            waiting.lose(session, work, now=now, backoff_s=0)
+        return len(held)
+
+
+def _fenced(session: Session, claim: Claim, **values: Any) -> Work:
+    """Update the claim's work row if the claim still holds it; raise LeaseLost otherwise."""
+    work = session.scalar(
+        update(Work)
+        .where(
+            Work.id == claim.id,
+            Work.state == WorkState.running,
+            Work.attempt == claim.attempt,
+            Work.lease_owner == claim.worker_id,
+        )
+        .values(**values)
+        .returning(Work)
+    )
+    if work is None:
+        raise LeaseLost(claim.id, claim.attempt, claim.worker_id)
+    return work
+
+
+def _end(session: Session, claim: Claim) -> Job:
+    """Close the claim's work row and lock its job."""
+    _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+    return session.get_one(Job, claim.id, with_for_update=True)
