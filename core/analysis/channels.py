@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_array, csc_array
 
-from core.analysis.context import components
+from core.analysis.context import components, tensor_arguments
 from core.analysis.costs import CostTable, Product, assert_exact, build_cost_table
 from core.analysis.rows import CostRow, cost_rows
 from core.analysis.schema import operator_name
@@ -113,12 +113,13 @@ def analyse(network: Network) -> ChannelAnalysis:
         frozen[component_of[freeze.labels]] = True
     vectors = _VectorTable(component_of, count)
     rows = cost_rows(network, trace)
-    widths = [*_layer_vectors(network, trace), *trace.pieces]
+    layers = _layer_vectors(network, trace)
+    widths = [*layers, *trace.pieces]
     for row in rows.all():
         vectors.add_all(row.vectors)
     vectors.add_all(vector for _, vector in widths)
     matrix = vectors.matrix()
-    groups = _groups(matrix, frozen, _owners(trace, component_of, count))
+    groups = _groups(matrix, frozen, _owners(network, trace, layers, component_of, count))
     representatives = np.array([group.components[0] for group in groups], dtype=np.int64)
     slope = matrix[:, representatives].toarray() if len(groups) else np.zeros((matrix.shape[0], 0))
     fixed = matrix @ frozen.astype(np.int64)
@@ -182,7 +183,7 @@ class _VectorTable:
         return coo_array((data, (row, column)), shape=(len(sizes), self._count)).tocsc()
 
 
-def _groups(matrix: csc_array, frozen: np.ndarray, owners: list[str | None]) -> tuple[Group, ...]:
+def _groups(matrix: csc_array, frozen: np.ndarray, owners: list[str]) -> tuple[Group, ...]:
     """Free components with equal columns. Columns are compared by a 64-bit linear hash of their entries."""
     weights = np.random.default_rng(0).integers(1, 2**63, size=matrix.shape[0], dtype=np.uint64)
     signature = np.zeros(matrix.shape[1], dtype=np.uint64)
@@ -194,8 +195,7 @@ def _groups(matrix: csc_array, frozen: np.ndarray, owners: list[str | None]) -> 
     for component in free:
         members.setdefault(int(signature[component]), []).append(int(component))
     return tuple(
-        Group(index, np.array(found, dtype=np.int64), owners[found[0]] or f"group {index}")
-        for index, found in enumerate(members.values())
+        Group(index, np.array(found, dtype=np.int64), owners[found[0]]) for index, found in enumerate(members.values())
     )
 
 
@@ -220,9 +220,10 @@ def _layer_vectors(network: Network, trace: Trace) -> list[tuple[str, Labels]]:
     found = []
     for node in network.graph.nodes:
         value = trace.values[node.name]
-        if node.name in counted and isinstance(value, Value) and value.labels:
-            axis = 1 if 1 in value.labels and operator_name(node.target).startswith("conv") else max(value.labels)
-            found.append((layer_name(node), value.labels[axis]))
+        if node.name in counted and isinstance(value, Value):
+            axis = 1 if operator_name(node.target).startswith("conv") else value.rank - 1
+            if axis in value.labels:
+                found.append((layer_name(node), value.labels[axis]))
     return found
 
 
@@ -237,13 +238,18 @@ def _slices(trace: Trace, component_of: np.ndarray) -> Iterator[WeightSlices]:
             yield WeightSlices(name, axis, component_of[vector])
 
 
-def _owners(trace: Trace, component_of: np.ndarray, count: int) -> list[str | None]:
-    """Per component, the layer whose output channels it holds."""
-    owners: list[str | None] = [None] * count
-    for name, value in trace.tensors.items():
-        for component in component_of[value.labels[0]].tolist() if 0 in value.labels else ():
-            if owners[component] is None:
-                owners[component] = name.rpartition(".")[0] or name
+def _owners(
+    network: Network, trace: Trace, layers: Sequence[tuple[str, Labels]], component_of: np.ndarray, count: int
+) -> list[str]:
+    """Per component, the layer that makes its channels: one that multiplies, else whatever shows them first."""
+    owners = [""] * count
+    shown = [*layers]
+    for node in network.graph.nodes:
+        for value in tensor_arguments([trace.values[node.name]]):
+            shown += [(layer_name(node), vector) for vector in value.labels.values()]
+    for name, vector in shown:
+        for component in np.unique(component_of[vector]).tolist():
+            owners[component] = owners[component] or name
     return owners
 
 

@@ -2,9 +2,11 @@
 
 Batch 1, graph order, float32. Inputs and outputs count. Every call allocates its result, except
 
-- views (view, transpose, slice, split, …), which share their input's buffer; `reshape`, `flatten` and `contiguous` copy
-  where a permutation, slice or expansion has disturbed the order of elements since the buffer was filled;
-- batch-norm, dropout and element-wise operators with one tensor operand (`handlers.elementwise.ELEMENTWISE`), whose input buffer has no later reader: they reuse it, whatever the in-place flags say.
+- views (view, transpose, slice, split, …) and conversions to the same type, which share their input's buffer;
+  `reshape`, `flatten` and `contiguous` copy where a permutation, slice or expansion has disturbed the order of elements
+  since the buffer was filled;
+- batch-norm, dropout and element-wise operators with one tensor operand, whose input buffer has no later reader: they
+  reuse it, whatever the in-place flags say.
 
 A buffer dies after the last reader of any value in it. Weights are no activations. There is no workspace.
 """
@@ -21,15 +23,12 @@ from core.analysis.handlers import elementwise
 from core.analysis.schema import bind, is_aten, operator_name
 from core.network import TensorMeta
 
-# Element-wise operators never share another way than by reuse, so the views among them come first.
-ORDERED_VIEWS = frozenset(
-    ["view", "_unsafe_view", "unsqueeze", "squeeze", "unflatten", "detach", "alias", "copy", "view_as"]
-)
-COPYING_VIEWS = frozenset(["reshape", "flatten", "contiguous"])
-PERMUTING_VIEWS = frozenset(["permute", "transpose", "t", "numpy_T"])
-NARROWING_VIEWS = frozenset(["slice", "select", "split", "chunk", "split_with_sizes", "tensor_split", "unbind"])
-EXPANDING_VIEWS = frozenset(["expand", "expand_as"])
-_REUSING = frozenset({"batch_norm"})
+ORDERED_VIEWS = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "unflatten", "detach", "alias", "copy"})
+COPYING_VIEWS = frozenset({"reshape", "flatten", "contiguous"})
+CONVERSIONS = frozenset({"to", "type_as"})
+PERMUTING_VIEWS = frozenset({"permute", "transpose", "t", "numpy_T"})
+NARROWING_VIEWS = frozenset({"slice", "select", "split", "chunk", "split_with_sizes", "tensor_split", "unbind"})
+EXPANDING_VIEWS = frozenset({"expand", "expand_as"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _result_place(node: Node, index: int, places: Mapping[Node, Any], last_read:
         shared = _shared_place(node, plain, source)
         if shared is not None:
             return (shared,) * len(meta) if isinstance(meta, tuple) else shared
-        one_operand = plain in _REUSING or (plain in elementwise.ELEMENTWISE and len(tensors) == 1)
+        one_operand = plain == "batch_norm" or (plain in elementwise.ELEMENTWISE and len(tensors) == 1)
         free = source.buffer is not None and last_read[source.buffer] <= index and not source.expanded
         if one_operand and free and isinstance(meta, TensorMeta):
             return source
@@ -118,6 +117,8 @@ def _shared_place(node: Node, plain: str, source: _Place) -> _Place | None:
     """The place of a view of `source`, or None where the call makes a new buffer."""
     if plain in ORDERED_VIEWS:
         return source
+    if plain in CONVERSIONS:
+        return source if node.args[0].meta["value"].dtype == node.meta["value"].dtype else None
     if plain in COPYING_VIEWS:
         return source if source.ordered else None
     if plain in PERMUTING_VIEWS:

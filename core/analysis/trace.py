@@ -46,7 +46,7 @@ _LONGEST_LABELLED_AXIS = 70_000
 class Trace:
     """Everything that one interpretation found.
 
-    values: per node, a Value, a tuple of them or an int. tensors: label vectors of every tensor that a node reads.
+    values: per node, a Value, a tuple of them or an int. tensors: labels of every tensor that a node reads, by each of its names.
     ties: int64 [2, n] pairs of equal labels. faults: handlers that raised by mistake (sound, but a bug).
     """
 
@@ -67,6 +67,7 @@ def trace_network(network: Network) -> Trace:
     interpreter = _LabelInterpreter(network)
     for node in network.graph.nodes:
         interpreter.values[node.name] = interpreter.run_node(node)
+    interpreter.adopt_aliases()
     recorder = interpreter.recorder
     return Trace(
         label_count=recorder.label_count,
@@ -129,6 +130,13 @@ class _LabelInterpreter:
                 self._by_storage[key] = Value(shape, labels)
             self.tensors[name] = self._by_storage[key]
         return self.tensors[name]
+
+    def adopt_aliases(self) -> None:
+        """A second name of a tensor that some node reads has its labels, whether a node reads that name or not."""
+        for name, tensor in self.network.tensors.items():
+            key = storage_key(tensor)
+            if tensor.numel() and key in self._by_storage:
+                self.tensors[name] = self._by_storage[key]
 
     def _output(self, node: Node) -> None:
         for argument in node.args[0]:

@@ -8,127 +8,22 @@ from __future__ import annotations
 from core.analysis.context import Call, Recorder
 from core.analysis.values import Value
 
-_UNARY = frozenset(
-    [
-        "relu",
-        "relu6",
-        "silu",
-        "gelu",
-        "elu",
-        "selu",
-        "celu",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "leaky_relu",
-        "sigmoid",
-        "tanh",
-        "softplus",
-        "softsign",
-        "log_sigmoid",
-        "tanhshrink",
-        "softshrink",
-        "hardshrink",
-        "threshold",
-        "logit",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "log2",
-        "log10",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "abs",
-        "neg",
-        "sign",
-        "sgn",
-        "reciprocal",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "erf",
-        "erfc",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "frac",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "clip",
-        "nan_to_num",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "logical_not",
-        "bitwise_not",
-        "to",
-        "_to_copy",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "clone",
-        "contiguous",
-        "detach",
-        "alias",
-        "lift_fresh_copy",
-        "dropout",
-        "feature_dropout",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-    ]
-)
-_N_ARY = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "true_divide",
-        "floor_divide",
-        "remainder",
-        "fmod",
-        "pow",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "atan2",
-        "addcmul",
-        "addcdiv",
-        "lerp",
-        "where",
-        "masked_fill",
-        "copy",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_and",
-        "logical_or",
-        "logical_xor",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_xor",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-    ]
-)
-ELEMENTWISE = _UNARY | _N_ARY
+_UNARY = """
+relu relu6 silu gelu elu selu celu mish hardswish hardsigmoid hardtanh leaky_relu sigmoid tanh softplus softsign
+log_sigmoid tanhshrink softshrink hardshrink threshold logit
+exp expm1 log log1p log2 log10 sqrt rsqrt square abs neg sign sgn reciprocal sin cos tan asin acos atan sinh cosh
+erf erfc floor ceil round trunc frac clamp clamp_min clamp_max clip nan_to_num
+isnan isinf isfinite logical_not bitwise_not
+to _to_copy type_as float double half clone contiguous detach alias lift_fresh_copy
+dropout feature_dropout alpha_dropout feature_alpha_dropout
+"""
+_N_ARY = """
+add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum fmax fmin atan2
+addcmul addcdiv lerp where masked_fill copy
+eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor
+zeros_like ones_like full_like
+"""
+ELEMENTWISE = frozenset((_UNARY + _N_ARY).split())
 
 
 def broadcast(recorder: Recorder, call: Call, operands: list[Value], shape: tuple[int, ...]) -> Value:

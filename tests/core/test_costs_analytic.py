@@ -1,0 +1,122 @@
+"""Costs predicted from widths equal the costs of the network that is really cut."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core.analysis import analyse, profile
+from core.analysis.costs import Product, build_cost_table
+from core.budget import Costs
+from core.surgery import apply
+from tests.core.channel_networks import (
+    CifarResNet,
+    InvertedResidual,
+    ShuffleAndDense,
+    Vgg,
+    counted_macs,
+    export,
+    random_keep,
+)
+
+CASES = {
+    "resnet": (CifarResNet, (3, 16, 16)),
+    "vgg": (Vgg, (3, 12, 12)),
+    "inverted residual": (InvertedResidual, (3, 16, 16)),
+    "shuffle and dense": (ShuffleAndDense, (3, 6, 6)),
+}
+
+
+def test_resnet20_has_its_published_costs():
+    network = export(CifarResNet(blocks=3), 3, 32, 32)
+    costs = profile(network).costs
+    assert costs == Costs(params=269722, macs=40551040, weight_bytes=1084392, peak_activation_bytes=196608)
+    assert costs.flops == 2 * counted_macs(network)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predicted_costs_equal_the_profile_of_the_pruned_network(name):
+    build, shape = CASES[name]
+    network = export(build(), *shape)
+    analysis = analyse(network)
+    assert analysis.costs(analysis.full_widths) == profile(network).costs
+    for seed in range(4):
+        keep = random_keep(analysis, np.random.default_rng(seed), fraction=0.3 + 0.15 * seed)
+        pruned = apply(network, analysis, keep)
+        predicted = analysis.costs(analysis.widths(keep))
+        assert predicted == profile(pruned).costs
+        assert predicted.macs == counted_macs(pruned)
+        tensors = [tensor for tensor in pruned.tensors.values() if tensor.is_floating_point()]
+        assert predicted.weight_bytes == 4 * sum(tensor.numel() for tensor in tensors)
+        assert predicted.params == sum(pruned.tensors[name].numel() for name in pruned.parameter_names)
+
+
+def test_layers_of_a_profile_sum_to_its_totals():
+    result = profile(export(ShuffleAndDense(), 3, 6, 6))
+    assert sum(layer.params for layer in result.layers) == result.costs.params
+    assert sum(layer.macs for layer in result.layers) == result.costs.macs
+    stem = result.layers[0]
+    assert (stem.name, stem.type, stem.params, stem.output_shape) == ("stem", "conv2d", 16 * 3 * 9 + 16, (16, 6, 6))
+    assert stem.macs == 16 * 3 * 9 * 36
+    assert stem.activation_bytes == 4 * 16 * 36
+
+
+def test_a_tensor_under_two_names_counts_once_and_stays_shared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 1)
+            self.first = nn.Conv2d(6, 6, 1, bias=False)
+            self.second = nn.Conv2d(6, 6, 1, bias=False)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head((x + self.second(torch.relu(self.first(x)))).mean((2, 3)))
+
+    network = export(Tied(), 3, 4, 4)
+    analysis = analyse(network)
+    assert analysis.costs(analysis.full_widths).params == (18 + 6) + 36 + (12 + 2)
+    keep = random_keep(analysis, np.random.default_rng(0))
+    pruned = apply(network, analysis, keep)
+    assert analysis.costs(analysis.widths(keep)) == profile(pruned).costs
+    assert pruned.tensors["first.weight"].data_ptr() == pruned.tensors["second.weight"].data_ptr()
+
+
+def test_an_operator_without_a_rule_still_counts_its_multiplications():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2)
+            return torch.einsum("bcn,bdn->bcd", x, x)
+
+    network = export(Outer(), 3, 4, 4)
+    assert profile(network).costs.macs == counted_macs(network) == 3 * 4 * 16 + 4 * 4 * 16
+
+
+def test_one_evaluation_takes_well_under_a_millisecond():
+    analysis = analyse(export(CifarResNet(blocks=3), 3, 16, 16))
+    durations = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(100):
+            analysis.costs(analysis.full_widths)
+        durations.append((time.perf_counter() - start) / 100)
+    assert min(durations) < 200e-6
+
+
+def test_a_step_that_can_never_be_the_peak_is_dropped():
+    fixed, slope = np.array([0, 0]), np.eye(2)
+    wide = [Product(8, (0,)), Product(4, (1,))]
+    table = build_cost_table(fixed, slope, [], [], [], steps=[wide, [Product(7, (0,))], [Product(5, (1,))], wide])
+    assert len(table.totals) == 3 + 2
+    assert table.evaluate(np.array([3, 1])).peak_activation_bytes == 28
+    assert table.evaluate(np.array([0, 3])).peak_activation_bytes == 15

@@ -1,0 +1,229 @@
+"""The masked reference passes correct surgery and catches every kind of sabotage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.analysis import analyse
+from core.analysis.handlers import HANDLERS
+from core.analysis.handlers.elementwise import elementwise
+from core.analysis.values import Value
+from core.surgery import apply, verify
+from tests.core.channel_networks import CifarResNet, ShuffleAndDense, export, random_keep
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return export(CifarResNet(width=8), 3, 16, 16)
+
+
+def surgery(network, seed=0):
+    analysis = analyse(network)
+    keep = random_keep(analysis, np.random.default_rng(seed))
+    return analysis, keep, apply(network, analysis, keep)
+
+
+def with_tensor(network, name, tensor):
+    return replace(network, tensors={**network.tensors, name: tensor})
+
+
+def test_correct_surgery_differs_by_rounding_only(resnet):
+    result = verify(resnet, *surgery(resnet))
+    assert result.passed
+    assert result.max_relative_error < 1e-13
+    assert (result.insensitive, result.checked, result.problem) == ((), 15, None)
+
+
+def test_a_missing_slice_is_caught_and_named(resnet):
+    analysis, keep, pruned = surgery(resnet)
+    name = "layers.1.conv1.weight"
+    result = verify(resnet, analysis, keep, with_tensor(pruned, name, resnet.tensors[name]))
+    assert not result.passed
+    assert "layers.1.conv1" in result.problem
+
+
+@pytest.mark.parametrize("name", ["layers.0.conv1.weight", "layers.1.bn1.bias", "layers.2.bn2.running_mean"])
+def test_two_swapped_channels_of_one_tensor_are_caught(resnet, name):
+    analysis, keep, pruned = surgery(resnet)
+    tensor = pruned.tensors[name].clone()
+    tensor[[0, 1]] = tensor[[1, 0]]
+    result = verify(resnet, analysis, keep, with_tensor(pruned, name, tensor))
+    assert not result.passed
+    assert result.max_relative_error > 1e-3
+
+
+def test_swapped_input_channels_are_caught(resnet):
+    analysis, keep, pruned = surgery(resnet)
+    weight = pruned.tensors["layers.1.conv2.weight"].clone()
+    weight[:, [0, 1]] = weight[:, [1, 0]]
+    assert not verify(resnet, analysis, keep, with_tensor(pruned, "layers.1.conv2.weight", weight)).passed
+
+
+def test_a_wrong_kept_index_in_the_middle_of_a_layer_is_caught(resnet):
+    """Consistent shapes, one kept channel replaced by a removed one in a single tensor."""
+    analysis, keep, pruned = surgery(resnet)
+    (outputs,) = [one for one in analysis.slices if (one.tensor, one.axis) == ("layers.1.conv1.weight", 0)]
+    removed = int(np.flatnonzero(~keep[outputs.component])[0])
+    tensor = pruned.tensors["layers.1.bn1.weight"].clone()
+    tensor[0] = resnet.tensors["layers.1.bn1.weight"][removed]
+    assert not verify(resnet, analysis, keep, with_tensor(pruned, "layers.1.bn1.weight", tensor)).passed
+
+
+def test_padding_on_the_wrong_side_is_caught(resnet):
+    analysis, keep, pruned = surgery(resnet, seed=3)
+    pads = [node for node in pruned.graph.nodes if node.name.startswith("pad")]
+    front, back = pads[0].args[1][-2:]
+    pads[0].args = (pads[0].args[0], [0, 0, 0, 0, front + 1, back - 1], *pads[0].args[2:])
+    result = verify(resnet, analysis, keep, pruned)
+    assert back > 0 and not result.passed
+
+
+def test_an_error_of_one_channel_by_a_part_in_a_million_is_caught(resnet):
+    analysis, keep, pruned = surgery(resnet)
+    bias = pruned.tensors["layers.1.bn2.bias"].clone()
+    bias[0] += 1e-6
+    result = verify(resnet, analysis, keep, with_tensor(pruned, "layers.1.bn2.bias", bias))
+    assert not result.passed
+    assert 1e-9 < result.max_relative_error < 1e-4
+
+
+class Body(nn.Module):
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 3)
+        self._body = body
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(self._body(self.stem(x)))).mean((2, 3)))
+
+
+def passing_along(recorder, call):
+    """A wrong rule for anything with statistics over channels: let the labels pass."""
+    x = call.tensors[0]
+    return Value(x.shape, x.labels)
+
+
+@pytest.mark.parametrize(
+    ("operator", "body"),
+    [
+        ("softmax", lambda x: torch.softmax(x, 1)),
+        ("layer_norm", lambda x: F.layer_norm(x.transpose(1, 3), (8,), None, None).transpose(1, 3)),
+        ("cumsum", lambda x: torch.cumsum(x, 1)),
+    ],
+)
+def test_a_label_rule_that_forgets_statistics_over_channels_is_caught(monkeypatch, operator, body):
+    monkeypatch.setitem(HANDLERS, operator, passing_along)
+    network = export(Body(body), 3, 6, 6)
+    analysis, keep, pruned = surgery(network)
+    for node in pruned.graph.nodes:
+        if node.name == "layer_norm":
+            node.args = (node.args[0], [node.meta["value"].shape[-1]], *node.args[2:])
+    result = verify(network, analysis, keep, pruned)
+    assert not result.passed
+    assert result.max_relative_error > 1e-4
+
+
+def test_a_cat_rule_that_is_off_by_one_is_caught(monkeypatch):
+    genuine = HANDLERS["cat"]
+
+    def shifted(recorder, call):
+        value = genuine(recorder, call)
+        return Value(value.shape, {1: np.roll(value.labels[1], 1)})
+
+    class Cat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3, padding=1)
+            self.second = nn.Conv2d(8, 8, 3, padding=1)
+            self.head = nn.Conv2d(16, 3, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.head(torch.cat([x, self.second(x)], 1))
+
+    network = export(Cat(), 3, 6, 6)
+    assert verify(network, *surgery(network)).passed
+    monkeypatch.setitem(HANDLERS, "cat", shifted)
+    assert not verify(network, *surgery(network)).passed
+
+
+def test_a_missing_tie_is_caught(monkeypatch):
+    def first_operand_only(recorder, call):
+        x = call.tensors[0]
+        return Value(call.shape, x.labels)
+
+    network = export(ShuffleAndDense(), 3, 6, 6)
+    residual = export(CifarResNet(width=8), 3, 16, 16)
+    monkeypatch.setitem(HANDLERS, "add", first_operand_only)
+    analysis, keep, pruned = surgery(residual)
+    result = verify(residual, analysis, keep, pruned)
+    assert not result.passed
+    assert result.problem is not None
+    monkeypatch.setitem(HANDLERS, "add", elementwise)
+    assert verify(network, *surgery(network)).passed
+
+
+def zero_gamma_network():
+    module = CifarResNet(width=8)
+    network = export(module, 3, 16, 16)
+    zeros = {name: torch.zeros(8) for name in ("layers.0.bn2.weight", "layers.0.bn2.bias")}
+    zeros |= {"layers.1.bn1.weight": torch.zeros(16)}
+    return network.with_tensors({**network.tensors, **zeros})
+
+
+def test_tensors_that_do_not_respond_are_reported_and_checked_on_a_randomised_copy():
+    network = zero_gamma_network()
+    result = verify(network, *surgery(network))
+    assert result.passed
+    assert set(result.insensitive) == {"layers.0.bn2", "layers.1.bn1", "layers.1.conv2", "layers.1.bn2"}
+    assert result.checked == 15
+    assert result.max_relative_error < 1e-12
+
+
+def test_an_error_behind_a_zero_gain_is_still_caught():
+    network = zero_gamma_network()
+    analysis, keep, pruned = surgery(network)
+    weight = pruned.tensors["layers.1.conv2.weight"].clone()
+    weight[:, [0, 1]] = weight[:, [1, 0]]
+    # Its input is constant over images, and the swapped channels are what the gain of zero leaves: the bias.
+    result = verify(network, analysis, keep, with_tensor(pruned, "layers.1.conv2.weight", weight))
+    assert not result.passed
+
+
+def test_an_error_that_only_a_response_can_show_is_caught():
+    """Everything after a zero gain and bias is zero in both networks: equal, and proof of nothing."""
+    network = export(CifarResNet(width=8), 3, 16, 16)
+    dead = {"layers.1.bn1.weight": torch.zeros(16), "layers.1.bn1.bias": torch.zeros(16)}
+    network = network.with_tensors({**network.tensors, **dead})
+    analysis, keep, pruned = surgery(network)
+    weight = pruned.tensors["layers.1.conv2.weight"].clone()
+    weight[:, [0, 1]] = weight[:, [1, 0]]
+    result = verify(network, analysis, keep, with_tensor(pruned, "layers.1.conv2.weight", weight))
+    assert not result.passed
+    assert "layers.1.conv2" in result.insensitive
+    assert "layers.1.conv2.weight" in result.problem
+
+
+def test_a_network_whose_output_never_responds_does_not_pass():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.stem(x).mean((2, 3)) * 0.0)
+
+    network = export(Constant(), 3, 4, 4)
+    result = verify(network, *surgery(network))
+    assert result.max_relative_error < 1e-12
+    assert not result.passed
+    assert result.insensitive == ("head",)
