@@ -339,3 +339,6 @@ class Catalogue(Resource):
     architectures: list[ArchitectureInfo]
     devices: list[str]
     versions: dict[str, str]
+    sandbox_level: int | None = None
+    """1: limits and an identity of its own; 2: also no network and no view of the host's files."""
+    sandbox_kind: str | None = None

@@ -4,7 +4,7 @@ A claim is a lease on one row of `work`, in database time. Its `attempt` number 
 says `WHERE attempt = … AND lease_owner = …` and raises LeaseLost, with nothing written, when another worker (or the
 sweeper) has taken the row since. Expired leases go back to the queue; the third one ends the work as `worker_lost`.
 
-Every function opens and commits its own transaction. Whoever changes a job locks its work row first.
+Every function opens and commits its own transaction.
 """
 
 from __future__ import annotations
@@ -183,6 +183,13 @@ def release(database: Database, claim: Claim) -> None:
         if claim.kind is WorkKind.job:
             job = session.get_one(Job, claim.id, with_for_update=True)
             waiting.requeue_job(session, work, job, now=now, reason="released")
+
+
+def lose(database: Database, claim: Claim) -> None:
+    """Give work back because its runner died under it: a loss like an expired lease, but at once. Raises LeaseLost."""
+    with database.transaction() as session:
+        work = _fenced(session, claim, **_NO_LEASE)
+        waiting.lose(session, work, now=dialect.now(session), backoff_s=waiting.LOSS_BACKOFF_S)
 
 
 def finish_model(database: Database, claim: Claim, inspection: ModelInspection) -> None:

@@ -1,0 +1,150 @@
+"""What supervisor and runner say to each other.
+
+The supervisor writes one `task.json` into the runner's folder and then one line to its standard input; the runner
+answers with JSON lines on a pipe of its own. A runner may have been taken over by what it opened, so its side is
+bounded and checked: line length, message shape, number of events.
+
+    folder/
+      task.json         the task (supervisor → runner)
+      input/model       the uploads that the task names, fetched by the supervisor
+      input/dataset
+      output/           artifacts, taken from here by the supervisor when the result names them
+      tmp/              scratch; also the runner's HOME and /tmp
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from store.contract import ErrorInfo, JobRequest, Normalization
+
+PROTOCOL_VERSION = 1
+# The longest line is a result: a few hundred bytes per layer of the network.
+MAX_LINE_BYTES = 8 * 2**20
+MAX_MESSAGE_CHARACTERS = 500
+TASK_FILE = "task.json"
+INPUT_FOLDER = "input"
+OUTPUT_FOLDER = "output"
+SCRATCH_FOLDER = "tmp"
+START_LINE = b"start\n"
+# The runner may be another user; the folder above keeps everyone else out.
+RUNNER_READABLE = 0o644
+
+TaskKind = Literal["job", "inspect_model", "inspect_dataset", "catalogue"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelInput(_Strict):
+    """A model file, relative to the task's folder, and what its uploader said about it."""
+
+    file: str
+    architecture: str | None = None
+    architecture_args: dict[str, Any] = Field(default_factory=dict)
+    input_shape: list[int] | dict[str, list[int]] | None = None
+
+
+class DatasetInput(_Strict):
+    """A dataset file, relative to the task's folder, and how its values are to be read."""
+
+    file: str
+    normalization: Normalization | None = None
+    scale: float | None = None
+
+
+class Task(_Strict):
+    """One thing to do. threads: for the engine's arithmetic. cpu_seconds: the limit over all threads."""
+
+    version: Literal[1] = PROTOCOL_VERSION
+    kind: TaskKind
+    threads: Annotated[int, Field(ge=1)]
+    cpu_seconds: Annotated[int, Field(ge=1)]
+    model: ModelInput | None = None
+    dataset: DatasetInput | None = None
+    request: JobRequest | None = None
+    request_sha256: str | None = None
+
+
+class ProgressMessage(_Strict):
+    """A step forward inside a stage."""
+
+    type: Literal["progress"] = "progress"
+    stage: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    status: Literal["running", "succeeded", "skipped"]
+    step: int | None = None
+    steps: int | None = None
+    message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)] | None = None
+
+
+class ResultMessage(_Strict):
+    """The end of a task that succeeded; `result` is the contract's type for its kind, as JSON."""
+
+    type: Literal["result"] = "result"
+    result: dict[str, Any]
+
+
+class ErrorMessage(_Strict):
+    """The end of a task that failed for a reason that the runner knows."""
+
+    type: Literal["error"] = "error"
+    error: ErrorInfo
+
+
+Message = Annotated[ProgressMessage | ResultMessage | ErrorMessage, Field(discriminator="type")]
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+class ProtocolError(Exception):
+    """A runner wrote something that no runner writes."""
+
+
+def encode(message: Message) -> bytes:
+    """One line. Raises ProtocolError when it would be too long to be read back."""
+    line = message.model_dump_json().encode() + b"\n"
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"A message of {len(line)} bytes is longer than the {MAX_LINE_BYTES} allowed.")
+    return line
+
+
+class LineReader:
+    """Cuts a stream of chunks into messages, never holding more than one line."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, chunk: bytes) -> list[Message]:
+        """The messages that `chunk` completes. Raises ProtocolError."""
+        self._rest += chunk
+        *lines, self._rest = self._rest.split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise ProtocolError(f"The runner wrote a line longer than {MAX_LINE_BYTES} bytes.")
+        return [decode(bytes(line)) for line in lines]
+
+
+def decode(line: bytes) -> Message:
+    """One message. Raises ProtocolError."""
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"The runner wrote a line longer than {MAX_LINE_BYTES} bytes.")
+    try:
+        return _MESSAGE.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = "/".join(str(part) for part in first["loc"])
+        raise ProtocolError(
+            f"The runner wrote a line that is no message ({where or 'line'}: {first['msg']})."
+        ) from error
+
+
+def write_task(task: Task, folder: Path) -> None:
+    path = folder / TASK_FILE
+    path.write_text(task.model_dump_json())
+    path.chmod(RUNNER_READABLE)
+
+
+def read_task(folder: Path) -> Task:
+    return Task.model_validate_json((folder / TASK_FILE).read_bytes())

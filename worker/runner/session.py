@@ -1,0 +1,73 @@
+"""One task from its first message to its last."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from store.contract import ErrorCode, ErrorInfo
+from worker.protocol import ErrorMessage, Message, ProgressMessage, ResultMessage, Task, encode
+from worker.sandbox import limit_cpu_seconds
+
+# What a command gets: the task, its folder, and a way to tell how far it is. What it gives: the result as JSON.
+Tell = Callable[[ProgressMessage], None]
+Command = Callable[[Task, Path, Tell], Mapping[str, Any]]
+
+OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+FAILED = 1
+
+
+def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages: BinaryIO) -> int:
+    """Run the command of the task's kind and report its end; the process's exit status."""
+    limit_cpu_seconds(task.cpu_seconds)
+
+    def send(message: Message) -> None:
+        messages.write(encode(message))
+
+    try:
+        result = commands[task.kind](task, folder, send)
+        # The result goes over as strict JSON: a NaN in a report would be no JSON for the client.
+        send(ResultMessage(result=json.loads(json.dumps(result, allow_nan=False))))
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        # For the operator: standard error goes to the log, and only its last lines to the job.
+        traceback.print_exc(file=sys.stderr)
+        send(ErrorMessage(error=describe(error)))
+        return FAILED
+    return 0
+
+
+def describe(error: Exception) -> ErrorInfo:
+    """The error as the user sees it: the engine's own code and words, or a short statement without a traceback."""
+    code = getattr(error, "code", None)
+    if isinstance(code, str) and code in ErrorCode.__members__:
+        return ErrorInfo(
+            code=ErrorCode(code),
+            message=error.message,
+            param=error.param,
+            details=json.loads(json.dumps(error.details, default=str)),
+        )
+    if _is_out_of_memory(error):
+        return ErrorInfo(
+            code=ErrorCode.out_of_memory,
+            message="The worker ran out of memory on this task. Use a smaller batch size (recovery.batch_size), "
+            "a smaller dataset, or a worker with more memory.",
+        )
+    return ErrorInfo(
+        code=ErrorCode.internal,
+        message=f"An unexpected {type(error).__name__} stopped the task; the worker's log has the details.",
+        retryable=True,
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(
+        phrase in str(error).lower() for phrase in OUT_OF_MEMORY_PHRASES
+    )

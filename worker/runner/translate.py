@@ -1,0 +1,72 @@
+"""Contract types become the engine's: the one place that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.budget import Budget, Cap
+from core.engine import CompressionRequest
+from core.errors import EngineError
+from store import contract
+
+
+def compression_request(
+    options: contract.JobOptions,
+    *,
+    model_path: Path,
+    architecture: str | None,
+    architecture_args: Mapping[str, Any],
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    dataset_path: Path | None,
+    normalization: contract.Normalization | None,
+    scale: float | None,
+    request_sha256: str | None = None,
+) -> CompressionRequest:
+    """What a job asks of the engine. Raises EngineError("shape_mismatch") for shapes of more than one input."""
+    return CompressionRequest(
+        model_path=model_path,
+        architecture=architecture,
+        architecture_args=dict(architecture_args),
+        input_shape=single_shape(input_shape),
+        budget=budget(options.budget),
+        methods=tuple(method.model_dump() for method in options.methods),
+        dataset_path=dataset_path,
+        normalization=statistics(normalization),
+        scale=scale,
+        recovery=options.recovery.model_dump(exclude_none=True),
+        outputs=tuple(options.outputs),
+        device=options.device,
+        seed=options.seed,
+        on_unmet=options.on_unmet,
+        max_accuracy_drop=options.accuracy.max_drop if options.accuracy else None,
+        request_sha256=request_sha256,
+    )
+
+
+def budget(asked: contract.Budget) -> Budget:
+    caps = [
+        Cap(metric=name, maximum=cap.max, max_ratio=cap.max_ratio, kind=getattr(cap, "kind", None))
+        for name in type(asked).model_fields
+        if (cap := getattr(asked, name)) is not None
+    ]
+    return Budget(tuple(caps))
+
+
+def statistics(normalization: contract.Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Per-channel mean and standard deviation."""
+    return (tuple(normalization.mean), tuple(normalization.std)) if normalization else None
+
+
+def single_shape(shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> tuple[int, ...] | None:
+    """The shape of the one input that registered architectures have; a mapping with one entry names it."""
+    if isinstance(shape, Mapping):
+        if len(shape) != 1:
+            raise EngineError(
+                "shape_mismatch",
+                f"input_shape names {len(shape)} inputs ({', '.join(shape) or 'none'}); this architecture has one.",
+                param="/input_shape",
+            )
+        shape = next(iter(shape.values()))
+    return tuple(shape) if shape is not None else None

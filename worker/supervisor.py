@@ -1,0 +1,265 @@
+"""The embedded worker: claims work, gives it to runners, keeps the leases, sweeps.
+
+Three threads beside the API: one slot for jobs, one for short work (so that an inspection never waits behind a
+two-hour job), and the sweeper. torch is imported in none of them. A slot keeps one runner ready, so that work starts
+at once instead of after the seconds that importing the engine takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from store.catalogue import CatalogueRepository
+from store.contract import SHORT_WORK, Catalogue, WorkKind
+from store.database import Database
+from store.objects import ObjectStore
+from store.settings import Settings
+from store.work import claim
+from worker.attempt import Attempt, Services
+from worker.lease import Timing
+from worker.probe import Confinement, choose_confinement
+from worker.process import DEFAULT_COMMANDS, RunnerProcess, RunnerSpec
+from worker.protocol import ErrorMessage, ProtocolError, ResultMessage, Task
+from worker.sweeper import Sweeper, remove_leftovers
+from worker.view import gpu_devices
+
+logger = logging.getLogger(__name__)
+
+SCRATCH_FOLDER = "scratch"
+# Others may pass through on the way to a folder whose name they know, and list nothing.
+PASSABLE = 0o711
+CATALOGUE_TIMEOUT_S = 120.0
+BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
+# A runner that waits holds the imported engine in memory; small machines have better uses for it.
+LEAST_MEMORY_FOR_READY_RUNNERS = 3 * 2**30
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """One slot: what it claims, and how its runners are made.
+
+    catalogue: the runner to ask what this worker can do, for the slot that publishes it before it claims anything.
+    """
+
+    name: str
+    worker_id: str
+    kinds: Collection[WorkKind]
+    queues: Collection[str]
+    runners: RunnerSpec
+    keeps_ready: bool
+    catalogue: RunnerSpec | None = None
+
+
+class Supervisor:
+    """Start it once, stop it once; `wake` tells it that there may be something to do."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        objects: ObjectStore,
+        *,
+        owner: str | None = None,
+        commands: str = DEFAULT_COMMANDS,
+    ) -> None:
+        """owner: begins the worker ids under which leases are held. commands: the runners' command table."""
+        self._settings = settings
+        self._database = database
+        self._objects = objects
+        self._owner = owner or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}/"
+        self._commands = commands
+        self._stopping = threading.Event()
+        self._scratch = settings.data_dir / SCRATCH_FOLDER
+        self._slots: list[Slot] = []
+        self._sweeper: Sweeper | None = None
+        self.confinement: Confinement | None = None
+
+    def start(self) -> None:
+        """Find out how runners can be confined here, and begin to work. Raises RuntimeError if no runner starts."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._scratch.chmod(PASSABLE)
+        remove_leftovers(self._scratch, set(), older_than_s=0)
+        self.confinement = choose_confinement(self._scratch, (str(self._settings.data_dir),))
+        timing = Timing(lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s)
+        services = Services(self._database, self._objects, timing, self._stopping)
+        self._slots = [Slot(spec, services, self._settings.poll_s, self.confinement) for spec in self._slot_specs()]
+        self._sweeper = Sweeper(
+            self._database,
+            self._scratch,
+            self._folders_in_use,
+            self.wake,
+            sweep_s=self._settings.sweep_s,
+            stopping=self._stopping,
+        )
+        for thread in (*self._slots, self._sweeper):
+            thread.start()
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Planned stop: end the runners, give their work back without counting a loss, and wait for the threads."""
+        deadline = time.monotonic() + (self._settings.stop_timeout_s if timeout_s is None else timeout_s)
+        self._stopping.set()
+        self.wake()
+        for thread in (*self._slots, *filter(None, [self._sweeper])):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logger.error("%s did not stop in time; its lease will expire.", thread.name)
+
+    def wake(self) -> None:
+        """The doorbell: there may be new work, or a cancel for running work."""
+        for slot in self._slots:
+            slot.ring()
+
+    def _slot_specs(self) -> list[SlotSpec]:
+        # A GPU job leaves the processor to short work; on a machine without one they share it.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        queues = {"cpu", "gpu"} if gpu_devices() else {"cpu"}
+        confinement = self.confinement
+        keeps_ready = confinement.policy.memory_bytes >= LEAST_MEMORY_FOR_READY_RUNNERS
+
+        def runners(index: int, threads: int, gpu: bool) -> RunnerSpec:
+            policy = dataclasses.replace(confinement.for_slot(index), gpu=gpu and confinement.policy.gpu)
+            return RunnerSpec(policy, self._scratch, threads, self._commands)
+
+        return [
+            SlotSpec(
+                name="short work",
+                worker_id=f"{self._owner}short",
+                kinds=SHORT_WORK,
+                queues=queues,
+                runners=runners(0, threads=1, gpu=False),
+                keeps_ready=keeps_ready,
+                catalogue=runners(0, threads=1, gpu=True),
+            ),
+            SlotSpec(
+                name="jobs",
+                worker_id=f"{self._owner}job",
+                kinds={WorkKind.job},
+                queues=queues,
+                runners=runners(1, threads=cores, gpu=True),
+                keeps_ready=keeps_ready,
+            ),
+        ]
+
+    def _folders_in_use(self) -> set[Path]:
+        return {folder for slot in self._slots for folder in slot.folders()}
+
+
+class Slot(threading.Thread):
+    """Does one piece of work after another. Nothing that goes wrong with one ends the slot."""
+
+    def __init__(self, spec: SlotSpec, services: Services, poll_s: float, confinement: Confinement) -> None:
+        super().__init__(name=f"slot {spec.name}", daemon=True)
+        self._spec = spec
+        self._services = services
+        self._poll_s = poll_s
+        self._confinement = confinement
+        self._bell = threading.Event()
+        self._ready: RunnerProcess | None = None
+        self._used: RunnerProcess | None = None
+        self._attempt: Attempt | None = None
+
+    def ring(self) -> None:
+        self._bell.set()
+        if (attempt := self._attempt) is not None:
+            attempt.nudge()
+
+    def folders(self) -> set[Path]:
+        return {runner.folder for runner in (self._ready, self._used) if runner is not None}
+
+    def run(self) -> None:
+        failures = 0
+        todo: list[Callable[[], bool]] = [self._publish_catalogue] if self._spec.catalogue else []
+        while not self._services.stopping.is_set():
+            self._bell.clear()
+            try:
+                worked = todo.pop()() if todo else self._work_once()
+                if not worked:
+                    self._keep_one_ready()
+                    self._bell.wait(self._poll_s)
+                failures = 0
+            except Exception:
+                delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+                logger.exception("The slot for %s had trouble; it goes on in %g s.", self._spec.name, delay_s)
+                failures += 1
+                self._services.stopping.wait(delay_s)
+        if self._ready is not None:
+            self._ready.discard()
+
+    def _work_once(self) -> bool:
+        """Claim and do one piece of work; whether there was one."""
+        found = claim(
+            self._services.database,
+            worker_id=self._spec.worker_id,
+            kinds=self._spec.kinds,
+            queues=self._spec.queues,
+            lease_s=self._services.timing.lease_s,
+        )
+        if found is None:
+            return False
+        logger.info("Attempt %d of %s (%s).", found.attempt, found.id, found.kind.value)
+        self._attempt = Attempt(self._services, found, self._take_runner)
+        try:
+            self._attempt.run()
+        finally:
+            self._attempt = self._used = None
+        return True
+
+    def _take_runner(self) -> RunnerProcess:
+        runner, self._ready = self._ready, None
+        if runner is not None and not runner.alive:
+            runner.discard()
+            runner = None
+        self._used = runner or RunnerProcess(self._spec.runners)
+        return self._used
+
+    def _keep_one_ready(self) -> None:
+        if not self._spec.keeps_ready:
+            return
+        if self._ready is not None and not self._ready.alive:
+            runner, self._ready = self._ready, None
+            runner.discard()
+            raise RuntimeError("A waiting runner ended: " + " | ".join(runner.log_tail()[-3:]))
+        if self._ready is None:
+            self._ready = RunnerProcess(self._spec.runners)
+
+    def _publish_catalogue(self) -> bool:
+        """Ask one runner what this worker can do, and tell everyone through the database."""
+        catalogue = self._ask_for_catalogue()
+        if catalogue is not None:
+            catalogue = catalogue.model_copy(
+                update={"sandbox_level": self._confinement.level, "sandbox_kind": self._confinement.kind}
+            )
+            with self._services.database.transaction() as session:
+                CatalogueRepository(session).publish(self._spec.worker_id, catalogue)
+        return True
+
+    def _ask_for_catalogue(self) -> Catalogue | None:
+        deadline = time.monotonic() + CATALOGUE_TIMEOUT_S
+        with RunnerProcess(self._spec.catalogue) as runner:
+            self._used = runner
+            runner.start(Task(kind="catalogue", threads=1, cpu_seconds=int(CATALOGUE_TIMEOUT_S)))
+            try:
+                while runner.talking and time.monotonic() < deadline and not self._services.stopping.is_set():
+                    for message in runner.read(timeout_s=0.2):
+                        if isinstance(message, ResultMessage):
+                            return Catalogue.model_validate(message.result)
+                        if isinstance(message, ErrorMessage):
+                            logger.error("No catalogue: %s", message.error.message)
+            except (ProtocolError, ValidationError) as error:
+                logger.error("No catalogue: %s", error)
+            finally:
+                self._used = None
+            if not self._services.stopping.is_set():
+                logger.error("The runner gave no catalogue:\n%s", "\n".join(runner.log_tail()))
+        return None

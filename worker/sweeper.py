@@ -1,0 +1,66 @@
+"""The sweeper: takes back what dead workers hold and clears up after them. Safe to run anywhere, twice at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from store.database import Database
+from store.work import expire_leases
+from worker.process import FOLDER_PREFIX, remove_folder
+
+logger = logging.getLogger(__name__)
+
+# A folder that no living runner of ours uses is left for this long: its runner may be about to be registered.
+FOLDER_GRACE_S = 60.0
+
+
+class Sweeper(threading.Thread):
+    """Every `sweep_s` seconds: expired leases, then leftover runner folders. on_requeued rings for waiting slots."""
+
+    def __init__(
+        self,
+        database: Database,
+        scratch: Path,
+        folders_in_use: Callable[[], set[Path]],
+        on_requeued: Callable[[], None],
+        *,
+        sweep_s: float,
+        stopping: threading.Event,
+    ) -> None:
+        super().__init__(name="sweeper", daemon=True)
+        self._database = database
+        self._scratch = scratch
+        self._folders_in_use = folders_in_use
+        self._on_requeued = on_requeued
+        self._sweep_s = sweep_s
+        self._stopping = stopping
+
+    def run(self) -> None:
+        while not self._stopping.wait(self._sweep_s):
+            try:
+                self.sweep()
+            except Exception:
+                logger.exception("A sweep failed; the next one is in %g s.", self._sweep_s)
+
+    def sweep(self) -> None:
+        expired = expire_leases(self._database)
+        if expired:
+            logger.warning("Took back %d expired lease(s).", expired)
+            self._on_requeued()
+        remove_leftovers(self._scratch, self._folders_in_use(), older_than_s=FOLDER_GRACE_S)
+
+
+def remove_leftovers(scratch: Path, in_use: set[Path], *, older_than_s: float) -> None:
+    """Delete runner folders that nobody uses."""
+    now = time.time()
+    for folder in scratch.glob(f"{FOLDER_PREFIX}*"):
+        try:
+            age_s = now - folder.lstat().st_mtime
+        except FileNotFoundError:
+            continue
+        if folder not in in_use and age_s >= older_than_s:
+            remove_folder(folder)
