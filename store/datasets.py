@@ -64,9 +64,9 @@ class DatasetRepository:
 
     def delete(self, id: str) -> list[str]:
         """Delete the row; returns the object keys to remove after the commit. Raises Conflict while a live job uses it."""
-        dataset = self._session.scalar(self._mine().where(Dataset.id == id).with_for_update())
-        if dataset is None:
-            raise NotFound("dataset", id)
+        self.get(id)
+        queue.lock(self._session, id)
+        dataset = self._session.get_one(Dataset, id, with_for_update=True, populate_existing=True)
         job_id = live_job_using(self._session, Job.dataset_id == id)
         if job_id is not None:
             raise Conflict("in_use", f"The dataset {id} is used by the job {job_id}: wait for it to end, or cancel it.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Select, delete, exists, select
 from sqlalchemy.orm import Session
@@ -74,16 +74,17 @@ class JobRepository:
 
     def list(
         self,
-        status: JobStatus | None = None,
+        status: JobStatus | Collection[JobStatus] | None = None,
         labels: Mapping[str, str] | None = None,
         limit: int = DEFAULT_LIMIT,
         after: str | None = None,
         order: Order = "desc",
     ) -> Page[Job]:
-        """Jobs with this status (if given) that carry all of these labels."""
+        """Jobs with this status, or one of these (if given), that carry all of these labels."""
         statement = self._mine()
         if status is not None:
-            statement = statement.where(Job.status == status)
+            statuses = [status] if isinstance(status, JobStatus) else list(status)
+            statement = statement.where(Job.status.in_(statuses))
         for key, value in (labels or {}).items():
             statement = statement.where(
                 exists().where(JobLabel.job_id == Job.id, JobLabel.key == key, JobLabel.value == value)

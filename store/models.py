@@ -67,9 +67,9 @@ class ModelRepository:
 
     def delete(self, id: str) -> list[str]:
         """Delete the row; returns the object keys to remove after the commit. Raises Conflict while a live job uses it."""
-        model = self._session.scalar(self._mine().where(Model.id == id).with_for_update())
-        if model is None:
-            raise NotFound("model", id)
+        self.get(id)
+        queue.lock(self._session, id)
+        model = self._session.get_one(Model, id, with_for_update=True, populate_existing=True)
         job_id = live_job_using(self._session, Job.model_id == id)
         if job_id is not None:
             raise Conflict("in_use", f"The model {id} is used by the job {job_id}: wait for it to end, or cancel it.")

@@ -43,7 +43,7 @@ def enqueue(
 
 
 def lock(session: Session, id: str) -> Work:
-    """The work row, locked. Whoever changes a job locks its work row first: one order, no deadlock."""
+    """The work row, locked. Whoever changes or deletes a subject locks its work row first: one order, no deadlock."""
     return session.scalars(
         select(Work).where(Work.id == id).with_for_update(), execution_options={"populate_existing": True}
     ).one()

@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     """Host header values accepted beside loopback names, without port."""
     allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
     """Origins of other web pages that may call the API, for example `https://tools.example.org`."""
+    require_keys: bool = False
+    """Ask for an API key on loopback too; bound to any other address one is always needed."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
 
     lease_s: Annotated[float, Field(gt=0)] = 45

@@ -63,7 +63,8 @@ def reject_upload(session: Session, work: Work, error: ErrorInfo, *, now: dateti
             "param": f"/{resource}",
         }
     )
-    for job_id in session.scalars(select(Job.id).where(uses == work.id, Job.status == JobStatus.queued)).all():
+    waiting = select(Job.id).where(uses == work.id, Job.status == JobStatus.queued).order_by(Job.id)
+    for job_id in session.scalars(waiting).all():
         job_work = queue.lock(session, job_id)
         job = session.get_one(Job, job_id, with_for_update=True, populate_existing=True)
         if job.status is JobStatus.queued:  # not cancelled since

@@ -1,0 +1,189 @@
+"""The schema is what the migrations build, and the connection settings are what the store relies on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
+
+from store.database import Database
+from store.errors import SchemaOutdated
+from store.tables import LOCAL_TENANT, Base, Tenant, Worker
+from tests.store.house import House
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Database:
+    return Database(f"sqlite:///{tmp_path}/deep/down/new.db")
+
+
+def _tables(database: Database) -> set[str]:
+    with database.read() as session:
+        return set(inspect(session.connection()).get_table_names())
+
+
+def test_migrations_go_up_down_and_up_again_from_any_folder(
+    empty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = {*Base.metadata.tables, "alembic_version"}
+    empty.migrate()
+    assert _tables(empty) == expected
+    empty.migrate("base")
+    assert _tables(empty) == {"alembic_version"}
+    empty.migrate()
+    empty.migrate()
+    assert _tables(empty) == expected
+    empty.check_schema()
+
+
+def test_the_tables_in_the_code_are_the_tables_that_migrations_build(migrated_file: Path) -> None:
+    with create_engine(f"sqlite:///{migrated_file}").connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_every_constraint_has_a_name_so_that_batch_migrations_can_find_it(house: House) -> None:
+    with house.database.read() as session:
+        inspector = inspect(session.connection())
+        for table in Base.metadata.tables:
+            named = [
+                *inspector.get_foreign_keys(table),
+                *inspector.get_unique_constraints(table),
+                *inspector.get_check_constraints(table),
+                inspector.get_pk_constraint(table),
+            ]
+            assert all(constraint["name"] for constraint in named), table
+
+
+def test_an_empty_schema_is_refused_with_the_command_that_repairs_it(empty: Database) -> None:
+    with pytest.raises(SchemaOutdated, match=r"empty.*`pennyweightd migrate`"):
+        empty.check_schema()
+
+
+def test_a_newer_schema_is_refused_without_advice_to_migrate(house: House) -> None:
+    with house.database.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+    with pytest.raises(SchemaOutdated, match="newer version of Pennyweight") as refused:
+        house.database.check_schema()
+    assert "migrate" not in str(refused.value)
+
+
+def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+    script = "import sys; from store.database import Database; Database(sys.argv[1]).migrate()"
+    processes = [subprocess.Popen([sys.executable, "-c", script, url], cwd=ROOT) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    database = Database(url)
+    database.check_schema()
+    with database.read() as session:
+        assert session.scalars(select(Tenant.id)).all() == [LOCAL_TENANT]
+
+
+def test_a_failing_migration_changes_nothing(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("the power went out")
+
+    monkeypatch.setattr("store.dialect.check_migration", fail)
+    with pytest.raises(RuntimeError, match="power"):
+        empty.migrate()
+    assert _tables(empty) == set()
+
+
+def test_foreign_keys_are_enforced_also_on_a_connection_after_a_migration(house: House) -> None:
+    house.database.migrate()
+    with pytest.raises(IntegrityError), house.database.transaction() as session:
+        session.execute(
+            text("INSERT INTO api_keys VALUES ('key_1', 'nobody', 'n', 'p', 's', '2026-01-01 00:00:00.000000', NULL)")
+        )
+
+
+def test_unknown_statuses_do_not_enter_the_database(house: House) -> None:
+    house.add_model()
+    with pytest.raises(IntegrityError, match="status_known"), house.database.transaction() as session:
+        session.execute(text("UPDATE models SET status = 'excellent'"))
+
+
+def test_a_read_sees_one_snapshot_and_cannot_write(house: House) -> None:
+    with house.database.read() as session:
+        before = session.scalars(select(Worker.id)).all()
+        with house.database.transaction() as writer:
+            writer.add(_worker("w1", datetime.now(UTC)))
+        assert session.scalars(select(Worker.id)).all() == before == []
+        with pytest.raises(OperationalError, match="readonly"):
+            session.execute(text("DELETE FROM workers"))
+    with house.database.transaction() as session:  # the same pooled connection writes again
+        assert session.scalars(select(Worker.id)).all() == ["w1"]
+        session.execute(text("DELETE FROM workers"))
+
+
+def test_an_exception_rolls_the_whole_transaction_back(house: House) -> None:
+    with pytest.raises(KeyError), house.database.transaction() as session:
+        session.add(_worker("w1", datetime.now(UTC)))
+        session.flush()
+        raise KeyError
+    with house.database.read() as session:
+        assert session.scalars(select(Worker.id)).all() == []
+
+
+def test_a_second_writer_waits_instead_of_failing_after_its_read(house: House) -> None:
+    first_reads, order = threading.Event(), []
+
+    def second() -> None:
+        first_reads.wait(10)
+        with house.database.transaction() as session:
+            order.append(("second saw", session.scalars(select(Worker.id)).all()))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with house.database.transaction() as session:
+        assert session.scalars(select(Worker.id)).all() == []
+        first_reads.set()
+        time.sleep(0.2)
+        session.add(_worker("w1", datetime.now(UTC)))
+        order.append(("first wrote", []))
+    thread.join(10)
+    assert order == [("first wrote", []), ("second saw", ["w1"])]
+
+
+def test_database_time_is_utc_with_subsecond_resolution(house: House) -> None:
+    moments = []
+    for _ in range(3):
+        with house.database.read() as session:
+            moments.append(house.database.now(session))
+        time.sleep(0.005)
+    assert moments[0] < moments[1] < moments[2]
+    assert abs((datetime.now(UTC) - moments[2]).total_seconds()) < 5
+    assert moments[0].tzinfo is UTC
+
+
+def test_timestamps_come_back_as_they_went_in_and_naive_ones_are_refused(house: House) -> None:
+    moment = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
+    with house.database.transaction() as session:
+        session.add(_worker("w1", moment))
+    with house.database.read() as session:
+        assert session.get_one(Worker, "w1").published_at == moment
+    with pytest.raises(StatementError, match="time zone"), house.database.transaction() as session:
+        session.add(_worker("w2", moment.replace(tzinfo=None)))
+
+
+def test_urls_that_cannot_work_are_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="must be a file"):
+        Database("sqlite://")
+    with pytest.raises(ValueError, match="sqlite: or postgresql:"):
+        Database("mysql://localhost/db")
+
+
+def _worker(id: str, published_at: datetime) -> Worker:
+    return Worker(id=id, version="1", catalogue={}, published_at=published_at)

@@ -1,0 +1,441 @@
+"""Work: who may claim what, what a lease allows, and how everything ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from store import work
+from store.claims import Claim, JobSubject, StoredArtifact
+from store.contract import (
+    SHORT_WORK,
+    ErrorCode,
+    ErrorInfo,
+    InspectionStatus,
+    JobProgress,
+    JobStatus,
+    StageProgress,
+    WorkKind,
+)
+from store.datasets import DatasetRepository
+from store.errors import IllegalTransition, LeaseLost
+from store.jobs import JobRepository
+from store.models import ModelRepository
+from store.tables import LOCAL_TENANT, Base, Job, Work
+from store.transitions import TRANSITIONS, transition
+from tests.store.house import LEASE_S, House, inspected_dataset, inspected_model, job_result
+
+UNMET = ErrorInfo(code=ErrorCode.target_unmet, message="Reached 41 %.", details={"smallest": {"flops": 5}})
+UNSAFE = ErrorInfo(code=ErrorCode.unsafe_model, message="It calls os.system.")
+
+
+def artifact(claim: Claim, name: str = "model.onnx") -> StoredArtifact:
+    return StoredArtifact(name, "application/onnx", 5, "ef" * 32, claim.object_key(name))
+
+
+def nothing_claimable(house: House, **options: Any) -> bool:
+    options = {"worker_id": "w", "kinds": set(WorkKind), "queues": {"cpu", "gpu"}, "lease_s": 1.0, **options}
+    return work.claim(house.database, **options) is None
+
+
+def let_the_lease_expire(house: House, id: str) -> None:
+    with house.database.transaction() as session:
+        past = house.database.now(session) - timedelta(seconds=1)
+        session.execute(update(Work).where(Work.id == id).values(lease_expires_at=past))
+
+
+def lose(house: House, claim: Claim) -> None:
+    let_the_lease_expire(house, claim.id)
+    assert work.expire_leases(house.database, backoff_s=0) == 1
+
+
+# --- Transitions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("current", "to"), list(itertools.product(JobStatus, JobStatus)))
+def test_a_status_changes_as_the_table_says_and_in_no_other_way(
+    house: House, current: JobStatus, to: JobStatus
+) -> None:
+    id = house.add_job(house.add_model())
+    with house.database.transaction() as session:
+        job = session.get_one(Job, id)
+        job.status = current
+        now = house.database.now(session)
+        if to in TRANSITIONS[current]:
+            transition(session, job, to, now=now)
+            assert (job.status, job.version, job.last_event_seq) == (to, 2, 2)
+            assert (job.finished_at == now) == to.terminal
+        else:
+            with pytest.raises(IllegalTransition, match=f"from {current.value} to {to.value}"):
+                transition(session, job, to, now=now)
+            assert (job.status, job.version, job.last_event_seq) == (current, 1, 1)
+
+
+def test_terminal_statuses_lead_nowhere_and_every_other_one_leads_to_an_end() -> None:
+    for status in JobStatus:
+        assert bool(TRANSITIONS[status]) != status.terminal
+    reachable = {JobStatus.queued}
+    for _ in JobStatus:
+        reachable |= set().union(*(TRANSITIONS[status] for status in reachable))
+    assert reachable == set(JobStatus)
+
+
+# --- Claim -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_carries_everything_that_the_runner_needs_as_plain_json(house: House) -> None:
+    model, dataset = house.add_model(), house.add_dataset()
+    job = house.add_job(model, dataset=dataset, seed=5, limits={"max_runtime_s": 90})
+    claim = house.claim(worker_id="host:7")
+    assert (claim.id, claim.kind, claim.tenant_id, claim.attempt) == (job, WorkKind.job, LOCAL_TENANT, 1)
+    assert (claim.worker_id, claim.max_runtime_s) == ("host:7", 90)
+    assert isinstance(claim.subject, JobSubject)
+    plain = json.loads(json.dumps(dataclasses.asdict(claim.subject)))
+    assert plain["request"]["seed"] == 5
+    assert plain["model"]["object_key"] == f"tenants/local/models/{model}/content"
+    assert (plain["model"]["architecture_args"], plain["model"]["input_shape"]) == ({"num_classes": 10}, [3, 32, 32])
+    assert plain["dataset"]["normalization"] == {"mean": [0.5], "std": [0.25]}
+    assert claim.object_key("model.onnx") == f"tenants/local/jobs/{job}/1/model.onnx"
+    row = house.job(job)
+    assert (row.status, row.attempt, row.version) == (JobStatus.running, 1, 2)
+    assert row.started_at >= row.queued_at
+
+
+def test_a_job_waits_until_its_model_and_its_dataset_are_ready(house: House) -> None:
+    model, dataset = house.add_model(ready=False), house.add_dataset(ready=False)
+    job = house.add_job(model, dataset=dataset)
+    jobs_only = {"kinds": {WorkKind.job}}
+    assert nothing_claimable(house, **jobs_only)
+    work.finish_model(house.database, house.claim(WorkKind.inspect_model), inspected_model())
+    assert nothing_claimable(house, **jobs_only)
+    work.finish_dataset(house.database, house.claim(WorkKind.inspect_dataset), inspected_dataset())
+    house.claim(WorkKind.job, id=job)
+    assert nothing_claimable(house)
+    with house.database.read() as session:
+        found = DatasetRepository(session, LOCAL_TENANT).get(dataset)
+        assert (found.status, found.format, found.classes) == (InspectionStatus.ready, "npz", 10)
+        assert (found.splits, found.image_shape) == ({"train": 80, "val": 10, "test": 10}, [1, 8, 8])
+        assert (found.mean, found.std, found.normalization) == ([0.3], [0.4], {"mean": [0.5], "std": [0.25]})
+
+
+def test_each_worker_gets_only_the_kinds_and_devices_that_it_serves(house: House) -> None:
+    model = house.add_model()
+    gpu_job, cpu_job = house.add_job(model, device="gpu"), house.add_job(model, device="cpu")
+    any_job = house.add_job(model, device="auto")
+    assert nothing_claimable(house, kinds=SHORT_WORK)
+    assert house.claim(queues={"cpu"}).id == cpu_job
+    assert house.claim(queues={"cpu"}).id == any_job
+    assert nothing_claimable(house, queues={"cpu"})
+    assert house.claim(queues={"gpu", "cpu"}).id == gpu_job
+
+
+def test_work_is_claimed_by_priority_and_then_by_age(house: House) -> None:
+    model = house.add_model()
+    jobs = [house.add_job(model) for _ in range(4)]
+    with house.database.transaction() as session:
+        session.execute(update(Work).where(Work.id == jobs[2]).values(priority=-1))
+        session.execute(update(Work).where(Work.id == jobs[0]).values(priority=1))
+    assert [house.claim().id for _ in jobs] == [jobs[2], jobs[1], jobs[3], jobs[0]]
+
+
+# --- Heartbeat -------------------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_renews_the_lease_and_shows_progress(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim(lease_s=1.0)
+    before = house.job(job)
+    stages = [
+        StageProgress(name="intake", status="succeeded"),
+        StageProgress(name="plan", status="running", step=2, steps=9),
+    ]
+    progress = JobProgress(fraction=0.25, eta_s=12.5, stages=stages)
+    answer = work.heartbeat(
+        house.database, claim, 3600, progress=progress, stage="plan", events=[("log", {"line": "hi"})]
+    )
+    assert not answer.cancel_requested
+    after = house.job(job)
+    assert (after.stage, after.progress["fraction"], after.progress["stages"][1]["step"]) == ("plan", 0.25, 2)
+    assert datetime.fromisoformat(after.progress["updated_at"]) >= before.started_at
+    assert after.version > before.version
+    assert house.events(job)[2:] == [(3, "job.stage"), (4, "log")]
+    with house.database.read() as session:
+        left = session.get_one(Work, job).lease_expires_at - house.database.now(session)
+        assert timedelta(seconds=3500) < left <= timedelta(seconds=3600)
+    assert work.expire_leases(house.database) == 0
+
+
+def test_the_version_changes_exactly_when_the_resource_does(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    versions = [house.job(job).version]
+    work.heartbeat(house.database, claim, LEASE_S)
+    versions.append(house.job(job).version)
+    work.heartbeat(house.database, claim, LEASE_S, stage="plan")
+    versions.append(house.job(job).version)
+    work.heartbeat(house.database, claim, LEASE_S, stage="plan")
+    versions.append(house.job(job).version)
+    work.heartbeat(house.database, claim, LEASE_S, progress=JobProgress(fraction=0.1))
+    versions.append(house.job(job).version)
+    assert [b - a for a, b in itertools.pairwise(versions)] == [0, 1, 0, 1]
+    assert [type for _, type in house.events(job)] == ["job.queued", "job.running", "job.stage"]
+
+
+# --- Ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_job_has_its_result_artifacts_and_closed_progress(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    stages = [StageProgress(name="deliver", status="running")]
+    work.heartbeat(
+        house.database, claim, LEASE_S, progress=JobProgress(fraction=0.9, eta_s=1, stages=stages), stage="deliver"
+    )
+    files = [artifact(claim), artifact(claim, "report.json")]
+    assert work.finish_job(house.database, claim, result=job_result(), artifacts=files) is JobStatus.succeeded
+    row = house.job(job)
+    assert (row.status, row.error, row.stage) == (JobStatus.succeeded, None, "deliver")
+    assert row.result == job_result().model_dump(mode="json")
+    assert (row.progress["fraction"], row.progress["eta_s"]) == (1.0, None)
+    assert row.progress["stages"][0]["status"] == "succeeded"
+    assert row.finished_at >= row.started_at
+    with house.database.read() as session:
+        jobs = JobRepository(session, LOCAL_TENANT)
+        assert [stored.name for stored in jobs.artifacts(job)] == ["model.onnx", "report.json"]
+        stored = jobs.artifact(job, "model.onnx")
+        assert (stored.size, stored.sha256, stored.object_key) == (5, "ef" * 32, claim.object_key("model.onnx"))
+    assert house.events(job)[-1][1] == "job.succeeded"
+    assert nothing_claimable(house)
+
+
+def test_a_failed_job_has_its_error_and_keeps_the_best_that_was_reached(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    stages = [StageProgress(name="plan", status="running"), StageProgress(name="apply", status="pending")]
+    work.heartbeat(house.database, claim, LEASE_S, progress=JobProgress(fraction=0.3, stages=stages))
+    assert work.fail_job(house.database, claim, UNMET, job_result(met=False)) is JobStatus.failed
+    row = house.job(job)
+    assert ErrorInfo.model_validate(row.error) == UNMET
+    assert row.result["met"] is False
+    assert (row.progress["fraction"], [s["status"] for s in row.progress["stages"]]) == (0.3, ["failed", "pending"])
+    with house.database.read() as session:
+        jobs = JobRepository(session, LOCAL_TENANT)
+        assert jobs.artifacts(job) == []
+        assert jobs.events(job, limit=100).rows[-1].data["error"] == {
+            "code": "target_unmet",
+            "message": "Reached 41 %.",
+        }
+
+
+@pytest.mark.parametrize("ending", ["finish", "fail", "release", "expire", "cancel"])
+def test_a_job_that_was_asked_to_cancel_ends_cancelled_however_its_worker_leaves(house: House, ending: str) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    house.cancel(job)
+    match ending:
+        case "finish":
+            status = work.finish_job(house.database, claim, result=job_result(), artifacts=[artifact(claim)])
+            assert status is JobStatus.cancelled
+        case "fail":
+            assert work.fail_job(house.database, claim, UNMET, job_result()) is JobStatus.cancelled
+        case "release":
+            work.release(house.database, claim)
+        case "expire":
+            lose(house, claim)
+        case "cancel":
+            work.cancel_job(house.database, claim)
+    row = house.job(job)
+    assert (row.status, row.result, row.error) == (JobStatus.cancelled, None, None)
+    with house.database.read() as session:
+        assert JobRepository(session, LOCAL_TENANT).artifacts(job) == []
+    assert nothing_claimable(house)
+
+
+def test_a_worker_cannot_cancel_what_nobody_asked_to_cancel(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    with pytest.raises(IllegalTransition):
+        work.cancel_job(house.database, claim)
+    assert house.job(job).status is JobStatus.running
+    assert not work.heartbeat(house.database, claim, LEASE_S).cancel_requested
+
+
+def test_a_release_gives_the_job_back_at_once_and_counts_no_loss(house: House) -> None:
+    job = house.add_job(house.add_model())
+    for attempt in range(1, 6):
+        claim = house.claim(id=job)
+        assert claim.attempt == attempt
+        work.heartbeat(house.database, claim, LEASE_S, progress=JobProgress(fraction=0.5), stage="plan")
+        work.release(house.database, claim)
+        row = house.job(job)
+        assert (row.status, row.stage, row.progress, row.started_at) == (JobStatus.queued, None, None, None)
+    work.finish_job(house.database, house.claim(), result=job_result(), artifacts=[])
+    assert house.job(job).status is JobStatus.succeeded
+
+
+# --- Fencing ---------------------------------------------------------------------------------------------------------
+
+WRITES: dict[str, Callable[[House, Claim], Any]] = {
+    "heartbeat": lambda h, c: work.heartbeat(h.database, c, 60, progress=JobProgress(fraction=1), events=[("log", {})]),
+    "finish_job": lambda h, c: work.finish_job(h.database, c, result=job_result(), artifacts=[artifact(c)]),
+    "fail_job": lambda h, c: work.fail_job(h.database, c, UNMET),
+    "cancel_job": lambda h, c: work.cancel_job(h.database, c),
+    "release": lambda h, c: work.release(h.database, c),
+}
+INSPECTION_WRITES: dict[str, Callable[[House, Claim], Any]] = {
+    "heartbeat": WRITES["heartbeat"],
+    "release": WRITES["release"],
+    "finish_model": lambda h, c: work.finish_model(h.database, c, inspected_model()),
+    "reject": lambda h, c: work.reject(h.database, c, UNSAFE),
+}
+
+
+def _everything(house: House) -> dict[str, list[Any]]:
+    with house.database.read() as session:
+        return {name: session.execute(table.select()).all() for name, table in Base.metadata.tables.items()}
+
+
+@pytest.mark.parametrize("now_held_by", ["nobody", "another worker", "the same worker", "the end"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_stale_attempt_of_a_job_writes_nothing(house: House, write: str, now_held_by: str) -> None:
+    house.add_job(house.add_model())
+    stale = house.claim(worker_id="first")
+    lose(house, stale)
+    if now_held_by == "another worker":
+        house.claim(worker_id="second")
+    elif now_held_by == "the same worker":
+        house.claim(worker_id="first")
+    elif now_held_by == "the end":
+        work.finish_job(house.database, house.claim(worker_id="second"), result=job_result(), artifacts=[])
+    before = _everything(house)
+    with pytest.raises(LeaseLost) as lost:
+        WRITES[write](house, stale)
+    assert (lost.value.id, lost.value.attempt, lost.value.worker_id) == (stale.id, 1, "first")
+    assert _everything(house) == before
+
+
+@pytest.mark.parametrize("write", INSPECTION_WRITES)
+def test_a_stale_attempt_of_an_inspection_writes_nothing(house: House, write: str) -> None:
+    model = house.add_model(ready=False)
+    house.add_job(model)
+    stale = house.claim(worker_id="first")
+    lose(house, stale)
+    house.claim(worker_id="second", id=model)
+    before = _everything(house)
+    with pytest.raises(LeaseLost):
+        INSPECTION_WRITES[write](house, stale)
+    assert _everything(house) == before
+
+
+def test_a_failing_end_leaves_the_job_running(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    with pytest.raises(Exception, match="UNIQUE"):
+        work.finish_job(house.database, claim, result=job_result(), artifacts=[artifact(claim), artifact(claim)])
+    assert house.job(job).status is JobStatus.running
+    assert work.finish_job(house.database, claim, result=job_result(), artifacts=[]) is JobStatus.succeeded
+
+
+# --- Losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_expired_lease_puts_the_job_back_and_the_third_one_ends_it(house: House) -> None:
+    job = house.add_job(house.add_model())
+    for attempt in (1, 2):
+        lose(house, house.claim(id=job))
+        row = house.job(job)
+        assert (row.status, row.attempt, row.started_at, row.error) == (JobStatus.queued, attempt, None, None)
+    lose(house, house.claim(id=job))
+    row = house.job(job)
+    error = ErrorInfo.model_validate(row.error)
+    assert (row.status, row.attempt) == (JobStatus.failed, 3)
+    assert (error.code, error.retryable) == (ErrorCode.worker_lost, True)
+    assert "3 workers" in error.message
+    types = [type for _, type in house.events(job)]
+    assert types == ["job.queued", *["job.running", "job.queued"] * 2, "job.running", "job.failed"]
+    assert nothing_claimable(house)
+
+
+def test_a_lease_that_still_runs_is_left_alone(house: House) -> None:
+    job = house.add_job(house.add_model())
+    house.claim()
+    assert work.expire_leases(house.database) == 0
+    assert house.job(job).status is JobStatus.running
+
+
+def test_after_a_loss_the_job_waits_a_little_longer_each_time(house: House) -> None:
+    job = house.add_job(house.add_model())
+    for losses in (1, 2):
+        house.claim(id=job)
+        let_the_lease_expire(house, job)
+        assert work.expire_leases(house.database, backoff_s=100) == 1
+        assert nothing_claimable(house)
+        with house.database.transaction() as session:
+            row = session.get_one(Work, job)
+            wait = row.available_at - house.database.now(session)
+            assert timedelta(seconds=100 * losses - 5) < wait <= timedelta(seconds=100 * losses)
+            row.available_at = datetime.now(UTC) - timedelta(days=1)
+    house.claim(id=job)
+
+
+@pytest.mark.parametrize("which", ["model", "dataset"])
+def test_an_inspection_that_loses_three_workers_rejects_the_upload_and_fails_its_jobs(house: House, which: str) -> None:
+    ready = house.add_model()
+    upload = house.add_model(ready=False) if which == "model" else house.add_dataset(ready=False)
+    job = house.add_job(upload) if which == "model" else house.add_job(ready, dataset=upload)
+    for _ in range(3):
+        assert house.job(job).status is JobStatus.queued
+        lose(house, house.claim(id=upload))
+    with house.database.read() as session:
+        repository = ModelRepository if which == "model" else DatasetRepository
+        row = repository(session, LOCAL_TENANT).get(upload)
+        assert (row.status, row.error["code"]) == (InspectionStatus.rejected, "worker_lost")
+    failed = house.job(job)
+    assert (failed.status, failed.error["code"], failed.error["param"]) == (
+        JobStatus.failed,
+        "worker_lost",
+        f"/{which}",
+    )
+
+
+def test_a_rejected_model_fails_exactly_the_jobs_that_wait_for_it(house: House) -> None:
+    good, bad = house.add_model(), house.add_model(ready=False)
+    waiting = [house.add_job(bad) for _ in range(3)]
+    cancelled, unrelated = house.add_job(bad), house.add_job(good)
+    house.cancel(cancelled)
+    work.reject(house.database, house.claim(WorkKind.inspect_model, id=bad), UNSAFE)
+    for id in waiting:
+        row = house.job(id)
+        error = ErrorInfo.model_validate(row.error)
+        assert (row.status, error.code, error.param) == (JobStatus.failed, ErrorCode.unsafe_model, "/model")
+        assert bad in error.message and "os.system" in error.message
+        assert house.events(id) == [(1, "job.queued"), (2, "job.failed")]
+    assert house.job(cancelled).status is JobStatus.cancelled
+    assert house.claim().id == unrelated
+    assert nothing_claimable(house)
+
+
+def test_a_restarted_process_takes_back_at_once_what_its_predecessor_held(house: House) -> None:
+    model = house.add_model()
+    jobs = [house.add_job(model) for _ in range(4)]
+    inspected = house.add_model(ready=False)
+    owners = ["data_1:job", "data_1:job", "data_10:job", "dataX1:job"]
+    claims = [house.claim(WorkKind.job, worker_id=owner) for owner in owners]
+    house.claim(WorkKind.inspect_model, worker_id="data_1:short")
+    assert work.release_owner(house.database, "data_1:") == 3
+    assert [house.job(id).status for id in jobs] == [JobStatus.queued] * 2 + [JobStatus.running] * 2
+    for claim in claims[:2]:
+        with pytest.raises(LeaseLost):
+            work.heartbeat(house.database, claim, LEASE_S)
+    for claim in claims[2:]:
+        work.heartbeat(house.database, claim, LEASE_S)
+    assert {house.claim().id for _ in range(3)} == {*jobs[:2], inspected}
+    with pytest.raises(ValueError, match="empty prefix"):
+        work.release_owner(house.database, "")
