@@ -1,0 +1,102 @@
+"""What every dataset reader yields: consecutive examples of one source, checked, in one layout.
+
+A reader turns a stored file into a stream of chunks; the profile and the loaded dataset are both folds over that stream,
+so that inspecting a large upload needs the memory of one chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.errors import EngineError
+
+SPLIT_NAMES: tuple[str, ...] = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)
+_SPLIT_CODES = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VAL,
+    "valid": VAL,
+    "validation": VAL,
+    "dev": VAL,
+    "test": TEST,
+    "testing": TEST,
+}
+
+CHUNK_BYTES = 16 * 2**20
+MAX_DECODED_BYTES = 8 * 2**30
+MAX_LABEL = 1_000_000
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive examples.
+
+    images: [n, C, H, W], uint8 or float32. labels: [n] int64, or None where the source has none.
+    splits: [n] int8 codes (TRAIN, VAL, TEST); a source that names no splits is all TRAIN.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    splits: np.ndarray
+
+
+class Allowance:
+    """The bytes that one dataset may take up once decoded; asked before anything is allocated."""
+
+    def __init__(self, limit_bytes: int = MAX_DECODED_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._taken_bytes = 0
+
+    def take(self, size_bytes: int, source: str) -> None:
+        self._taken_bytes += size_bytes
+        if self._taken_bytes > self._limit_bytes:
+            raise invalid_dataset(
+                f"{source}: the decoded dataset is larger than the limit of {self._limit_bytes:,} bytes "
+                f"({self._taken_bytes:,} so far). Use fewer or smaller images."
+            )
+
+
+def invalid_dataset(message: str) -> EngineError:
+    """The error of everything that is wrong with a dataset; the message names file, row and reason."""
+    return EngineError("dataset_invalid", message, param="/dataset")
+
+
+def checked_labels(values: np.ndarray, source: str, first_row: int = 0) -> np.ndarray:
+    """Stored labels ([n] or [n, 1]; integers, booleans or whole floats) as int64.
+
+    Raises EngineError("dataset_invalid") naming the row of a negative, fractional or absurdly large label.
+    """
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise invalid_dataset(
+            f"{source}: labels have shape {list(values.shape)}; one integer per image is needed "
+            "(for one-hot labels, store their argmax)."
+        )
+    if values.dtype.kind not in "biuf":
+        raise invalid_dataset(f"{source}: labels are of type {values.dtype}; integers from 0 are needed.")
+    wrong = np.zeros(len(values), bool)
+    if values.dtype.kind == "f":
+        wrong |= ~(np.floor(values) == values)
+    wrong |= ~((values >= 0) & (values <= MAX_LABEL))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise invalid_dataset(
+            f"{source}, row {first_row + row}: label {values[row]} is not a class index; labels are whole numbers from 0 "
+            "(a label of -1 usually marks an unlabelled split: leave that split out)."
+        )
+    return values.astype(np.int64)
+
+
+def split_code(name: object, source: str, row: int) -> int:
+    """The code of a split's name as users write it. Raises EngineError naming the row."""
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+    code = _SPLIT_CODES.get(text.strip().lower())
+    if code is None:
+        raise invalid_dataset(
+            f"{source}, row {row}: split {text[:40]!r} is unknown; use train, val (or validation) and test."
+        )
+    return code
