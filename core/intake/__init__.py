@@ -1,0 +1,15 @@
+"""Intake: an uploaded file becomes a `Network`, and nothing in it is ever run.
+
+load_network(path, architecture="cifar_resnet20")  →  Network
+    sniff the container by content        core/intake/formats.py
+    read it                               safetensors_file, zip_file, stream_file
+    interpret its pickle                  machine (operations), symbols (names), stored (tensors)
+    unwrap, widen, check the values       state_dict
+    match with the architecture           core/architectures
+"""
+
+from core.intake.loading import load_network
+from core.intake.safetensors_file import save_safetensors
+from core.intake.state_dict import StateDict, read_state_dict
+
+__all__ = ["StateDict", "load_network", "read_state_dict", "save_safetensors"]
