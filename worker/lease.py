@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0
 # The doorbell may ring for every request; the database need not hear of each.
 URGENT_EVERY_S = 0.1
+MAX_PENDING_STAGES = 16
 RETRY_S = 1.0
 # Give up a little before the lease ends in the database: the clock there started before our last write returned.
 SAFETY_SHARE = 0.8
@@ -47,7 +49,7 @@ class Lease:
         self._timing = timing
         self._changed = threading.Condition()
         self._progress: JobProgress | None = None
-        self._stage: str | None = None
+        self._stages: deque[str] = deque(maxlen=MAX_PENDING_STAGES)
         self._urgent = True
         self._closed = False
         self._lost = False
@@ -77,7 +79,7 @@ class Lease:
         with self._changed:
             self._progress = progress
             if stage is not None:
-                self._stage = stage
+                self._stages.append(stage)
                 self._urgent = True
             self._changed.notify()
 
@@ -95,6 +97,7 @@ class Lease:
         self._close()
         while not self._lost:
             try:
+                self._beat()
                 write()
                 return True
             except LeaseLost:
@@ -111,16 +114,13 @@ class Lease:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and self._wait_s() > 0:
-                    self._changed.wait(self._wait_s())
+                while not self._closed and (wait_s := self._wait_s()) > 0:
+                    self._changed.wait(wait_s)
                 if self._closed:
                     return
-                progress, stage = self._progress, self._stage
-                self._progress = self._stage = None
                 self._urgent = False
-            self._last_beat = time.monotonic()
             try:
-                beat = heartbeat(self._database, self.claim, self._timing.lease_s, progress=progress, stage=stage)
+                self._beat()
             except LeaseLost:
                 self._lost = True
                 return
@@ -129,12 +129,24 @@ class Lease:
                 if self._expired():
                     self._lost = True
                     return
-                with self._changed:
-                    self._progress = self._progress or progress
-                    self._stage = self._stage or stage
-            else:
-                self._last_success = self._last_beat
-                self._cancel_requested = self._cancel_requested or beat.cancel_requested
+
+    def _beat(self) -> None:
+        """Renew the lease and save what was reported, one write per stage; what cannot be saved stays reported."""
+        while True:
+            self._last_beat = time.monotonic()
+            with self._changed:
+                progress = self._progress
+                stage = self._stages[0] if self._stages else None
+            answer = heartbeat(self._database, self.claim, self._timing.lease_s, progress=progress, stage=stage)
+            self._last_success = self._last_beat
+            self._cancel_requested = self._cancel_requested or answer.cancel_requested
+            with self._changed:
+                if self._progress is progress:
+                    self._progress = None
+                if self._stages and self._stages[0] == stage:
+                    self._stages.popleft()
+                if not self._stages:
+                    return
 
     def _wait_s(self) -> float:
         """Seconds until the next heartbeat is due."""

@@ -27,7 +27,7 @@ from worker.protocol import (
     Task,
     write_task,
 )
-from worker.sandbox import Policy, environment, wrap_command
+from worker.sandbox import KILL_REQUEST, Policy, environment, wrap_command
 
 RUNNER_PROGRAM = Path(__file__).parent / "runner" / "__main__.py"
 DEFAULT_COMMANDS = "worker.runner.commands"
@@ -36,6 +36,7 @@ LOG_TAIL_BYTES = 32 * 2**10
 LOG_TAIL_LINES = 50
 LOG_LINE_CHARACTERS = 500
 FOLDER_PREFIX = "runner-"
+KILL_REQUEST_GRACE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,15 @@ class RunnerProcess:
     def terminate(self, grace_s: float, keep_waiting: Callable[[], bool] = lambda: True) -> None:
         """Ask the runner to end, and end it after `grace_s` seconds (or when `keep_waiting` says no)."""
         self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        while not self._ended() and time.monotonic() < deadline and keep_waiting():
-            time.sleep(0.02)
+        self._wait(grace_s, keep_waiting)
         self.kill()
 
     def kill(self) -> int:
         """End the runner with everything it has started; its exit status (negative: the signal that ended it)."""
         if self._exit_status is None:
+            if self.spec.policy.kind == "namespaces":
+                self._signal(KILL_REQUEST)
+                self._wait(KILL_REQUEST_GRACE_S)
             # Before the process is reaped: until then its group's number cannot belong to anyone else.
             self._signal(signal.SIGKILL)
             self._exit_status = _normalised(self._process.wait())
@@ -147,9 +149,7 @@ class RunnerProcess:
 
     def exit_status(self, grace_s: float) -> int:
         """The exit status of a runner that should be ending; it is killed after `grace_s` seconds."""
-        deadline = time.monotonic() + grace_s
-        while not self._ended() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self._wait(grace_s)
         return self.kill()
 
     def log_tail(self) -> list[str]:
@@ -173,6 +173,11 @@ class RunnerProcess:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+    def _wait(self, timeout_s: float, keep_waiting: Callable[[], bool] = lambda: True) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._ended() and time.monotonic() < deadline and keep_waiting():
+            time.sleep(0.01)
 
     def _ended(self) -> bool:
         """Whether the process has ended, without reaping it."""

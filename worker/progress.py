@@ -19,8 +19,10 @@ STAGE_SHARES = {
     "recover": 0.45,
     "deliver": 0.20,
 }
-# A stage that this table does not know yet gets no share, but is shown; a runner that invents stages is stopped.
+# A stage that this table does not know yet gets no share, but is shown. The engine may repeat stages. Beyond these
+# numbers a runner is not working but talking.
 MAX_STAGES = 32
+MAX_STAGE_CHANGES = 1000
 # An estimate from less than this fraction would be noise.
 ESTIMATE_FROM = 0.1
 
@@ -33,6 +35,7 @@ class ProgressBoard:
         self._started = clock()
         self._stages = {name: StageProgress(name=name, status="pending") for name in STAGE_SHARES}
         self._fraction = 0.0
+        self._changes = 0
         self.stage: str | None = None
 
     def apply(self, message: ProgressMessage) -> bool:
@@ -41,6 +44,9 @@ class ProgressBoard:
             raise ProtocolError(f"The runner reported more than {MAX_STAGES} stages.")
         entered = message.status == "running" and message.stage != self.stage
         if entered:
+            self._changes += 1
+            if self._changes > MAX_STAGE_CHANGES:
+                raise ProtocolError(f"The runner changed its stage more than {MAX_STAGE_CHANGES} times.")
             self._close(self.stage)
             self.stage = message.stage
         self._stages[message.stage] = StageProgress(

@@ -35,6 +35,9 @@ FILE_BYTES = 16 * 2**30
 OPEN_FILES = 1024
 TASKS_PER_CORE = 8
 SPARE_TASKS = 512
+# Asks the outer process of a `namespaces` runner to kill and reap the confined one. Killing both at once would leave the
+# latter to the host's init, and a container may have none that reaps.
+KILL_REQUEST = signal.SIGQUIT
 KEPT_VARIABLES = ("LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -149,6 +152,8 @@ def _enter_namespaces(policy: Policy, message_fd: int, parent_pid: int) -> None:
     if child:
         os.close(lifeline)
         _pass_on_the_end_of(child, message_fd)
+    # Signals for the runner reach the outer process, which passes them on.
+    os.setpgid(0, 0)
     os.close(held_by_outer)
     linux.die_with_parent(signal.SIGKILL)
     # The outer process may have ended before the line above; then its end of this pipe is closed.
@@ -159,9 +164,10 @@ def _enter_namespaces(policy: Policy, message_fd: int, parent_pid: int) -> None:
 
 
 def _pass_on_the_end_of(child: int, message_fd: int) -> None:
-    """The outer process: hold nothing open, wait, and end as the confined one ended."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """The outer process: hold nothing open, pass signals on, reap the confined process and end as it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, signal.SIGTERM))
+    signal.signal(KILL_REQUEST, lambda number, frame: os.kill(child, signal.SIGKILL))
     for descriptor in (0, 1, 2, message_fd):
         os.close(descriptor)
     _, status = os.waitpid(child, 0)

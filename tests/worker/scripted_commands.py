@@ -1,0 +1,232 @@
+"""A runner's command table whose tasks do what the uploaded file says: `{"do": "loop"}`.
+
+The files are tiny Python-free scripts for the real runner, its real confinement and the real pipe; only the engine is
+left out, so that a test can have exactly the trouble that it is about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from worker.protocol import OUTPUT_FOLDER, ProgressMessage
+
+MEASURED = {
+    "params": 10,
+    "macs": 20,
+    "flops": 40,
+    "weight_bytes": 40,
+    "peak_activation_bytes": 80,
+    "memory_bytes": 120,
+    "size_bytes": 50,
+}
+
+
+class RefusedByEngine(Exception):
+    """Shaped like the engine's error, which cannot be imported without torch."""
+
+    def __init__(self, code: str, message: str, details: dict) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param, self.details = code, message, None, details
+
+
+def prepare() -> None:
+    """Nothing to import."""
+
+
+def run(task, folder: Path, tell):
+    script = json.loads((folder / task.model.file).read_text())
+    tell(ProgressMessage(stage="intake", status="running"))
+    action = globals()[f"do_{script['do']}"]
+    return action(script, folder, tell) or result(folder)
+
+
+def inspect_dataset(task, folder: Path, tell):
+    return {"format": "npz", "classes": 2, "splits": {"train": 8}, "image_shape": [1, 8, 8], "mean": [0], "std": [1]}
+
+
+def catalogue(task, folder: Path, tell):
+    return {"version": "test", "methods": [], "architectures": [], "devices": ["cpu"], "versions": {}}
+
+
+def inspect_model(task, folder: Path, tell):
+    script = json.loads((folder / task.model.file).read_text())
+    if script["do"].startswith("inspect_"):
+        script["do"] = script["do"].removeprefix("inspect_")
+        globals()[f"do_{script['do']}"](script, folder, tell)
+    profile = {key: value for key, value in MEASURED.items() if key != "size_bytes"}
+    return {
+        "format": "state_dict",
+        "architecture": "cifar_resnet",
+        "architecture_args": {},
+        "input_shape": [1, 8, 8],
+        "profile": {**profile, "layers": []},
+    }
+
+
+COMMANDS = {"job": run, "inspect_model": inspect_model, "inspect_dataset": inspect_dataset, "catalogue": catalogue}
+
+
+def result(folder: Path, **changes):
+    artifacts = []
+    for path in sorted((folder / OUTPUT_FOLDER).iterdir()):
+        if path.is_file() and not path.is_symlink():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            media_type = "application/octet-stream"
+            artifacts.append(
+                {"name": path.name, "media_type": media_type, "size": path.stat().st_size, "sha256": digest}
+            )
+    return {
+        "met": True,
+        "constraints": [],
+        "baseline": MEASURED,
+        "compressed": MEASURED,
+        "equivalence": None,
+        "layers": [],
+        "frozen": [],
+        "artifacts": artifacts,
+        "provenance": {},
+        **changes,
+    }
+
+
+def do_succeed(script, folder, tell):
+    for stage in ("plan", "deliver"):
+        tell(ProgressMessage(stage=stage, status="running", step=1, steps=2))
+    (folder / OUTPUT_FOLDER / "model.bin").write_bytes(b"smaller")
+
+
+def do_wait(script, folder, tell):
+    """Work for a while, in steps."""
+    steps = int(script["seconds"] / 0.1)
+    for step in range(steps):
+        tell(ProgressMessage(stage="recover", status="running", step=step, steps=steps))
+        time.sleep(0.1)
+
+
+def do_loop(script, folder, tell):
+    while True:
+        pass
+
+
+def do_ignore_sigterm(script, folder, tell):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
+
+
+def do_refuse(script, folder, tell):
+    raise RefusedByEngine("target_infeasible", "The cap cannot be reached.", {"smallest": {"params": 7}})
+
+
+def do_miss(script, folder, tell):
+    best = result(folder, met=False)
+    raise RefusedByEngine("target_unmet", "Nearly.", {"result": best})
+
+
+def do_raise(script, folder, tell):
+    raise ValueError("a secret detail of the code")
+
+
+def do_nan(script, folder, tell):
+    return result(folder, provenance={"loss": float("nan")})
+
+
+def do_segfault(script, folder, tell):
+    import ctypes
+
+    print("about to touch address 0", flush=True)
+    ctypes.string_at(0)
+
+
+def do_exit(script, folder, tell):
+    print("ended on purpose", file=sys.stderr, flush=True)
+    os._exit(7)
+
+
+def do_memory_bomb(script, folder, tell):
+    held = []
+    while True:
+        held.append(bytearray(2**28))
+
+
+def do_fork_bomb(script, folder, tell):
+    children = 0
+    while True:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        children += 1
+
+
+def do_garbage(script, folder, tell):
+    os.write(message_fd(), b"\x00\xffnot a message\n")
+    time.sleep(30)
+
+
+def do_huge_line(script, folder, tell):
+    while True:
+        os.write(message_fd(), b"x" * 65536)
+
+
+def do_wrong_result(script, folder, tell):
+    return {"met": "perhaps"}
+
+
+def do_link(script, folder, tell):
+    (folder / OUTPUT_FOLDER / "model.bin").symlink_to(script["target"])
+    return result(folder)
+
+
+def do_wrong_digest(script, folder, tell):
+    (folder / OUTPUT_FOLDER / "model.bin").write_bytes(b"smaller")
+    wrong = result(folder)
+    wrong["artifacts"][0]["sha256"] = "0" * 64
+    return wrong
+
+
+def do_chatter(script, folder, tell):
+    for number in range(20_000):
+        print("noise", number)
+    print("the last line", flush=True)
+    raise ValueError("now it matters")
+
+
+def do_explore(script, folder, tell):
+    """What a task that was taken over could see and touch; the answers go into the result."""
+    answers = {"environment": sorted(os.environ), "uid": os.getuid(), "pids": _pids()}
+    for name in ("secret", "database", "other_upload"):
+        answers[f"reads_{name}"] = _tries(lambda path=script[name]: Path(path).read_bytes())
+    answers["writes_outside"] = _tries(lambda: Path(script["outside"]).write_text("was here"))
+    answers["writes_code"] = _tries(lambda: Path(script["code"]).write_text("was here"))
+    answers["connects"] = _tries(lambda: socket.create_connection(("127.0.0.1", script["port"]), timeout=2).close())
+    answers["parent_environment"] = _tries(lambda: Path(f"/proc/{script['server_pid']}/environ").read_bytes())
+    answers["status"] = Path("/proc/self/status").read_text()
+    return result(folder, provenance=answers)
+
+
+def message_fd() -> int:
+    """The descriptor of the messages, as a task that was taken over would find it: the pipe beside the standard three."""
+    for number in range(3, 64):
+        link = Path(f"/proc/self/fd/{number}")
+        if link.is_symlink() and str(link.readlink()).startswith("pipe:"):
+            return number
+    raise AssertionError("no pipe")
+
+
+def _pids() -> list[int]:
+    return sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+
+
+def _tries(action) -> bool:
+    try:
+        action()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""However a task ends, its job ends once, as what it was, with files only where it succeeded."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from store.contract import ErrorCode, InspectionStatus, JobStatus
+
+TERMINAL_EVENTS = {"job.succeeded", "job.failed", "job.cancelled"}
+
+
+def terminal_events(bench, id: str) -> list[str]:
+    return [event for event in bench.events(id) if event in TERMINAL_EVENTS]
+
+
+def test_a_finished_job_has_its_artifact_its_stages_and_no_scratch(bench):
+    bench.supervisor()
+    id = bench.add_job("succeed")
+    job = bench.ended(id)
+    assert (job.status, job.attempt) == (JobStatus.succeeded, 1), job.error
+    artifact = bench.artifacts(id)["model.bin"]
+    with bench.objects.open_reader(artifact.object_key) as reader:
+        assert reader.read() == b"smaller"
+    assert bench.events(id) == ["job.queued", "job.running", *["job.stage"] * 3, "job.succeeded"]
+    assert job.progress["fraction"] == 1.0
+    bench.when(lambda: not bench.scratch_folders())
+
+
+def test_a_refusal_of_the_engine_keeps_its_code_words_and_details(bench):
+    bench.supervisor()
+    job = bench.ended(bench.add_job("refuse"))
+    assert job.status is JobStatus.failed
+    assert job.error["code"] == "target_infeasible"
+    assert job.error["message"] == "The cap cannot be reached."
+    assert job.error["details"] == {"smallest": {"params": 7}}
+
+
+def test_a_missed_target_shows_the_best_that_was_reached(bench):
+    bench.supervisor()
+    id = bench.add_job("miss")
+    job = bench.ended(id)
+    assert job.error["code"] == "target_unmet"
+    assert job.result["met"] is False and job.result["artifacts"] == []
+    assert "result" not in job.error["details"] and not bench.artifacts(id)
+
+
+def test_an_unexpected_error_is_internal_and_keeps_the_code_to_the_log(bench):
+    bench.supervisor()
+    error = bench.ended(bench.add_job("raise")).error
+    assert error["code"] == "internal"
+    assert "secret" not in error["message"] and "Traceback" not in error["message"]
+    assert error["log_tail"][-1] == "ValueError: a secret detail of the code"
+
+
+def test_a_talkative_runner_leaves_a_bounded_log_with_its_last_lines(bench):
+    bench.supervisor()
+    tail = bench.ended(bench.add_job("chatter")).error["log_tail"]
+    assert len(tail) <= 50 and "the last line" in tail
+
+
+@pytest.mark.parametrize(
+    ("do", "code"),
+    [
+        ("garbage", ErrorCode.internal),
+        ("huge_line", ErrorCode.internal),
+        ("wrong_result", ErrorCode.internal),
+        ("wrong_digest", ErrorCode.internal),
+        ("nan", ErrorCode.internal),
+        ("exit", ErrorCode.internal),
+        ("memory_bomb", ErrorCode.out_of_memory),
+        ("fork_bomb", ErrorCode.internal),
+    ],
+)
+def test_a_hostile_task_fails_its_own_job_and_the_next_one_succeeds(bench, monkeypatch, do, code):
+    monkeypatch.setattr("worker.probe.available_memory_bytes", lambda: 2 * 2**30)
+    bench.supervisor()
+    first, second = bench.add_job(do), bench.add_job("succeed")
+    job = bench.ended(first)
+    assert (job.status, job.error["code"]) == (JobStatus.failed, code), job.error
+    assert terminal_events(bench, first) == ["job.failed"] and not bench.artifacts(first)
+    assert bench.ended(second).status is JobStatus.succeeded
+
+
+def test_a_link_among_the_outputs_is_not_followed(bench):
+    bench.supervisor()
+    id = bench.add_job("link", target=str(bench.settings.data_dir / "pennyweight.db"))
+    job = bench.ended(id)
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "internal")
+    assert not bench.artifacts(id)
+
+
+def test_an_endless_loop_ends_as_timeout(bench):
+    bench.supervisor()
+    started = time.monotonic()
+    job = bench.ended(bench.add_job("loop", max_runtime_s=1))
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "timeout")
+    assert "1 s" in job.error["message"]
+    assert time.monotonic() - started < 15
+
+
+def test_a_native_crash_is_tried_again_once_and_then_fails(bench):
+    bench.supervisor()
+    id = bench.add_job("segfault")
+    job = bench.ended(id)
+    assert (job.attempt, job.error["code"]) == (2, "worker_lost")
+    assert "SIGSEGV" in job.error["message"]
+    assert "about to touch address 0" in job.error["log_tail"]
+    assert terminal_events(bench, id) == ["job.failed"]
+
+
+def test_a_rejected_upload_fails_the_job_that_waits_for_it(bench):
+    bench.supervisor()
+    id = bench.add_job("inspect_refuse")
+    job = bench.ended(id)
+    model = bench.model(job.model_id)
+    assert model.status is InspectionStatus.rejected and model.error["code"] == "target_infeasible"
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "target_infeasible")
+    assert bench.events(id) == ["job.queued", "job.failed"]
+
+
+def test_an_inspection_does_not_wait_behind_a_job(bench):
+    bench.supervisor()
+    long = bench.add_job("wait", seconds=20)
+    bench.at_stage(long, "recover")
+    assert bench.inspected(bench.add_model("succeed")).status is InspectionStatus.ready
+    assert bench.job(long).status is JobStatus.running
+    bench.cancel(long)
