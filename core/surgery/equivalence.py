@@ -2,12 +2,12 @@
 
 The original network runs with every contraction blind to the removed channels: at each reader (convolution, linear) the
 weight is zero at the removed inputs. What a correct surgery leaves must agree with that, in float64, at the outputs and
-at the kept channels of every layer that reads parameters, relative to each tensor's own norm. The reference never uses
-a rewritten literal, so it is independent of the surgery.
+at the kept channels of every layer that multiplies or reads parameters, relative to each tensor's own norm. The
+reference never uses a rewritten literal, so it is independent of the surgery.
 
 A tensor that responds neither to the input nor to the masking (a zero-initialised γ upstream, a dead layer) proves
-nothing. It is reported as insensitive, and checked again on copies of both networks whose constant, vanishing and
-one-dimensional tensors are randomised.
+nothing. It is reported as insensitive, and checked again on copies of both networks whose constant and vanishing values
+are drawn anew.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def verify(
     for draw in range(_DRAWS):
         if not silent:
             break
-        randomised = _randomised(network, seed + draw)
+        randomised = _randomised(network, seed + draw, positive=draw % 2 == 1)
         twin = replace(pruned, tensors=slice_tensors(randomised, analysis, keep))
         compared = _compare(randomised, analysis, kept, twin, seed + draw)
         second += [compared[name] for name in insensitive]
@@ -157,6 +157,7 @@ def _compare(
     from_input = _downstream(wide.graph, lambda node: node.op == "placeholder")
     from_mask = _downstream(wide.graph, lambda node: node.name in removed)
     outputs = set(next(iter(reversed(wide.graph.nodes))).all_input_nodes)
+    multiplying = {row.node for row in analysis.trace.mac_rows}
     twins = _Twins(narrow.graph, smaller)
     found: dict[str, _Comparison] = {}
     with torch.no_grad():
@@ -164,7 +165,7 @@ def _compare(
             original = plain.step(node)
             masked = reference.step(node, removed.get(node.name))
             problem = twins.run_to(node.name)
-            if node in outputs or _reads_parameters(node):
+            if node in outputs or node.name in multiplying or _reads_parameters(node):
                 expected = _kept_part(masked, analysis.trace.values[node.name], kept)
                 unmasked = _kept_part(original, analysis.trace.values[node.name], kept)
                 actual = twins.value(node.name)
@@ -273,29 +274,28 @@ def _changed_tensor(network: Network, analysis: ChannelAnalysis, keep: np.ndarra
     return None
 
 
-def _randomised(network: Network, seed: int) -> Network:
-    """A copy in which little vanishes: what is constant or tiny is drawn anew, of the other parameters signs are flipped.
+def _randomised(network: Network, seed: int, *, positive: bool) -> Network:
+    """A copy in which little vanishes: whatever is constant or tiny beside the rest of its tensor is drawn anew.
 
-    What is nowhere negative stays so (variances, gains), and buffers of several dimensions (fixed filters) stay as they are.
+    Signs of the other parameters are flipped at random, except that `positive` makes every one-dimensional tensor
+    positive: gains and biases that keep a ReLU alive. What is nowhere negative stays so (variances), and buffers of
+    several dimensions (fixed filters) stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, tensor in network.tensors.items():
-        if not tensor.is_floating_point() or tensor.numel() == 0:
+        flat = tensor.numel() == max(tensor.shape, default=1)
+        if not tensor.is_floating_point() or tensor.numel() == 0 or not (flat or name in network.parameter_names):
             tensors[name] = tensor
             continue
-        uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-        sign = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        flat = tensor.numel() == max(tensor.shape, default=1)
-        scale = 1.0 if flat else math.sqrt(1 / math.prod(tensor.shape[1:]))
-        vanishing = (
-            bool((tensor == tensor.flatten()[0]).all()) or float(tensor.double().square().mean()) < (1e-3 * scale) ** 2
-        )
-        if vanishing:
-            fresh = uniform if flat else uniform * sign * scale
-        elif flat or name in network.parameter_names:
-            fresh = tensor.double() * (uniform if bool((tensor >= 0).all()) else uniform * sign)
-        else:
-            fresh = tensor
+        size = tensor.double().abs()
+        usual = 1.0 if flat else math.sqrt(1 / math.prod(tensor.shape[1:]))
+        typical = float(size.square().mean().sqrt())
+        if typical < 1e-3 * usual or bool((size == size.flatten()[0]).all()):
+            size, typical = torch.zeros_like(size), usual
+        disturbance = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
+        fresh = torch.where(size < 1e-2 * typical, torch.full_like(size, typical), size) * disturbance
+        if not flat or not (positive or bool((tensor >= 0).all())):
+            fresh *= torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
         tensors[name] = fresh.to(tensor.dtype)
     return network.with_tensors(tensors)

@@ -11,6 +11,7 @@ from torch import nn
 
 from core.analysis import analyse, profile
 from core.analysis.costs import Product, build_cost_table
+from core.architectures import build
 from core.budget import Costs
 from core.surgery import apply
 from tests.core.channel_networks import (
@@ -32,7 +33,7 @@ CASES = {
 
 
 def test_resnet20_has_its_published_costs():
-    network = export(CifarResNet(blocks=3), 3, 32, 32)
+    network = export(build("cifar_resnet20", {}), 3, 32, 32)
     costs = profile(network).costs
     assert costs == Costs(params=269722, macs=40551040, weight_bytes=1084392, peak_activation_bytes=196608)
     assert costs.flops == 2 * counted_macs(network)
@@ -40,8 +41,8 @@ def test_resnet20_has_its_published_costs():
 
 @pytest.mark.parametrize("name", CASES)
 def test_predicted_costs_equal_the_profile_of_the_pruned_network(name):
-    build, shape = CASES[name]
-    network = export(build(), *shape)
+    module, shape = CASES[name]
+    network = export(module(), *shape)
     analysis = analyse(network)
     assert analysis.costs(analysis.full_widths) == profile(network).costs
     for seed in range(4):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.analysis import analyse
+from core.analysis import analyse, profile
+from core.architectures import build
 from core.surgery import apply, verify
 from tests.core.channel_networks import CifarResNet, ShuffleAndDense, Vgg, export, random_keep
 
@@ -32,9 +33,11 @@ def test_every_state_dict_key_survives_and_unread_tensors_are_kept_as_they_are()
     assert pruned.parameter_names == network.parameter_names
 
 
-@pytest.mark.parametrize("build, shape", [(CifarResNet, (3, 16, 16)), (Vgg, (3, 12, 12)), (ShuffleAndDense, (3, 6, 6))])
-def test_refreshed_shapes_are_those_of_a_real_run(build, shape):
-    network = export(build(), *shape)
+@pytest.mark.parametrize(
+    "module, shape", [(CifarResNet, (3, 16, 16)), (Vgg, (3, 12, 12)), (ShuffleAndDense, (3, 6, 6))]
+)
+def test_refreshed_shapes_are_those_of_a_real_run(module, shape):
+    network = export(module(), *shape)
     analysis = analyse(network)
     pruned = apply(network, analysis, random_keep(analysis, np.random.default_rng(1)))
 
@@ -121,3 +124,15 @@ def test_a_keep_of_the_wrong_length_is_refused():
     analysis = analyse(network)
     with pytest.raises(ValueError, match="keep has shape"):
         apply(network, analysis, np.ones(3, dtype=bool))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet56"])
+def test_registered_architectures_are_cut_exactly(name):
+    network = export(build(name, {}), 3, 32, 32)
+    analysis = analyse(network)
+    assert analysis.faults == ()
+    keep = random_keep(analysis, np.random.default_rng(0))
+    pruned = apply(network, analysis, keep)
+    result = verify(network, analysis, keep, pruned)
+    assert result.passed and result.max_relative_error < 1e-13
+    assert profile(pruned).costs == analysis.costs(analysis.widths(keep))

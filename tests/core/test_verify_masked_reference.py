@@ -212,6 +212,39 @@ def test_an_error_that_only_a_response_can_show_is_caught():
     assert "layers.1.conv2.weight" in result.problem
 
 
+def test_removing_only_dead_channels_is_proven_on_the_copy():
+    """Trained networks have filters that weight decay has emptied, and they go first: then no output changes."""
+    network = export(CifarResNet(width=8), 3, 16, 16)
+    tensors = {name: tensor.clone() for name, tensor in network.tensors.items()}
+    tensors["layers.0.conv1.weight"][3] = 1e-20
+    tensors["layers.0.bn1.weight"][3] = 1e-20
+    tensors["layers.0.bn1.bias"][3] = 0.0
+    tensors["layers.0.bn1.running_mean"][3] = 0.0
+    network = network.with_tensors(tensors)
+    analysis = analyse(network)
+    (group,) = [group for group in analysis.groups if group.label == "layers.0.conv1"]
+    keep = np.ones(analysis.components, dtype=bool)
+    keep[group.components[3]] = False
+    result = verify(network, analysis, keep, apply(network, analysis, keep))
+    assert result.passed
+    assert "linear" in result.insensitive
+    assert result.checked == 15
+
+
+def test_removing_only_channels_that_a_relu_silences_is_proven_on_the_copy():
+    network = export(CifarResNet(width=8), 3, 16, 16)
+    tensors = {name: tensor.clone() for name, tensor in network.tensors.items()}
+    tensors["layers.0.bn1.bias"][3] = -100.0
+    network = network.with_tensors(tensors)
+    analysis = analyse(network)
+    (group,) = [group for group in analysis.groups if group.label == "layers.0.conv1"]
+    keep = np.ones(analysis.components, dtype=bool)
+    keep[group.components[3]] = False
+    for seed in range(3):
+        result = verify(network, analysis, keep, apply(network, analysis, keep), seed=seed)
+        assert result.passed and "linear" in result.insensitive
+
+
 def test_a_network_whose_output_never_responds_does_not_pass():
     class Constant(nn.Module):
         def __init__(self):
