@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from store import dialect, waiting
@@ -250,7 +250,9 @@ def release_owner(database: Database, worker_prefix: str) -> int:
         now = dialect.now(session)
         held = session.scalars(
             select(Work)
-            .where(Work.state == WorkState.running, Work.lease_owner.startswith(worker_prefix, autoescape=True))
+            .where(
+                Work.state == WorkState.running, func.substr(Work.lease_owner, 1, len(worker_prefix)) == worker_prefix
+            )
             .order_by(Work.id)
             .with_for_update()
         ).all()

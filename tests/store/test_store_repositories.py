@@ -123,6 +123,7 @@ def test_jobs_are_filtered_by_status_and_by_all_labels(house: House) -> None:
     assert found(labels={"team": "c"}) == []
     assert found(labels={"team": "a"}, status=JobStatus.queued) == jobs[:1]
     assert found(status=JobStatus.cancelled) == jobs[1:2]
+    assert found(status=[JobStatus.cancelled, JobStatus.queued]) == jobs
     assert found(OTHER_TENANT, labels={"team": "a"}) == [foreign]
     assert house.job(jobs[0]).labels == labels[0]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 
 from store import work
 from store.claims import Claim, JobSubject, StoredArtifact
@@ -234,7 +235,7 @@ def test_a_failed_job_has_its_error_and_keeps_the_best_that_was_reached(house: H
         }
 
 
-@pytest.mark.parametrize("ending", ["finish", "fail", "release", "expire", "cancel"])
+@pytest.mark.parametrize("ending", ["finish", "fail", "release", "lose", "expire", "cancel"])
 def test_a_job_that_was_asked_to_cancel_ends_cancelled_however_its_worker_leaves(house: House, ending: str) -> None:
     job = house.add_job(house.add_model())
     claim = house.claim()
@@ -247,6 +248,8 @@ def test_a_job_that_was_asked_to_cancel_ends_cancelled_however_its_worker_leaves
             assert work.fail_job(house.database, claim, UNMET, job_result()) is JobStatus.cancelled
         case "release":
             work.release(house.database, claim)
+        case "lose":
+            work.lose(house.database, claim)
         case "expire":
             lose(house, claim)
         case "cancel":
@@ -288,6 +291,7 @@ WRITES: dict[str, Callable[[House, Claim], Any]] = {
     "fail_job": lambda h, c: work.fail_job(h.database, c, UNMET),
     "cancel_job": lambda h, c: work.cancel_job(h.database, c),
     "release": lambda h, c: work.release(h.database, c),
+    "lose": lambda h, c: work.lose(h.database, c),
 }
 INSPECTION_WRITES: dict[str, Callable[[House, Claim], Any]] = {
     "heartbeat": WRITES["heartbeat"],
@@ -337,7 +341,7 @@ def test_a_stale_attempt_of_an_inspection_writes_nothing(house: House, write: st
 def test_a_failing_end_leaves_the_job_running(house: House) -> None:
     job = house.add_job(house.add_model())
     claim = house.claim()
-    with pytest.raises(Exception, match="UNIQUE"):
+    with pytest.raises(IntegrityError):
         work.finish_job(house.database, claim, result=job_result(), artifacts=[artifact(claim), artifact(claim)])
     assert house.job(job).status is JobStatus.running
     assert work.finish_job(house.database, claim, result=job_result(), artifacts=[]) is JobStatus.succeeded
@@ -361,6 +365,16 @@ def test_an_expired_lease_puts_the_job_back_and_the_third_one_ends_it(house: Hou
     types = [type for _, type in house.events(job)]
     assert types == ["job.queued", *["job.running", "job.queued"] * 2, "job.running", "job.failed"]
     assert nothing_claimable(house)
+
+
+def test_a_worker_that_reports_a_dead_runner_counts_a_loss_and_the_job_waits_a_little(house: House) -> None:
+    job = house.add_job(house.add_model())
+    claim = house.claim()
+    work.lose(house.database, claim)
+    assert house.job(job).status is JobStatus.queued
+    assert nothing_claimable(house)
+    with house.database.read() as session:
+        assert session.get_one(Work, job).losses == 1
 
 
 def test_a_lease_that_still_runs_is_left_alone(house: House) -> None:
@@ -426,7 +440,7 @@ def test_a_restarted_process_takes_back_at_once_what_its_predecessor_held(house:
     model = house.add_model()
     jobs = [house.add_job(model) for _ in range(4)]
     inspected = house.add_model(ready=False)
-    owners = ["data_1:job", "data_1:job", "data_10:job", "dataX1:job"]
+    owners = ["data_1:job", "data_1:job", "data_10:job", "Data_1:job"]
     claims = [house.claim(WorkKind.job, worker_id=owner) for owner in owners]
     house.claim(WorkKind.inspect_model, worker_id="data_1:short")
     assert work.release_owner(house.database, "data_1:") == 3
