@@ -1,0 +1,122 @@
+"""The FastAPI application: `create_app(settings)` puts the routes, the checks and the store together.
+
+    request → context (id, log, HEAD, 500) → loopback guard → CORS → routes → store
+
+The application holds no state of its own: any number of these processes can serve one database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import compile_path
+
+from api import catalogue, datasets, documentation, jobs, models, operations, outcomes, problems
+from api.context import RequestContext
+from api.dependencies import Services
+from api.security import LoopbackGuard, keys_required
+from store.database import Database
+from store.objects import ObjectStore, object_store
+from store.settings import Settings
+
+VERSIONED = (models.router, datasets.router, jobs.router, outcomes.router, catalogue.router, operations.versioned)
+UNVERSIONED = (operations.router, documentation.pages)
+PREFIX = "/v1"
+
+_EXPOSED_HEADERS = ("ETag", "Location", "Retry-After", "X-Request-Id", "Content-Disposition", "Repr-Digest")
+
+
+def create_app(
+    settings: Settings,
+    database: Database | None = None,
+    objects: ObjectStore | None = None,
+    wake: Callable[[], None] | None = None,
+) -> FastAPI:
+    """The application over this database and object store, by default those that `settings` name.
+
+    `wake` is called after something became claimable, for a worker in this process. Starting up raises SchemaOutdated
+    unless the database is at this program's revision.
+    """
+    owns_database = database is None
+    services = Services(
+        settings=settings,
+        database=database or Database(settings.resolved_database_url),
+        objects=objects or object_store(settings.resolved_storage_url),
+        wake=wake,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        services.database.check_schema()
+        yield
+        if owns_database:
+            services.database.dispose()
+
+    app = FastAPI(
+        title="Pennyweight",
+        version=operations.VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.services = services
+    app.state.allowed_methods = _allowed_methods()
+    for router in VERSIONED:
+        app.include_router(router, prefix=PREFIX)
+        app.include_router(router, include_in_schema=False)
+    for router in UNVERSIONED:
+        app.include_router(router)
+    problems.install(app)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-None-Match", "Range", "X-Request-Id"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    if not keys_required(settings):
+        app.add_middleware(LoopbackGuard, settings=settings)
+    app.add_middleware(RequestContext)
+    _describe(app, settings)
+    return app
+
+
+def _describe(app: FastAPI, settings: Settings) -> None:
+    """Make `app.openapi()` tell of the bodies and security that FastAPI cannot see, once."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = documentation.openapi_document(app, settings)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _allowed_methods() -> Callable[[Request], list[str]]:
+    """What may be done with a request's path: a route of its own stands behind every method."""
+    patterns = [
+        (compile_path(prefix + route.path)[0], route.methods)
+        for routers, prefixes in ((VERSIONED, (PREFIX, "")), (UNVERSIONED, ("",)))
+        for router in routers
+        for prefix in prefixes
+        for route in _routes(router)
+    ]
+
+    def allowed(request: Request) -> list[str]:
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        found = {method for pattern, methods in patterns if pattern.match(path) for method in methods}
+        return sorted(found | ({"HEAD"} if "GET" in found else set())) or ["GET", "HEAD"]
+
+    return allowed
+
+
+def _routes(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]

@@ -1,0 +1,44 @@
+"""What can be asked for: the methods and architectures that the workers published, with their JSON schemas."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends
+
+from api import resources
+from api.dependencies import PageAfter, PageLimit, ServicesOf, TenantId, known_query
+from api.problems import problems
+from store.pages import DEFAULT_LIMIT
+
+router = APIRouter(tags=["catalogue"])
+
+
+@router.get(
+    "/methods",
+    summary="List compression methods",
+    description="Empty until a worker has started for the first time.",
+    responses=problems(401),
+    dependencies=[Depends(known_query("limit", "after"))],
+)
+def list_methods(
+    services: ServicesOf, _tenant_id: TenantId, limit: PageLimit = DEFAULT_LIMIT, after: PageAfter = None
+) -> resources.MethodList:
+    catalogue = services.catalogue()
+    methods = [] if catalogue is None else catalogue.methods
+    page, has_more, next = resources.slice_of(methods, lambda method: method.type, limit=limit, after=after)
+    return resources.MethodList(data=page, has_more=has_more, next=next)
+
+
+@router.get(
+    "/architectures",
+    summary="List named architectures",
+    description="Empty until a worker has started for the first time.",
+    responses=problems(401),
+    dependencies=[Depends(known_query("limit", "after"))],
+)
+def list_architectures(
+    services: ServicesOf, _tenant_id: TenantId, limit: PageLimit = DEFAULT_LIMIT, after: PageAfter = None
+) -> resources.ArchitectureList:
+    catalogue = services.catalogue()
+    found = [] if catalogue is None else catalogue.architectures
+    page, has_more, next = resources.slice_of(found, lambda architecture: architecture.name, limit=limit, after=after)
+    return resources.ArchitectureList(data=page, has_more=has_more, next=next)

@@ -1,0 +1,85 @@
+"""Downloads: an object as a streamed response with validators, digest and byte ranges (RFC 9110, RFC 9530)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from api.problems import Problem
+from store.objects import CHUNK_BYTES, ObjectReader, ObjectStore
+
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
+
+
+def download(
+    request: Request, objects: ObjectStore, *, object_key: str, filename: str, media_type: str, size: int, sha256: str
+) -> Response:
+    """200 with the whole object, 206 with the range that was asked for, 304 if the client has it. Raises the 416."""
+    etag = f'"{sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": _attachment(filename),
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",
+    }
+    if matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, size, 200
+    if request.headers.get("if-range", etag) == etag:
+        wanted = _range(request.headers.get("range", ""), size)
+        if wanted is not None:
+            (start, end), status = wanted, 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    if request.state.head_only:
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    reader = objects.open_reader(object_key, start, end)
+    return StreamingResponse(_chunks(reader), status_code=status, headers=headers, media_type=media_type)
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether an If-None-Match header names this entity tag, by weak comparison."""
+    if if_none_match is None:
+        return False
+    candidates = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in candidates or etag.removeprefix("W/") in candidates
+
+
+async def _chunks(reader: ObjectReader) -> AsyncIterator[bytes]:
+    try:
+        while chunk := await run_in_threadpool(reader.read, CHUNK_BYTES):
+            yield chunk
+    finally:
+        reader.close()
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """Start and end (exclusive) of a single range; None where there is none to honour, so that all is sent."""
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        start, end = max(0, size - int(suffix)), size
+    else:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < int(first):
+            return None
+    if start >= size:
+        raise Problem(
+            "range_not_satisfiable", f"The file has {size} bytes.", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return start, end
+
+
+def _attachment(filename: str) -> str:
+    plain = re.sub(r'[^ -~]|["\\%]', "_", filename)
+    extended = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'

@@ -1,0 +1,69 @@
+"""The outermost layer: every request gets an id, a log line, an answer to HEAD, and a problem document if it breaks."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import Problem, problem_response
+
+logger = logging.getLogger("api")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+
+class RequestContext:
+    """ASGI middleware. Puts `request_id` into the request's state and `X-Request-Id` on the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        head_only = scope["method"] == "HEAD"
+        scope = {**scope, "method": "GET" if head_only else scope["method"]}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "head_only": head_only}
+        started, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            elif head_only:
+                message = {**message, "body": b""}
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            if "\0" in scope["path"]:  # no route has one, and some databases refuse it
+                raise Problem("not_found", "A path cannot contain a NUL character.")
+            if b"%00" in scope["query_string"]:
+                raise Problem("bad_request", "A query parameter cannot contain a NUL character.")
+            await self.app(scope, receive, answer)
+        except Problem as problem:
+            await problem_response(request, problem)(scope, receive, answer)
+        except ClientDisconnect:
+            status = 499
+        except Exception:
+            logger.exception("%s %s failed [%s]", scope["method"], scope["path"], request_id)
+            if status:
+                raise  # the answer has begun: only cutting the connection tells the client
+            problem = Problem("internal", f"This is our fault. The server's log has more under {request_id}.")
+            await problem_response(request, problem)(scope, receive, answer)
+        finally:
+            elapsed_ms = (time.monotonic() - started) * 1000
+            method = "HEAD" if head_only else scope["method"]
+            logger.info("%s %s %d %.1f ms [%s]", method, scope["path"], status, elapsed_ms, request_id)

@@ -1,0 +1,231 @@
+"""Jobs: create from JSON or from one multipart form, poll, list, cancel, retry, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import TypeAdapter
+from starlette.concurrency import run_in_threadpool
+
+from api import resources
+from api.content import matches
+from api.datasets import dataset_columns
+from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.forms import (
+    DATASET_FIELDS,
+    DATASET_PROPERTIES,
+    MODEL_FIELDS,
+    MODEL_PROPERTIES,
+    SPEC_FIELD,
+    SPEC_PROPERTY,
+    check_fields_used,
+    form_schema,
+)
+from api.models import model_columns
+from api.polling import job_etag, job_headers
+from api.problems import Problem, problems
+from api.requests import media_type, read_json, unsupported_media_type
+from api.uploads import FileRule, Form, received_form
+from api.validation import check_architecture, check_options, validate
+from store.contract import JobOptions, JobRequest, JobStatus
+from store.datasets import DatasetRepository
+from store.errors import Conflict
+from store.identifiers import new_id
+from store.jobs import JobRepository
+from store.layout import dataset_key, model_key
+from store.models import ModelRepository
+from store.pages import DEFAULT_LIMIT
+from store.tables import Job
+
+router = APIRouter(tags=["jobs"])
+
+_job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+_FORM = form_schema(
+    files={"model": "A state_dict: .safetensors, .pt, .pth or .th.", "dataset": "Images with labels."},
+    required=["model", "spec"],
+    properties={**SPEC_PROPERTY, **MODEL_PROPERTIES, **DATASET_PROPERTIES},
+)
+_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}, **_FORM}
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    summary="Compress a model",
+    description="From JSON that names an uploaded model, or from one form with the model itself (and its dataset).",
+    responses=problems(400, 401, 404, 413, 415),
+    openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+)
+async def create_job(request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> resources.Job:
+    match media_type(request):
+        case "application/json":
+            job = await _from_json(request, services, tenant_id)
+        case "multipart/form-data":
+            job = await _from_form(request, services, tenant_id)
+        case _:
+            raise unsupported_media_type(request, "application/json", "multipart/form-data")
+    services.ring()
+    return _created(job, request, response)
+
+
+async def _from_json(request: Request, services: Services, tenant_id: str) -> Job:
+    body = validate(_job_request, await read_json(request))
+
+    def store() -> Job:
+        check_options(body, services.catalogue(), dataset=body.dataset is not None)
+        with services.database.transaction() as session:
+            return JobRepository(session, tenant_id).create(body)
+
+    return await run_in_threadpool(store)
+
+
+async def _from_form(request: Request, services: Services, tenant_id: str) -> Job:
+    catalogue = await run_in_threadpool(services.catalogue)
+    model_id, dataset_id = new_id("mdl"), new_id("ds")
+    async with received_form(
+        request,
+        services.objects,
+        fields={**SPEC_FIELD, **MODEL_FIELDS, **DATASET_FIELDS},
+        files={
+            "model": FileRule(model_key(tenant_id, model_id), is_model=True),
+            "dataset": FileRule(dataset_key(tenant_id, dataset_id), required=False),
+        },
+        max_file_bytes=services.settings.max_upload_bytes,
+    ) as form:
+        options = _options(form)
+        check_options(options, catalogue, dataset=bool(options.dataset) or "dataset" in form.files, at="/spec")
+        check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
+        return await run_in_threadpool(_store_form, services, tenant_id, form, options, model_id, dataset_id)
+
+
+def _options(form: Form) -> JobOptions:
+    if "spec" not in form.fields:
+        raise Problem.at("/spec", "required", "The part 'spec' is missing: the job as JSON, with at least a budget.")
+    options: JobOptions = form.fields["spec"]
+    if options.dataset is not None and "dataset" in form.files:
+        raise Problem.at("/spec/dataset", "conflict", "Name a dataset in `spec` or upload one in `dataset`, not both.")
+    check_fields_used(form.fields, form.files.get("dataset"))
+    return options
+
+
+def _store_form(
+    services: Services, tenant_id: str, form: Form, options: JobOptions, model_id: str, dataset_id: str
+) -> Job:
+    """Model, dataset and job in one transaction: all of them, or none."""
+    model = model_columns(model_id, form.files["model"], form.fields)
+    dataset = None
+    if "dataset" in form.files:
+        dataset = dataset_columns(dataset_id, form.files["dataset"], form.fields)
+        options = options.model_copy(update={"dataset": dataset_id})
+    with services.database.transaction() as session:
+        ModelRepository(session, tenant_id).create(**model)
+        if dataset is not None:
+            DatasetRepository(session, tenant_id).create(**dataset)
+        request = JobRequest.model_validate({**options.model_dump(mode="json"), "model": model_id})
+        return JobRepository(session, tenant_id).create(request)
+
+
+def _created(job: Job, request: Request, response: Response) -> resources.Job:
+    resource = resources.Job.of(job, resources.base_url(request))
+    response.headers.update(job_headers(job, job.created_at))
+    response.headers["Location"] = resource.links.self
+    return resource
+
+
+def _label_filters(request: Request) -> dict[str, str]:
+    return {
+        name.removeprefix("label."): value for name, value in request.query_params.items() if name.startswith("label.")
+    }
+
+
+@router.get(
+    "/jobs",
+    summary="List jobs",
+    description="`status` may be repeated; `label.KEY=VALUE` may be repeated and keeps jobs that carry all of them.",
+    responses=problems(401),
+    dependencies=[Depends(known_query("status", "limit", "after", "order", prefixes=("label.",)))],
+)
+def list_jobs(
+    request: Request,
+    services: ServicesOf,
+    tenant_id: TenantId,
+    labels: Annotated[dict[str, str], Depends(_label_filters)],
+    status: Annotated[list[JobStatus] | None, Query()] = None,
+    limit: PageLimit = DEFAULT_LIMIT,
+    after: PageAfter = None,
+    order: PageOrder = "desc",
+) -> resources.JobList:
+    with services.database.read() as session:
+        page = JobRepository(session, tenant_id).list(status, labels, limit, after, order)
+    base_url = resources.base_url(request)
+    return resources.JobList(
+        data=[resources.Job.of(row, base_url) for row in page.rows], has_more=page.has_more, next=page.next
+    )
+
+
+@router.get(
+    "/jobs/{job_id}",
+    summary="Poll a job",
+    description="Send the `ETag` back as `If-None-Match`, and wait as long as `Retry-After` says.",
+    response_model=resources.Job,
+    responses={**problems(401, 404), 304: {"description": "Nothing has changed"}},
+)
+def get_job(job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> Any:
+    with services.database.read() as session:
+        job = JobRepository(session, tenant_id).get(job_id)
+        headers = job_headers(job, services.database.now(session))
+    if matches(request.headers.get("if-none-match"), job_etag(job)):
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return resources.Job.of(job, resources.base_url(request))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    summary="Cancel a job",
+    description="A running job is `cancelling` until its worker has stopped. Asking again changes nothing.",
+    responses=problems(401, 404, 409),
+)
+def cancel_job(
+    job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+) -> resources.Job:
+    with services.database.transaction() as session:
+        job = JobRepository(session, tenant_id).request_cancel(job_id)
+        headers = job_headers(job, services.database.now(session))
+    services.ring()
+    response.headers.update(headers)
+    return resources.Job.of(job, resources.base_url(request))
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=201,
+    summary="Run a finished job again, as a new one",
+    responses=problems(401, 404, 409),
+)
+def retry_job(
+    job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+) -> resources.Job:
+    with services.database.transaction() as session:
+        jobs = JobRepository(session, tenant_id)
+        old = jobs.get(job_id)
+        if not old.status.terminal:
+            raise Conflict(
+                "job_not_terminal", f"The job {job_id} is still {old.status.value}: wait, or cancel it first."
+            )
+        job = jobs.create(JobRequest.model_validate(old.request), retry_of=job_id)
+    services.ring()
+    return _created(job, request, response)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    summary="Delete a finished job and its artifacts",
+    responses=problems(401, 404, 409),
+)
+def delete_job(job_id: str, services: ServicesOf, tenant_id: TenantId) -> None:
+    with services.database.transaction() as session:
+        prefixes = JobRepository(session, tenant_id).delete(job_id)
+    services.remove_objects(prefixes)

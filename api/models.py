@@ -1,0 +1,145 @@
+"""Models: upload, look, fetch, delete. Inspection is a worker's business, so a new model is `inspecting`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api import resources
+from api.content import download
+from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.forms import MODEL_FIELDS, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
+from api.polling import retry_after_inspection
+from api.problems import problems
+from api.requests import require_multipart
+from api.uploads import FileRule, ReceivedFile, received_form
+from api.validation import check_architecture
+from store.identifiers import new_id
+from store.layout import model_key
+from store.models import ModelRepository
+from store.pages import DEFAULT_LIMIT
+from store.tables import Model
+
+router = APIRouter(tags=["models"])
+
+_FORM = form_schema(
+    files={"file": "A state_dict: .safetensors, .pt, .pth or .th."},
+    required=["file"],
+    properties={**MODEL_PROPERTIES, **NAME_PROPERTY},
+)
+
+
+@router.post(
+    "/models",
+    status_code=201,
+    summary="Upload a model",
+    responses=problems(400, 401, 413, 415),
+    openapi_extra={"requestBody": {"required": True, "content": _FORM}},
+)
+async def create_model(
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+) -> resources.Model:
+    require_multipart(request)
+    catalogue = await run_in_threadpool(services.catalogue)
+    model_id = new_id("mdl")
+    async with received_form(
+        request,
+        services.objects,
+        fields={**MODEL_FIELDS, **NAME_FIELD},
+        files={"file": FileRule(model_key(tenant_id, model_id), is_model=True)},
+        max_file_bytes=services.settings.max_upload_bytes,
+    ) as form:
+        check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
+        row = await run_in_threadpool(_store, services, tenant_id, model_id, form.files["file"], form.fields)
+    services.ring()
+    response.headers["Location"] = f"{resources.base_url(request)}/v1/models/{row.id}"
+    return resources.Model.of(row)
+
+
+def _store(services: Services, tenant_id: str, model_id: str, file: ReceivedFile, fields: dict[str, Any]) -> Model:
+    columns = model_columns(model_id, file, fields)
+    with services.database.transaction() as session:
+        return ModelRepository(session, tenant_id).create(**columns)
+
+
+def model_columns(model_id: str, file: ReceivedFile, fields: dict[str, Any]) -> dict[str, Any]:
+    """Make the received file visible in the object store; returns what its row says."""
+    stored = file.commit()
+    return {
+        "id": model_id,
+        "filename": file.filename,
+        "name": fields.get("name") or stem(file.filename),
+        "object_key": stored.key,
+        "size_bytes": stored.size,
+        "sha256": stored.sha256,
+        "architecture": fields.get("architecture"),
+        "architecture_args": fields.get("architecture_args"),
+        "input_shape": fields.get("input_shape"),
+    }
+
+
+@router.get(
+    "/models",
+    summary="List models",
+    responses=problems(401),
+    dependencies=[Depends(known_query("limit", "after", "order"))],
+)
+def list_models(
+    services: ServicesOf,
+    tenant_id: TenantId,
+    limit: PageLimit = DEFAULT_LIMIT,
+    after: PageAfter = None,
+    order: PageOrder = "desc",
+) -> resources.ModelList:
+    with services.database.read() as session:
+        page = ModelRepository(session, tenant_id).list(limit, after, order)
+    return resources.ModelList(
+        data=[resources.Model.of(row) for row in page.rows], has_more=page.has_more, next=page.next
+    )
+
+
+@router.get("/models/{model_id}", summary="Look at a model", responses=problems(401, 404))
+def get_model(model_id: str, response: Response, services: ServicesOf, tenant_id: TenantId) -> resources.Model:
+    with services.database.read() as session:
+        row = ModelRepository(session, tenant_id).get(model_id)
+    response.headers.update(retry_after_inspection(row.status))
+    return resources.Model.of(row)
+
+
+@router.get(
+    "/models/{model_id}/content",
+    summary="Fetch the uploaded file",
+    response_class=Response,
+    responses={
+        **problems(401, 404, 416),
+        200: {"description": "The file", "content": {"application/octet-stream": {}}},
+        206: {"description": "The requested range", "content": {"application/octet-stream": {}}},
+        304: {"description": "The client has it"},
+    },
+)
+def get_model_content(model_id: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:
+    with services.database.read() as session:
+        row = ModelRepository(session, tenant_id).get(model_id)
+    return download(
+        request,
+        services.objects,
+        object_key=row.object_key,
+        filename=row.filename,
+        media_type="application/octet-stream",
+        size=row.size_bytes,
+        sha256=row.sha256,
+    )
+
+
+@router.delete(
+    "/models/{model_id}",
+    status_code=204,
+    summary="Delete a model that no live job uses",
+    responses=problems(401, 404, 409),
+)
+def delete_model(model_id: str, services: ServicesOf, tenant_id: TenantId) -> None:
+    with services.database.transaction() as session:
+        keys = ModelRepository(session, tenant_id).delete(model_id)
+    services.remove_objects(keys)

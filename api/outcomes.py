@@ -1,0 +1,87 @@
+"""What a job leaves behind while it runs and when it ends: its events and its artifacts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from api import resources
+from api.content import download
+from api.dependencies import PageAfter, PageLimit, PageOrder, ServicesOf, TenantId, known_query
+from api.problems import problems
+from store.jobs import JobRepository
+from store.pages import DEFAULT_LIMIT
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="List what happened to a job",
+    responses=problems(401, 404),
+    dependencies=[Depends(known_query("limit", "after", "order"))],
+)
+def list_events(
+    job_id: str,
+    services: ServicesOf,
+    tenant_id: TenantId,
+    limit: PageLimit = DEFAULT_LIMIT,
+    after: Annotated[int | None, Query(ge=0, lt=2**31, description="A `seq`.")] = None,
+    order: PageOrder = "desc",
+) -> resources.EventList:
+    with services.database.read() as session:
+        page = JobRepository(session, tenant_id).events(job_id, after, limit, order)
+    return resources.EventList(
+        data=[resources.Event.of(row) for row in page.rows],
+        has_more=page.has_more,
+        next=None if page.next is None else str(page.next),
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts",
+    summary="List a job's artifacts",
+    description="By name; empty until the job has succeeded.",
+    responses=problems(401, 404),
+    dependencies=[Depends(known_query("limit", "after"))],
+)
+def list_artifacts(
+    job_id: str,
+    request: Request,
+    services: ServicesOf,
+    tenant_id: TenantId,
+    limit: PageLimit = DEFAULT_LIMIT,
+    after: PageAfter = None,
+) -> resources.ArtifactList:
+    with services.database.read() as session:
+        rows = JobRepository(session, tenant_id).artifacts(job_id)
+    base_url = resources.base_url(request)
+    page, has_more, next = resources.slice_of(rows, lambda row: row.name, limit=limit, after=after)
+    data = [resources.Artifact.of(row, job_id, base_url) for row in page]
+    return resources.ArtifactList(data=data, has_more=has_more, next=next)
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts/{name}",
+    summary="Fetch an artifact",
+    response_class=Response,
+    responses={
+        **problems(401, 404, 416),
+        200: {"description": "The file", "content": {"*/*": {}}},
+        206: {"description": "The requested range", "content": {"*/*": {}}},
+        304: {"description": "The client has it"},
+    },
+)
+def get_artifact(job_id: str, name: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:
+    with services.database.read() as session:
+        row = JobRepository(session, tenant_id).artifact(job_id, name)
+    return download(
+        request,
+        services.objects,
+        object_key=row.object_key,
+        filename=row.name,
+        media_type=row.media_type,
+        size=row.size,
+        sha256=row.sha256,
+    )

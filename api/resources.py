@@ -1,0 +1,226 @@
+"""What clients read: models, datasets, jobs, events, artifacts, and lists of them, built from the store's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+
+from store import tables
+from store.contract import (
+    ArchitectureInfo,
+    ArtifactInfo,
+    ErrorInfo,
+    InspectionStatus,
+    JobProgress,
+    JobResult,
+    JobStatus,
+    MethodInfo,
+    ModelProfile,
+)
+from store.pages import MAX_LIMIT
+
+Row = TypeVar("Row")
+Shape = list[int] | dict[str, list[int]]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    name: str
+    filename: str
+    format: str | None
+    architecture: str | None
+    architecture_args: dict[str, Any]
+    input_shape: Shape | None
+    size_bytes: int
+    sha256: str
+    status: InspectionStatus
+    profile: ModelProfile | None
+    error: ErrorInfo | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: tables.Model) -> Self:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class Dataset(BaseModel):
+    id: str
+    object: Literal["dataset"] = "dataset"
+    name: str
+    filename: str
+    status: InspectionStatus
+    format: str | None
+    classes: int | None
+    splits: dict[str, int] | None = Field(description="Number of examples in train, val and test.")
+    image_shape: list[int] | None
+    mean: list[float] | None
+    std: list[float] | None
+    normalization: dict[str, list[float]] | None
+    scale: float | None
+    size_bytes: int
+    sha256: str
+    error: ErrorInfo | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: tables.Dataset) -> Self:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class Artifact(BaseModel):
+    object: Literal["artifact"] = "artifact"
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    url: str
+
+    @classmethod
+    def of(cls, row: tables.Artifact | ArtifactInfo, job_id: str, base_url: str) -> Self:
+        return cls(
+            name=row.name,
+            media_type=row.media_type,
+            size=row.size,
+            sha256=row.sha256,
+            url=f"{base_url}/v1/jobs/{job_id}/artifacts/{quote(row.name)}",
+        )
+
+
+class Event(BaseModel):
+    object: Literal["event"] = "event"
+    seq: int
+    type: str
+    data: dict[str, Any]
+    at: datetime
+
+    @classmethod
+    def of(cls, row: tables.JobEvent) -> Self:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class JobLinks(BaseModel):
+    self: str
+    events: str
+    cancel: str
+    artifacts: str
+
+
+class FinishedJob(JobResult):
+    """A job's result, its artifacts with the URLs that fetch them."""
+
+    artifacts: list[Artifact]
+
+
+class Job(BaseModel):
+    id: str
+    object: Literal["job"] = "job"
+    status: JobStatus
+    stage: str | None
+    attempt: int
+    name: str | None
+    labels: dict[str, str]
+    model: str
+    dataset: str | None
+    retry_of: str | None
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    cancel_requested_at: datetime | None
+    request: dict[str, Any]
+    progress: JobProgress
+    result: FinishedJob | None
+    error: ErrorInfo | None
+    links: JobLinks
+
+    @classmethod
+    def of(cls, row: tables.Job, base_url: str) -> Self:
+        here = f"{base_url}/v1/jobs/{row.id}"
+        result = None
+        if row.result is not None:
+            found = JobResult.model_validate(row.result)
+            artifacts = [Artifact.of(artifact, row.id, base_url) for artifact in found.artifacts]
+            result = FinishedJob.model_validate({**found.model_dump(), "artifacts": artifacts})
+        return cls(
+            id=row.id,
+            status=row.status,
+            stage=row.stage,
+            attempt=row.attempt,
+            name=row.name,
+            labels=row.labels,
+            model=row.model_id,
+            dataset=row.dataset_id,
+            retry_of=row.retry_of,
+            created_at=row.created_at,
+            queued_at=row.queued_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            expires_at=row.expires_at,
+            cancel_requested_at=row.cancel_requested_at,
+            request=row.request,
+            progress=JobProgress() if row.progress is None else JobProgress.model_validate(row.progress),
+            result=result,
+            error=None if row.error is None else ErrorInfo.model_validate(row.error),
+            links=JobLinks(self=here, events=f"{here}/events", cancel=f"{here}/cancel", artifacts=f"{here}/artifacts"),
+        )
+
+
+class _List(BaseModel):
+    """A page: `next` is the `after` of the following page, null on the last one."""
+
+    object: Literal["list"] = "list"
+    has_more: bool
+    next: str | None
+
+
+class ModelList(_List):
+    data: list[Model]
+
+
+class DatasetList(_List):
+    data: list[Dataset]
+
+
+class JobList(_List):
+    data: list[Job]
+
+
+class EventList(_List):
+    data: list[Event]
+
+
+class ArtifactList(_List):
+    data: list[Artifact]
+
+
+class MethodList(_List):
+    data: list[MethodInfo]
+
+
+class ArchitectureList(_List):
+    data: list[ArchitectureInfo]
+
+
+def slice_of(
+    rows: Sequence[Row], cursor: Callable[[Row], str], *, limit: int, after: str | None
+) -> tuple[list[Row], bool, str | None]:
+    """One page of a short list held in memory, in its own order: rows, has_more, next. An unknown cursor gives none."""
+    limit = min(limit, MAX_LIMIT)
+    start = 0
+    if after is not None:
+        start = next((index + 1 for index, row in enumerate(rows) if cursor(row) == after), len(rows))
+    page = list(rows[start : start + limit])
+    has_more = start + limit < len(rows)
+    return page, has_more, cursor(page[-1]) if has_more else None
+
+
+def base_url(request: Request) -> str:
+    """Where the client reached this service, without a slash at the end."""
+    return str(request.base_url).rstrip("/")

@@ -1,0 +1,148 @@
+"""Checking what a request says: JSON as JSON, values against their types, and names against the workers' catalogue."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter, ValidationError
+
+from api.problems import FieldError, Problem, escape, field_errors, invalid
+from store.contract import ArchitectureInfo, Catalogue, JobOptions, Recovery
+
+T = TypeVar("T")
+
+FieldParser = Callable[[str], Any]
+"""Reads the text of one multipart field; raises Problem."""
+
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_LISTED_NAMES = 12
+_MAX_DETAIL = 500
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Strict JSON: no NaN, no repeated keys, no text that cannot be stored. Raises ValueError with the reason."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+        encoded = json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at line {error.lineno} column {error.colno}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it contains half of a surrogate pair (\\ud800 to \\udfff)") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if _ESCAPED_NUL.search(encoded):
+        raise ValueError("it contains a NUL character (\\u0000)")
+    return value
+
+
+def validate(adapter: TypeAdapter[T], value: Any, at: str = "") -> T:
+    """`value` as the adapter's type, without conversions that JSON does not need. Raises the 422 for what is wrong."""
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise invalid(field_errors(error.errors(include_url=False), at)) from error
+
+
+def text_field(name: str, adapter: TypeAdapter[str]) -> FieldParser:
+    """A multipart field that is taken as it is."""
+    return lambda text: validate(adapter, text, f"/{name}")
+
+
+def json_field(name: str, adapter: TypeAdapter[Any]) -> FieldParser:
+    """A multipart field that holds JSON."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            raise Problem.at(f"/{name}", "malformed_json", f"The part {name!r} is not JSON: {error}.") from error
+        return validate(adapter, value, f"/{name}")
+
+    return parse
+
+
+def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: bool, at: str = "") -> None:
+    """What the types alone cannot say of a job body. `dataset` tells whether it comes with one. Raises Problem."""
+    errors = [] if catalogue is None else _method_errors(options, catalogue, at)
+    if not dataset:
+        if options.accuracy is not None:
+            detail = "An accuracy floor needs a labelled dataset: name one in `dataset`, or upload one with the job."
+            errors.append(FieldError(pointer=f"{at}/accuracy", code="dataset_required", detail=detail))
+        if _trains(options.recovery):
+            detail = "Recovery training needs a labelled dataset: name one in `dataset`, or leave `recovery` out."
+            errors.append(FieldError(pointer=f"{at}/recovery", code="dataset_required", detail=detail))
+    if errors:
+        raise invalid(errors)
+
+
+def check_architecture(name: str | None, args: dict[str, Any] | None, catalogue: Catalogue | None) -> None:
+    """Raises Problem unless a worker knows the architecture and its arguments; without a catalogue the worker decides."""
+    if catalogue is None or name is None:
+        return
+    known: ArchitectureInfo | None = next((a for a in catalogue.architectures if a.name == name), None)
+    if known is None:
+        detail = _unknown("architecture", name, [architecture.name for architecture in catalogue.architectures])
+        raise Problem.at("/architecture", "unknown_architecture", detail, code="unknown_architecture")
+    errors = _schema_errors(args or {}, known.args_schema, "/architecture_args")
+    if errors:
+        raise invalid(errors)
+
+
+def _trains(recovery: Recovery) -> bool:
+    """Whether training is asked for, not merely left to the engine or switched off."""
+    return recovery.epochs != 0 and any(value is not None for value in recovery.model_dump().values())
+
+
+def _method_errors(options: JobOptions, catalogue: Catalogue, at: str) -> list[FieldError]:
+    schemas = {method.type: method.options_schema for method in catalogue.methods}
+    errors: list[FieldError] = []
+    for index, method in enumerate(options.methods):
+        pointer = f"{at}/methods/{index}"
+        if method.type not in schemas:
+            detail = _unknown("method", method.type, list(schemas))
+            errors.append(FieldError(pointer=f"{pointer}/type", code="unknown_method", detail=detail))
+        else:
+            errors += _schema_errors(method.model_dump(mode="json"), schemas[method.type], pointer)
+    return errors
+
+
+def _schema_errors(value: Any, schema: dict[str, Any], at: str) -> list[FieldError]:
+    found = sorted(Draft202012Validator(schema).iter_errors(value), key=lambda error: list(map(str, error.path)))
+    return [
+        FieldError(
+            pointer=at + "".join(f"/{escape(part)}" for part in error.absolute_path),
+            code="unknown_field" if error.validator == "additionalProperties" else str(error.validator),
+            detail=error.message[:_MAX_DETAIL],
+        )
+        for error in found
+    ]
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    """Says what there is instead: the nearest names, or all of them where they are few."""
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    near = [by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=5, cutoff=0.5)]
+    hint = f"Nearest: {', '.join(near)}." if near else f"GET /v1/{kind}s lists the {len(known)} known ones."
+    if not near and len(known) <= _LISTED_NAMES:
+        hint = f"Known: {', '.join(known)}."
+    return f"Unknown {kind} {name[:100]!r}. {hint}"
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:100]!r} is given twice")
+    return result
