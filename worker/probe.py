@@ -31,6 +31,10 @@ SHARE_OF_MEMORY = 0.9
 LEAST_MEMORY_BYTES = 2 * 2**30
 
 
+class NoSandbox(Exception):
+    """Not even an unconfined runner starts; the message says what each attempt ran into."""
+
+
 @dataclass(frozen=True)
 class Confinement:
     """The confinement in use: its level (1 or 2), its kind, and the policy that runners get."""
@@ -63,7 +67,7 @@ def choose_confinement(scratch: Path, hidden: tuple[str, ...]) -> Confinement:
                 logger.warning("Runners are not cut off from network and files, because: %s", "; ".join(reasons))
             return confinement
         reasons.append(f"{confinement.kind}: {reason}")
-    raise RuntimeError("No runner can be started on this host: " + "; ".join(reasons))
+    raise NoSandbox("No runner can be started on this host: " + "; ".join(reasons))
 
 
 def _candidates(hidden: tuple[str, ...]) -> Iterator[Policy]:

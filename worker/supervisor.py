@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ SCRATCH_FOLDER = "scratch"
 # Others may pass through on the way to a folder whose name they know, and list nothing.
 PASSABLE = 0o711
 CATALOGUE_TIMEOUT_S = 120.0
+CATALOGUE_RETRY_S = 60.0
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 # A runner that waits holds the imported engine in memory; small machines have better uses for it.
 LEAST_MEMORY_FOR_READY_RUNNERS = 3 * 2**30
@@ -86,7 +87,7 @@ class Supervisor:
         self.confinement: Confinement | None = None
 
     def start(self) -> None:
-        """Find out how runners can be confined here, and begin to work. Raises RuntimeError if no runner starts."""
+        """Find out how runners can be confined here, and begin to work. Raises NoSandbox if no runner starts."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         self._scratch.chmod(PASSABLE)
         remove_leftovers(self._scratch, set(), older_than_s=0)
@@ -168,6 +169,7 @@ class Slot(threading.Thread):
         self._ready: RunnerProcess | None = None
         self._used: RunnerProcess | None = None
         self._attempt: Attempt | None = None
+        self._publish_at = time.monotonic() if spec.catalogue else float("inf")
 
     def ring(self) -> None:
         self._bell.set()
@@ -179,12 +181,12 @@ class Slot(threading.Thread):
 
     def run(self) -> None:
         failures = 0
-        todo: list[Callable[[], bool]] = [self._publish_catalogue] if self._spec.catalogue else []
         while not self._services.stopping.is_set():
             self._bell.clear()
             try:
-                worked = todo.pop()() if todo else self._work_once()
-                if not worked:
+                if time.monotonic() >= self._publish_at:
+                    self._publish_catalogue()
+                if not self._work_once():
                     self._keep_one_ready()
                     self._bell.wait(self._poll_s)
                 failures = 0
@@ -233,16 +235,15 @@ class Slot(threading.Thread):
         if self._ready is None:
             self._ready = RunnerProcess(self._spec.runners)
 
-    def _publish_catalogue(self) -> bool:
-        """Ask one runner what this worker can do, and tell everyone through the database."""
-        catalogue = self._ask_for_catalogue()
-        if catalogue is not None:
-            catalogue = catalogue.model_copy(
-                update={"sandbox_level": self._confinement.level, "sandbox_kind": self._confinement.kind}
-            )
-            with self._services.database.transaction() as session:
-                CatalogueRepository(session).publish(self._spec.worker_id, catalogue)
-        return True
+    def _publish_catalogue(self) -> None:
+        """Ask a runner what this worker can do, and tell everyone through the database; later again if it fails."""
+        self._publish_at = time.monotonic() + CATALOGUE_RETRY_S
+        if (catalogue := self._ask_for_catalogue()) is None:
+            return
+        sandbox = {"sandbox_level": self._confinement.level, "sandbox_kind": self._confinement.kind}
+        with self._services.database.transaction() as session:
+            CatalogueRepository(session).publish(self._spec.worker_id, catalogue.model_copy(update=sandbox))
+        self._publish_at = float("inf")
 
     def _ask_for_catalogue(self) -> Catalogue | None:
         deadline = time.monotonic() + CATALOGUE_TIMEOUT_S

@@ -1,0 +1,40 @@
+"""What goes wrong for reasons that a person can put right: one sentence, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import ValidationError
+
+from pennyweightd.data_folder import DataFolderInUse
+from store.errors import StoreError
+from worker.probe import NoSandbox
+
+EXIT_USAGE = 2
+
+
+class Refusal(Exception):
+    """A command that cannot be carried out as it was given; the message says why and what to do."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn expected trouble into a message and an exit status."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = "; ".join(f"{_setting_name(problem['loc'])}: {problem['msg']}" for problem in error.errors())
+        _refuse(f"a setting is wrong: {problems}")
+    except (Refusal, DataFolderInUse, NoSandbox, StoreError, OSError) as error:
+        _refuse(str(error))
+
+
+def _setting_name(location: tuple[int | str, ...]) -> str:
+    return "PENNYWEIGHT_" + "_".join(map(str, location)).upper() if location else "settings"
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_USAGE)

@@ -1,0 +1,135 @@
+"""The long-running commands: the API, alone or together with the embedded worker, until a signal says stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.security import keys_required
+from pennyweightd.data_folder import DataFolder
+from pennyweightd.failures import Refusal
+from pennyweightd.options import open_database
+from store.database import Database
+from store.keys import any_valid_key
+from store.objects import ObjectStore, object_store
+from store.settings import Settings
+from store.work import release_owner
+from worker.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+# Requests that are still being answered when the server stops; uploads and waits are cut off then.
+GRACE_S = 5
+BACKLOG = 2048
+
+
+def serve(settings: Settings) -> None:
+    """Embedded mode: own database and objects in the data folder, API and worker in one process."""
+    _log_to_stderr()
+    with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
+        database.migrate()
+        _require_keys_for_strangers(settings, database)
+        objects = _open_objects(settings)
+        with _bind(settings) as listener:
+            settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+            if taken_back := release_owner(database, folder.owner):
+                logger.warning("Took back %d piece(s) of work that this folder's last server held.", taken_back)
+            supervisor = Supervisor(settings, database, objects, owner=folder.owner)
+            supervisor.start()
+            try:
+                app = create_app(settings, database, objects, wake=supervisor.wake)
+                place = f"data in {folder.path}, sandbox level {supervisor.confinement.level}"
+                _run(app, listener, lambda: _announce(settings, place))
+            finally:
+                supervisor.stop()
+
+
+def serve_api(settings: Settings) -> None:
+    """The API alone, beside workers that run elsewhere. Raises SchemaOutdated."""
+    _log_to_stderr()
+    with open_database(settings) as database:
+        database.check_schema()
+        _require_keys_for_strangers(settings, database)
+        objects = _open_objects(settings)
+        with _bind(settings) as listener:
+            settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+            app = create_app(settings, database, objects)
+            _run(app, listener, lambda: _announce(settings, "API only"))
+
+
+def _open_objects(settings: Settings) -> ObjectStore:
+    try:
+        return object_store(settings.resolved_storage_url)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, saying when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+
+def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM; then finish what is being answered and return."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
+    )
+    server = _Server(config, on_ready)
+
+    def stop(number: int, frame: object) -> None:
+        # uvicorn handles signals while it serves, and raises them again for us when it is done: then this changes
+        # nothing, and the worker is stopped in order instead of the process being ended.
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    server.run(sockets=[listener])
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise Refusal(
+            f"Cannot listen on {settings.host} port {settings.port} ({error.strerror or error}). Choose another --port "
+            "(0 takes a free one) or --host."
+        ) from error
+
+
+def _require_keys_for_strangers(settings: Settings, database: Database) -> None:
+    if not keys_required(settings):
+        return
+    with database.read() as session:
+        if any_valid_key(session):
+            return
+    raise Refusal(
+        f"Serving on {settings.host} needs API keys and there are none, so everybody would be locked out. Make one with "
+        "`pennyweightd keys create NAME`, or serve on 127.0.0.1 without keys."
+    )
+
+
+def _announce(settings: Settings, what: str) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"Pennyweight is ready: http://{host}:{settings.port}  ({what}; Ctrl-C stops it)", flush=True)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Schema versions at every start are not news.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
