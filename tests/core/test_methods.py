@@ -1,0 +1,87 @@
+"""Magnitude scores are the norms of the coupled slices, and a method's options are checked by name."""
+
+from __future__ import annotations
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core.analysis import analyse
+from core.errors import EngineError
+from core.methods import get_method, method_infos
+from core.network import Network
+
+
+class Chain(nn.Module):
+    """conv a → batch-norm → ReLU → conv b → mean → linear: channel c of `a` is row c of a and column c of b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.b = nn.Conv2d(6, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.b(torch.relu(self.norm(self.a(x)))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def chain():
+    torch.manual_seed(0)
+    network = Network.from_module(Chain(), {"input": (3, 8, 8)})
+    return network, analyse(network)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_score_is_the_norm_over_the_filter_and_every_slice_that_reads_it(chain, norm):
+    network, analysis = chain
+    method = get_method("magnitude")
+    scores = method.scores(network, analysis, method.config({"norm": norm}), 0)
+    a, b, head = (network.tensors[f"{name}.weight"].double() for name in ("a", "b", "head"))
+    expected = {
+        "a": [torch.cat([a[c].ravel(), b[:, c].ravel()]).norm(norm).item() for c in range(6)],
+        "b": [torch.cat([b[c].ravel(), head[:, c].ravel()]).norm(norm).item() for c in range(8)],
+    }
+    for group in analysis.groups:
+        np.testing.assert_allclose(sorted(scores[group.components]), sorted(expected[group.label]), rtol=1e-12)
+
+
+def test_batch_norm_scale_has_no_part_in_the_score(chain):
+    network, analysis = chain
+    method = get_method("auto")
+    before = method.scores(network, analysis, method.config({}), 0)
+    louder = network.with_tensors({**network.tensors, "norm.weight": network.tensors["norm.weight"] * 100})
+    np.testing.assert_array_equal(before, method.scores(louder, analysis, method.config({}), 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rond_to": 8}, "rond_to"),
+        ({"norm": 3}, "from 1 to 2"),
+        ({"round_to": 0}, "from 1 to 64"),
+        ({"min_channels": 2.5}, "at least 1"),
+        ({"norm": True}, "True"),
+    ],
+)
+def test_bad_option_is_named(options, words):
+    with pytest.raises(EngineError, match=words) as refusal:
+        get_method("magnitude").config(options)
+    assert refusal.value.param == f"/methods/0/{next(iter(options))}"
+
+
+def test_unknown_method_suggests_the_nearest():
+    with pytest.raises(EngineError, match="magnitude"):
+        get_method("magnitud")
+
+
+def test_schemas_accept_the_defaults_and_refuse_what_config_refuses():
+    for info in method_infos():
+        jsonschema.Draft202012Validator.check_schema(info.schema)
+        jsonschema.validate({"type": info.type, "round_to": 8, "norm": 1}, info.schema)
+        for bad in ({"type": info.type, "rond_to": 8}, {"type": info.type, "norm": 3}, {"type": "other"}):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(bad, info.schema)
