@@ -171,3 +171,12 @@ def bench(tmp_path: Path, migrated_database: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path / "data", migrated_database)
     yield bench
     bench.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

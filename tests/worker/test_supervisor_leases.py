@@ -12,6 +12,7 @@ from sqlalchemy import update
 from store.contract import JobStatus
 from store.tables import Work
 from store.work import claim, expire_leases, release_owner
+from tests.worker.conftest import alive
 from worker.lease import Lease, Timing
 
 
@@ -27,7 +28,7 @@ def test_a_running_job_is_cancelled_at_once_and_its_runner_is_gone(bench):
     job = bench.ended(id)
     assert job.status is JobStatus.cancelled and time.monotonic() - started < 3
     assert bench.events(id)[-2:] == ["job.cancelling", "job.cancelled"]
-    bench.when(lambda: not any(_alive(pid) for pid in pids) and not bench.scratch_folders())
+    bench.when(lambda: not any(alive(pid) for pid in pids) and not bench.scratch_folders())
     assert not bench.artifacts(id) and not bench.stored_keys(id)
 
 
@@ -47,7 +48,7 @@ def test_a_runner_that_ignores_the_request_to_end_is_killed(bench, monkeypatch):
     pids = bench.runner_pids()
     bench.cancel(id)
     assert bench.ended(id, timeout_s=5).status is JobStatus.cancelled
-    bench.when(lambda: not any(_alive(pid) for pid in pids))
+    bench.when(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_a_queued_job_is_cancelled_without_a_runner(bench):
@@ -68,7 +69,7 @@ def test_a_planned_stop_gives_the_job_back_without_a_loss_and_the_next_worker_fi
     first.stop(10)
     job, work = bench.job(id), bench.work(id)
     assert (job.status, work.losses, work.lease_owner) == (JobStatus.queued, 0, None)
-    assert not any(_alive(pid) for pid in pids) and not bench.scratch_folders()
+    assert not any(alive(pid) for pid in pids) and not bench.scratch_folders()
     bench.supervisor()
     job = bench.ended(id)
     assert (job.status, job.attempt) == (JobStatus.succeeded, 2)
@@ -88,7 +89,7 @@ def test_a_lost_lease_kills_the_runner_and_writes_nothing(bench):
             .values(attempt=Work.attempt + 1, lease_owner="elsewhere", lease_expires_at=bench.database.now(session))
         )
         before = bench.job(id)
-    bench.when(lambda: not any(_alive(pid) for pid in pids), timeout_s=5)
+    bench.when(lambda: not any(alive(pid) for pid in pids), timeout_s=5)
     bench.when(lambda: not bench.scratch_folders())
     # The sweeper is the next to write: the other worker's lease has run out.
     job = bench.when(lambda: (job := bench.job(id)).version != before.version and job)
@@ -144,11 +145,3 @@ def test_a_lease_that_the_database_cannot_renew_is_given_up_before_it_ends(bench
         bench.when(lambda: lease.lost, timeout_s=5)
         assert time.monotonic() - started < 1.0
         assert not lease.settle(lambda: pytest.fail("a lost lease writes nothing"))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
