@@ -44,6 +44,3 @@ class Window:
 
     def tell(self) -> int:
         return self._position
-
-    def seekable(self) -> bool:
-        return True
