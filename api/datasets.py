@@ -33,7 +33,7 @@ _FORM = form_schema(
     "/datasets",
     status_code=201,
     summary="Upload a dataset",
-    responses=problems(400, 401, 413, 415),
+    responses=problems(401, 403, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},
 )
 async def create_dataset(
@@ -108,7 +108,7 @@ def get_dataset(dataset_id: str, response: Response, services: ServicesOf, tenan
     "/datasets/{dataset_id}",
     status_code=204,
     summary="Delete a dataset that no live job uses",
-    responses=problems(401, 404, 409),
+    responses=problems(401, 403, 404, 409),
 )
 def delete_dataset(dataset_id: str, services: ServicesOf, tenant_id: TenantId) -> None:
     with services.database.transaction() as session:

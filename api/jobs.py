@@ -54,7 +54,7 @@ _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobReques
     status_code=201,
     summary="Compress a model",
     description="From JSON that names an uploaded model, or from one form with the model itself (and its dataset).",
-    responses=problems(400, 401, 404, 413, 415),
+    responses=problems(401, 403, 404, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 async def create_job(request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> resources.Job:
@@ -185,7 +185,7 @@ def get_job(job_id: str, request: Request, response: Response, services: Service
     "/jobs/{job_id}/cancel",
     summary="Cancel a job",
     description="A running job is `cancelling` until its worker has stopped. Asking again changes nothing.",
-    responses=problems(401, 404, 409),
+    responses=problems(401, 403, 404, 409),
 )
 def cancel_job(
     job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
@@ -202,7 +202,7 @@ def cancel_job(
     "/jobs/{job_id}/retry",
     status_code=201,
     summary="Run a finished job again, as a new one",
-    responses=problems(401, 404, 409),
+    responses=problems(401, 403, 404, 409),
 )
 def retry_job(
     job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
@@ -223,7 +223,7 @@ def retry_job(
     "/jobs/{job_id}",
     status_code=204,
     summary="Delete a finished job and its artifacts",
-    responses=problems(401, 404, 409),
+    responses=problems(401, 403, 404, 409),
 )
 def delete_job(job_id: str, services: ServicesOf, tenant_id: TenantId) -> None:
     with services.database.transaction() as session:

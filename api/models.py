@@ -35,7 +35,7 @@ _FORM = form_schema(
     "/models",
     status_code=201,
     summary="Upload a model",
-    responses=problems(400, 401, 413, 415),
+    responses=problems(401, 403, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},
 )
 async def create_model(
@@ -137,7 +137,7 @@ def get_model_content(model_id: str, request: Request, services: ServicesOf, ten
     "/models/{model_id}",
     status_code=204,
     summary="Delete a model that no live job uses",
-    responses=problems(401, 404, 409),
+    responses=problems(401, 403, 404, 409),
 )
 def delete_model(model_id: str, services: ServicesOf, tenant_id: TenantId) -> None:
     with services.database.transaction() as session:

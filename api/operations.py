@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from api.dependencies import Services, ServicesOf
+from api.problems import problems
 from store.identifiers import new_id
 
 logger = logging.getLogger("api")
@@ -35,7 +36,8 @@ class Part(BaseModel):
 class WorkerPart(Part):
     version: str | None = None
     devices: list[str] = []
-    sandbox: str | None = None
+    sandbox_level: int | None = None
+    sandbox_kind: str | None = None
 
 
 class Readiness(BaseModel):
@@ -50,7 +52,7 @@ class Version(BaseModel):
     api: Literal["v1"] = "v1"
 
 
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Is the process alive?", responses=problems())
 def healthz() -> Health:
     return Health()
 
@@ -59,7 +61,7 @@ def healthz() -> Health:
     "/readyz",
     summary="Can it do its work?",
     description="503 when the database or the object store is down. Without a worker it is `degraded`: jobs wait.",
-    responses={503: {"description": "A part is down", "model": Readiness}},
+    responses={**problems(), 503: {"description": "A part is down", "model": Readiness}},
 )
 def readyz(response: Response, services: ServicesOf) -> Readiness:
     database = _check("The database", lambda: services.database.check_schema())
@@ -73,7 +75,7 @@ def readyz(response: Response, services: ServicesOf) -> Readiness:
     return Readiness(status=status, database=database, objects=objects, worker=worker)
 
 
-@versioned.get("/version", summary="What is running?")
+@versioned.get("/version", summary="What is running?", responses=problems())
 def get_version() -> Version:
     return Version(version=VERSION)
 
@@ -101,5 +103,6 @@ def _worker(services: Services) -> WorkerPart:
         status="ok",
         version=catalogue.version,
         devices=catalogue.devices,
-        sandbox=catalogue.versions.get("sandbox"),
+        sandbox_level=catalogue.sandbox_level,
+        sandbox_kind=catalogue.sandbox_kind,
     )

@@ -179,13 +179,18 @@ def install(app: FastAPI) -> None:
         return problem_response(request, problem)
 
 
+_EVERYWHERE = (400, 421, 422, 500)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can answer with these statuses; 422 and 500 need not be named."""
+    """The `responses` of a route that can answer with these statuses; those that every route has need not be named."""
     titles: dict[int, list[str]] = {}
     for code, (status, title) in PROBLEMS.items():
         titles.setdefault(status, []).append(f"`{code}`: {title}")
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-    return {status: {"description": "; ".join(titles[status]), "content": content} for status in {*statuses, 422, 500}}
+    return {
+        status: {"description": "; ".join(titles[status]), "content": content} for status in {*statuses, *_EVERYWHERE}
+    }
 
 
 _CODES = {

@@ -80,7 +80,7 @@ class LoopbackGuard:
             )
 
     def _check_origin(self, origin: str, host: str) -> None:
-        scheme = urlsplit(origin).scheme
+        scheme = origin.partition(":")[0].lower()
         same = scheme in _DEFAULT_PORTS and _split(origin) == _split(f"{scheme}://{host}")
         if not same and origin.lower().rstrip("/") not in self._origins:
             raise Problem(

@@ -27,7 +27,11 @@ _MAX_DETAIL = 500
 def parse_json(text: bytes | str) -> Any:
     """Strict JSON: no NaN, no repeated keys, no text that cannot be stored. Raises ValueError with the reason."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),
+            parse_constant=_no_constant,
+            object_pairs_hook=_unique_keys,
+        )
         encoded = json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at line {error.lineno} column {error.colno}") from error

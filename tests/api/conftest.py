@@ -1,0 +1,232 @@
+"""A real service per test: uvicorn on loopback over SQLite and local files. Only the worker is played by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import create_app
+from store.catalogue import CatalogueRepository
+from store.contract import Catalogue, ErrorCode, ErrorInfo, JobResult, ModelInspection, WorkKind
+from store.database import Database
+from store.keys import KeyRepository
+from store.objects import LocalObjects
+from store.settings import Settings
+from store.tables import LOCAL_TENANT, Tenant
+from store.work import StoredArtifact, claim, finish_job, finish_model, reject
+
+CHECKPOINT = b"weights " * 1000
+HALF = {"flops": {"max_ratio": 0.5}}
+ARTIFACT = bytes(range(256)) * 20
+
+
+@dataclass
+class Service:
+    """A running service with the store behind it; `client` talks to it, `rings` counts how often it woke a worker."""
+
+    url: str
+    settings: Settings
+    database: Database
+    objects: LocalObjects
+    client: httpx.Client
+    rings: list[float] = field(default_factory=list)
+
+    def upload(self, data: bytes = CHECKPOINT, **fields: str) -> dict[str, Any]:
+        answer = self.client.post("/v1/models", data=fields, files={"file": ("net.pt", data)})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def job(self, **options: Any) -> dict[str, Any]:
+        model = options.pop("model", None) or self.upload()["id"]
+        answer = self.client.post("/v1/jobs", json={"model": model, "budget": HALF, **options})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def key(self, tenant: str = LOCAL_TENANT) -> str:
+        with self.database.transaction() as session:
+            if session.get(Tenant, tenant) is None:
+                session.add(Tenant(id=tenant, name=tenant, created_at=self.database.now(session)))
+                session.flush()
+            return KeyRepository(session, tenant).create("test")[1]
+
+    def publish(self, catalogue: Catalogue) -> None:
+        with self.database.transaction() as session:
+            CatalogueRepository(session).publish("worker", catalogue)
+
+    def stored_files(self) -> list[Path]:
+        """Every file under the object store, half-written ones included."""
+        return [path for path in (self.settings.data_dir / "objects").rglob("*") if path.is_file()]
+
+    def claim(self, kind: WorkKind):
+        return claim(self.database, worker_id="w", kinds={kind}, queues={"cpu"}, lease_s=60)
+
+    def inspect_model(self) -> None:
+        """What a worker does with the oldest model."""
+        inspection = ModelInspection(
+            format="state_dict",
+            architecture="cifar_resnet20",
+            architecture_args={},
+            input_shape=[3, 32, 32],
+            profile=PROFILE,
+        )
+        finish_model(self.database, self.claim(WorkKind.inspect_model), inspection)
+
+    def reject_model(self) -> None:
+        error = ErrorInfo(code=ErrorCode.unsafe_model, message="It names os.system.")
+        reject(self.database, self.claim(WorkKind.inspect_model), error)
+
+    def finish_job(self) -> None:
+        """What a worker does with the oldest job whose model is ready: one artifact."""
+        work = self.claim(WorkKind.job)
+        with self.objects.open_writer(work.object_key("model.onnx")) as writer:
+            writer.write(ARTIFACT)
+            stored = writer.commit()
+        artifact = StoredArtifact("model.onnx", "application/onnx", stored.size, stored.sha256, stored.key)
+        result = JobResult.model_validate({**RESULT, "artifacts": [artifact.__dict__]})
+        finish_job(self.database, work, result=result, artifacts=[artifact])
+
+
+MEASURED = {
+    "params": 10,
+    "macs": 20,
+    "flops": 40,
+    "weight_bytes": 40,
+    "peak_activation_bytes": 8,
+    "memory_bytes": 48,
+    "size_bytes": 100,
+}
+PROFILE = {key: value for key, value in MEASURED.items() if key != "size_bytes"} | {"layers": []}
+RESULT = {
+    "met": True,
+    "constraints": [{"metric": "flops", "kind": None, "limit": 50, "value": 40, "met": True}],
+    "baseline": MEASURED,
+    "compressed": MEASURED,
+    "equivalence": {"max_relative_error": 1e-14, "passed": True},
+    "layers": [],
+    "frozen": [],
+    "provenance": {"version": "0.1.0"},
+}
+CATALOGUE = Catalogue.model_validate(
+    {
+        "version": "0.1.0",
+        "methods": [
+            {
+                "type": name,
+                "title": name.title(),
+                "description": "A method.",
+                "schema": {
+                    "type": "object",
+                    "properties": {"type": {"const": name}, "round_to": {"type": "integer", "minimum": 1}},
+                    "additionalProperties": False,
+                },
+            }
+            for name in ("auto", "magnitude")
+        ],
+        "architectures": [
+            {
+                "name": name,
+                "title": name,
+                "input_shape": [3, 32, 32],
+                "args_schema": {
+                    "type": "object",
+                    "properties": {"depth": {"type": "integer"}},
+                    "additionalProperties": False,
+                },
+            }
+            for name in ("cifar_resnet", "cifar_resnet20", "cifar_resnet56")
+        ],
+        "devices": ["cpu"],
+        "versions": {"torch": "2.15"},
+        "sandbox_level": 2,
+        "sandbox_kind": "bubblewrap",
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly migrated database file, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "pennyweight.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.dispose()
+    return path
+
+
+@pytest.fixture
+def serve(tmp_path: Path, migrated: Path) -> Callable[..., Any]:
+    """`with serve(max_upload_bytes=…) as service`: a service with these settings."""
+
+    @contextmanager
+    def run(**options: Any) -> Iterator[Service]:
+        settings = Settings(data_dir=tmp_path / "data", **options)
+        settings.data_dir.mkdir(exist_ok=True)
+        shutil.copy(migrated, settings.data_dir / "pennyweight.db")
+        database, objects = Database(settings.resolved_database_url), LocalObjects(settings.data_dir / "objects")
+        rings: list[float] = []
+        app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
+        with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+            yield Service(url, settings, database, objects, client, rings)
+        database.dispose()
+
+    return run
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def service(serve: Callable[..., Any]) -> Iterator[Service]:
+    with serve() as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.Client:
+    return service.client
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Assert that the answer is this problem, complete; returns its document."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert set(document) == {"type", "title", "status", "detail", "instance", "code", "request_id", "errors"}
+    assert (document["status"], document["code"]) == (status, code)
+    assert document["type"] == f"urn:pennyweight:problem:{code}"
+    assert document["instance"] == answer.request.url.path
+    assert document["request_id"] == answer.headers["x-request-id"]
+    return document
+
+
+def pointers(answer: httpx.Response) -> dict[str, str]:
+    """The errors of a 422 problem: pointer → detail."""
+    return {error["pointer"]: error["detail"] for error in problem(answer, 422, answer.json()["code"])["errors"]}
+
+
+def spec(**options: Any) -> str:
+    return json.dumps({"budget": HALF, **options})

@@ -1,0 +1,288 @@
+"""Jobs: from JSON or one form, polled by version, listed, cancelled, retried, deleted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from store.contract import WorkKind
+from tests.api.conftest import ARTIFACT, CATALOGUE, CHECKPOINT, HALF, pointers, problem, spec
+
+NO_MODEL = "mdl_" + "0" * 26
+NO_DATASET = "ds_" + "0" * 26
+
+
+def test_new_job_is_queued_with_its_links_and_defaults(service):
+    model = service.upload()
+    answer = service.client.post("/v1/jobs", json={"model": model["id"], "budget": HALF, "labels": {"git": "abc"}})
+    assert answer.status_code == 201
+    job = answer.json()
+    assert (job["status"], job["model"], job["dataset"], job["labels"]) == ("queued", model["id"], None, {"git": "abc"})
+    assert job["request"]["methods"] == [{"type": "auto"}]
+    assert job["request"]["outputs"] == ["onnx", "safetensors", "report"]
+    assert job["progress"] == {"fraction": 0, "eta_s": None, "updated_at": None, "stages": []}
+    here = f"{service.url}/v1/jobs/{job['id']}"
+    assert job["links"]["self"] == answer.headers["location"] == here
+    assert job["links"]["artifacts"] == f"{here}/artifacts"
+    assert answer.headers["retry-after"] == "1"
+    assert len(service.rings) == 2
+    assert service.client.get(here).json() == job
+
+
+def test_job_is_also_created_without_the_version_prefix(service):
+    answer = service.client.post("/jobs", json={"model": service.upload()["id"], "budget": HALF})
+    assert answer.status_code == 201
+    assert answer.json()["links"]["self"].startswith(f"{service.url}/v1/jobs/job_")
+
+
+def test_polling_with_the_etag_costs_a_304_until_something_changes(service):
+    job = service.job()
+    first = service.client.get(f"/v1/jobs/{job['id']}")
+    etag = first.headers["etag"]
+    for sent in (etag, f'"other", {etag}', etag.removeprefix("W/"), "*"):
+        again = service.client.get(f"/v1/jobs/{job['id']}", headers={"If-None-Match": sent})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == etag
+        assert again.headers["retry-after"] == "1"
+    service.inspect_model()
+    service.claim(WorkKind.job)
+    changed = service.client.get(f"/v1/jobs/{job['id']}", headers={"If-None-Match": etag})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != etag
+    assert (changed.json()["status"], changed.json()["attempt"]) == ("running", 1)
+
+
+def test_finished_job_carries_its_result_and_asks_for_no_more_polling(service):
+    job = service.job()
+    service.inspect_model()
+    service.finish_job()
+    answer = service.client.get(f"/v1/jobs/{job['id']}")
+    assert "retry-after" not in answer.headers
+    result = answer.json()["result"]
+    assert result["met"] is True
+    assert result["artifacts"][0]["url"] == f"{service.url}/v1/jobs/{job['id']}/artifacts/model.onnx"
+    assert service.client.get(result["artifacts"][0]["url"]).content == ARTIFACT
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "words"),
+    [
+        ({"budget": {}}, "/budget", "at least one cap"),
+        ({"budget": None}, "/budget", "valid dictionary"),
+        ({"budget": {"flops": {"max_ratio": 1.0}}}, "/budget/flops/max_ratio", "less than 1"),
+        ({"budget": {"flops": {"max_ratio": 0}}}, "/budget/flops/max_ratio", "greater than 0"),
+        ({"budget": {"flops": {"max_ratio": "0.5"}}}, "/budget/flops/max_ratio", "number"),
+        ({"budget": {"flops": {"max_ratio": 0.5, "max": 10}}}, "/budget/flops", "not both"),
+        ({"budget": {"flops": {}}}, "/budget/flops", "max_ratio"),
+        ({"budget": {"params": {"max": 10**400}}}, "/budget/params/max", ""),
+        ({"budget": {"memory": {"max": 10, "kind": "ram"}}}, "/budget/memory/kind", "weights"),
+        ({"bugdet": HALF}, "/bugdet", "Unknown field 'bugdet'"),
+        ({"outputs": ["onnx", "coreml"]}, "/outputs/1", "safetensors"),
+        ({"labels": {"a b~/": "x"}}, "/labels/a b~0~1", "match"),
+        ({"labels": {"git": 7}}, "/labels/git", "string"),
+        ({"methods": []}, "/methods", "at least 1"),
+        ({"methods": [{"type": "wishful"}]}, "/methods/0/type", "magnitude"),
+        ({"methods": [{"type": "magnitud"}]}, "/methods/0/type", "Nearest: magnitude"),
+        ({"methods": [{"type": "magnitude", "rond_to": 8}]}, "/methods/0", "rond_to"),
+        ({"methods": [{"type": "magnitude", "round_to": 0}]}, "/methods/0/round_to", "minimum"),
+        ({"accuracy": {"max_drop": 0.01}}, "/accuracy", "dataset"),
+        ({"recovery": {"epochs": 2}}, "/recovery", "dataset"),
+        ({"seed": -1}, "/seed", "greater"),
+        ({"seed": True}, "/seed", "integer"),
+        ({"seed": 2**63}, "/seed", ""),
+        ({"model": "resnet20"}, "/model", "match"),
+        ({"limits": {"max_runtime_s": 0}}, "/limits/max_runtime_s", "greater"),
+    ],
+)
+def test_request_that_makes_no_sense_is_a_422_pointing_at_the_field(service, change, pointer, words):
+    service.publish(CATALOGUE)
+    body = {"model": service.upload()["id"], "budget": HALF, **change}
+    assert words in pointers(service.client.post("/v1/jobs", content=json.dumps(body), headers=JSON))[pointer]
+    assert service.client.get("/v1/jobs").json()["data"] == []
+
+
+def test_every_error_of_a_request_is_reported_at_once(client):
+    answer = client.post("/v1/jobs", json={"budget": {"flops": {}}, "seed": -1, "sed": 0})
+    assert set(pointers(answer)) == {"/budget/flops", "/seed", "/sed", "/model"}
+    assert "3 more" in answer.json()["detail"]
+
+
+def test_recovery_that_does_not_train_needs_no_dataset(service):
+    assert service.job(recovery={"epochs": 0})["status"] == "queued"
+    assert service.job(recovery={})["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "Expecting value"),
+        (b'{"model": ', "line 1"),
+        (b'{"seed": Infinity}', "Infinity"),
+        (b"\xff\xfe{}", "UTF"),
+        (b'{"seed": 1, "seed": 2}', "twice"),
+        (b'{"name": "\\udc80"}', "surrogate"),
+        (b"[" * 100_000, "deep"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "digits"),
+    ],
+)
+def test_body_that_is_not_json_is_a_400_that_says_why(client, body, words):
+    assert words in problem(client.post("/v1/jobs", content=body, headers=JSON), 400, "malformed_json")["detail"]
+
+
+def test_large_json_body_is_a_413_and_other_content_types_a_415(client):
+    large = client.post("/v1/jobs", content=b" " * (2 << 20), headers=JSON)
+    assert "1048576" in problem(large, 413, "too_large")["detail"]
+    answer = client.post("/v1/jobs", content="<xml/>", headers={"Content-Type": "text/xml"})
+    assert "application/json or multipart/form-data" in problem(answer, 415, "unsupported_media_type")["detail"]
+
+
+def test_job_on_something_that_is_not_there_is_a_404_with_a_pointer(service):
+    answer = service.client.post("/v1/jobs", json={"model": NO_MODEL, "budget": HALF})
+    assert problem(answer, 404, "not_found")["errors"][0]["pointer"] == "/model"
+    body = {"model": service.upload()["id"], "dataset": NO_DATASET, "budget": HALF}
+    assert problem(service.client.post("/v1/jobs", json=body), 404, "not_found")["errors"][0]["pointer"] == "/dataset"
+
+
+def test_job_on_a_rejected_model_is_refused_with_the_reason(service):
+    model = service.upload()
+    service.reject_model()
+    answer = service.client.post("/v1/jobs", json={"model": model["id"], "budget": HALF})
+    document = problem(answer, 422, "upload_rejected")
+    assert document["errors"][0]["code"] == "unsafe_model"
+    assert "os.system" in document["detail"]
+
+
+def test_one_form_creates_model_dataset_and_job_together(service):
+    files = {"model": ("net.pt", CHECKPOINT), "dataset": ("digits.npz", b"PK images")}
+    data = {
+        "spec": spec(accuracy={"max_drop": 0.01}, recovery={"epochs": 1}),
+        "architecture": "cifar_resnet20",
+        "input_shape": "[1, 8, 8]",
+        "normalization": '{"mean": [0.1], "std": [0.3]}',
+        "scale": "16",
+    }
+    answer = service.client.post("/v1/jobs", data=data, files=files)
+    assert answer.status_code == 201, answer.text
+    job = answer.json()
+    model = service.client.get(f"/v1/models/{job['model']}").json()
+    dataset = service.client.get(f"/v1/datasets/{job['dataset']}").json()
+    assert (model["architecture"], model["input_shape"]) == ("cifar_resnet20", [1, 8, 8])
+    assert (dataset["scale"], dataset["normalization"]) == (16, {"mean": [0.1], "std": [0.3]})
+    assert job["request"]["model"] == model["id"]
+    assert job["request"]["dataset"] == dataset["id"]
+    assert len(service.rings) == 1
+
+
+@pytest.mark.parametrize("job_first", [True, False])
+def test_wrong_spec_in_a_form_keeps_nothing_wherever_it_stands(service, job_first):
+    parts = [("spec", (None, spec(budget={"flops": {"max_ratio": 2}}))), ("model", ("net.pt", CHECKPOINT))]
+    answer = service.client.post("/v1/jobs", files=parts if job_first else parts[::-1])
+    assert "less than 1" in pointers(answer)["/spec/budget/flops/max_ratio"]
+    assert service.stored_files() == []
+    assert service.client.get("/v1/models").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "pointer"),
+    [
+        ({}, {"model": CHECKPOINT}, "/spec"),
+        ({"spec": spec()}, {"dataset": b"images"}, "/model"),
+        ({"spec": spec(model=NO_MODEL)}, {"model": CHECKPOINT}, "/spec/model"),
+        ({"spec": spec(dataset=NO_DATASET)}, {"model": CHECKPOINT, "dataset": b"images"}, "/spec/dataset"),
+        ({"spec": spec(), "scale": "255"}, {"model": CHECKPOINT}, "/scale"),
+        ({"spec": spec(accuracy={"max_drop": 0.1})}, {"model": CHECKPOINT}, "/spec/accuracy"),
+        ({"spec": spec(methods=[{"type": "wishful"}])}, {"model": CHECKPOINT}, "/spec/methods/0/type"),
+    ],
+)
+def test_form_that_makes_no_sense_is_a_422_and_keeps_nothing(service, data, files, pointer):
+    service.publish(CATALOGUE)
+    answer = service.client.post("/v1/jobs", data=data, files={name: (name, body) for name, body in files.items()})
+    assert pointer in pointers(answer)
+    assert service.stored_files() == []
+
+
+def test_form_that_fails_in_the_database_leaves_no_objects(service):
+    answer = service.client.post(
+        "/v1/jobs", data={"spec": spec(dataset=NO_DATASET)}, files={"model": ("net.pt", CHECKPOINT)}
+    )
+    problem(answer, 404, "not_found")
+    assert service.stored_files() == []
+    assert service.client.get("/v1/models").json()["data"] == []
+
+
+def test_jobs_are_filtered_by_status_and_labels(service):
+    model = service.upload()["id"]
+    red, blue, old = (
+        service.job(model=model, labels=labels)["id"]
+        for labels in ({"team": "vision", "run": "1"}, {"team": "vision", "run": "2"}, {"team": "audio"})
+    )
+    service.client.post(f"/v1/jobs/{old}/cancel")
+
+    def listed(**query):
+        return [job["id"] for job in service.client.get("/v1/jobs", params=query).json()["data"]]
+
+    assert listed() == [old, blue, red]
+    assert listed(status="queued") == [blue, red]
+    assert listed(status=["queued", "cancelled"], order="asc") == [red, blue, old]
+    assert listed(**{"label.team": "vision"}) == [blue, red]
+    assert listed(**{"label.team": "vision", "label.run": "1"}) == [red]
+    assert listed(status="failed") == []
+    assert "/status/0" in pointers(service.client.get("/v1/jobs", params={"status": "done"}))
+    assert "/team" in pointers(service.client.get("/v1/jobs", params={"team": "vision"}))
+
+
+def test_cancel_ends_a_queued_job_and_may_be_repeated(service):
+    job = service.job()
+    for _ in range(2):
+        answer = service.client.post(f"/v1/jobs/{job['id']}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
+def test_cancel_of_a_running_job_waits_for_its_worker_and_a_finished_one_is_a_conflict(service):
+    running, finished = service.job()["id"], service.job()["id"]
+    service.inspect_model()
+    service.inspect_model()
+    service.claim(WorkKind.job)
+    service.finish_job()
+    answer = service.client.post(f"/v1/jobs/{running}/cancel")
+    assert answer.json()["status"] == "cancelling"
+    assert answer.headers["retry-after"] == "1"
+    problem(service.client.post(f"/v1/jobs/{finished}/cancel"), 409, "job_not_cancellable")
+
+
+def test_retry_makes_a_new_job_of_a_finished_one(service):
+    job = service.job(seed=7)
+    problem(service.client.post(f"/v1/jobs/{job['id']}/retry"), 409, "job_not_terminal")
+    service.client.post(f"/v1/jobs/{job['id']}/cancel")
+    again = service.client.post(f"/v1/jobs/{job['id']}/retry")
+    assert again.status_code == 201
+    assert (again.json()["retry_of"], again.json()["status"]) == (job["id"], "queued")
+    assert again.json()["request"] == job["request"]
+
+
+def test_delete_removes_a_finished_job_with_its_artifacts(service):
+    job = service.job()["id"]
+    problem(service.client.delete(f"/v1/jobs/{job}"), 409, "job_not_terminal")
+    service.inspect_model()
+    service.finish_job()
+    assert len(service.stored_files()) == 2
+    assert service.client.delete(f"/v1/jobs/{job}").status_code == 204
+    assert [path.parts[-3] for path in service.stored_files()] == ["models"]
+    problem(service.client.get(f"/v1/jobs/{job}"), 404, "not_found")
+
+
+def test_events_tell_the_story_of_a_job(service):
+    job = service.job()["id"]
+    service.inspect_model()
+    service.finish_job()
+    page = service.client.get(f"/v1/jobs/{job}/events", params={"order": "asc", "limit": 2}).json()
+    assert [event["type"] for event in page["data"]] == ["job.queued", "job.running"]
+    assert (page["has_more"], page["next"]) == (True, "2")
+    rest = service.client.get(f"/v1/jobs/{job}/events", params={"order": "asc", "after": page["next"]}).json()
+    assert [(event["seq"], event["type"]) for event in rest["data"]] == [(3, "job.succeeded")]
+    newest_first = service.client.get(f"/v1/jobs/{job}/events").json()["data"]
+    assert [event["seq"] for event in newest_first] == [3, 2, 1]
