@@ -14,11 +14,15 @@ Container = Literal["safetensors", "zip", "stream"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """root: the saved object, with a `StoredTensor` for each tensor. storages: bytes by storage key."""
+    """root: the saved object, with a `StoredTensor` for each tensor. storages: bytes by storage key.
+
+    metadata: what a safetensors header says beside its tensors; empty for the torch containers.
+    """
 
     container: Container
     root: Any
     storages: Mapping[str, memoryview]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from core.architectures import (
     resolve_args,
 )
 from core.errors import EngineError
+from core.intake.safetensors_file import PRUNED_MARK
 from core.intake.state_dict import StateDict, read_state_dict
 from core.network import Network
 
@@ -42,6 +43,8 @@ def load_network(
     state = read_state_dict(path)
     if architecture is None:
         raise _architecture_needed(state)
+    if PRUNED_MARK.items() <= state.metadata.items():
+        raise _already_pruned(architecture)
     args = resolve_args(architecture, architecture_args or {}, state.tensors)
     with torch.device("meta"):
         module = build(architecture, args)
@@ -55,6 +58,16 @@ def load_network(
     }
     module.load_state_dict({**state.tensors, **counters}, assign=True)
     return Network.from_module(module, {INPUT_NAME: shape}, architecture=architecture, architecture_args=args)
+
+
+def _already_pruned(architecture: str) -> EngineError:
+    """Padding and splits inside a pruned network need not be the architecture's, even where every shape is."""
+    return EngineError(
+        "architecture_mismatch",
+        f"These weights were delivered by Pennyweight and belong to the pruned network in the `model.py` beside them, not "
+        f"to {architecture}, even where names and shapes fit. Compress the original checkpoint again with a smaller budget.",
+        param="/architecture",
+    )
 
 
 def _architecture_needed(state: StateDict) -> EngineError:

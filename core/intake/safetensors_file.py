@@ -21,6 +21,8 @@ from core.intake.refusals import damaged, invalid, too_large
 from core.intake.stored import MAX_DIMENSIONS, MAX_SIZE, StorageRef, StoredTensor
 
 MAX_HEADER_BYTES = 100_000_000
+# Marks weights whose network is no longer the architecture that they came from, though names and shapes may fit it.
+PRUNED_MARK = {"pennyweight": "pruned"}
 
 _DTYPES = {
     "F64": torch.float64,
@@ -66,7 +68,7 @@ def read_safetensors(data: memoryview) -> Checkpoint:
         raise invalid(f"The safetensors file has {len(body) - position} bytes that belong to no tensor.")
     root = {name: tensor for name, (_, _, tensor) in tensors.items()}
     storages = {name: body[begin:end] for name, (begin, end, _) in tensors.items()}
-    return Checkpoint("safetensors", root, storages)
+    return Checkpoint("safetensors", root, storages, header.get("__metadata__", {}))
 
 
 def save_safetensors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class StateDict:
     """Weights by name: contiguous, independent of the file, floating-point ones finite and float32.
 
     unwrapped: wrappers and prefixes that were removed, outermost first, e.g. ("state_dict", "module.").
+    metadata: that of a safetensors header.
     """
 
     tensors: dict[str, torch.Tensor]
     container: Container
     unwrapped: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -54,7 +56,7 @@ def read_state_dict(path: Path) -> StateDict:
     stored, wrappers = _unwrap(checkpoint.root)
     stored, prefixes = _without_prefixes(stored)
     tensors = read_tensors(stored, checkpoint.storages)
-    return StateDict(_as_float32(tensors), checkpoint.container, (*wrappers, *prefixes))
+    return StateDict(_as_float32(tensors), checkpoint.container, (*wrappers, *prefixes), checkpoint.metadata)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -6,6 +6,7 @@ import torch
 from core.architectures import build
 from core.errors import EngineError
 from core.intake import load_network, save_safetensors
+from core.intake.safetensors_file import PRUNED_MARK
 
 SMALL = {"depth": 8, "width": 4, "in_channels": 1, "num_classes": 5}
 
@@ -139,3 +140,10 @@ def test_other_formats_say_what_is_accepted(data, name, tmp_path):
     with pytest.raises(EngineError, match=f"{name}.*Accepted.*safetensors") as caught:
         load_network(path, architecture="cifar_resnet20")
     assert caught.value.code == "unsupported_format"
+
+
+def test_weights_of_a_pruned_network_are_refused_even_where_they_fit(module, tmp_path):
+    save_safetensors(module.state_dict(), tmp_path / "model.safetensors", metadata=PRUNED_MARK)
+    with pytest.raises(EngineError, match=r"model\.py") as refusal:
+        load_network(tmp_path / "model.safetensors", architecture="cifar_resnet")
+    assert refusal.value.code == "architecture_mismatch"
