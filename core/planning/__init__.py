@@ -1,6 +1,6 @@
 """Planning: from scores and caps to the channels that stay."""
 
-from core.planning.floors import PlanOptions
+from core.planning.options import PlanOptions
 from core.planning.plan import Plan, PlannedLayer
 from core.planning.planner import plan_widths, smallest_plan
 

@@ -94,14 +94,19 @@ def test_plan_meets_every_cap_and_floor_or_is_refused(analysis, budget, seed, ro
         plan = plan_widths(analysis, scores_of(analysis, seed), constraints, options)
     except EngineError as refusal:
         assert refusal.code == "target_infeasible"
-        smallest = smallest_plan(analysis, scores_of(analysis, seed), constraints, options).predicted
-        assert not all(c.met_by(smallest) for c in constraints)
-        assert refusal.details["smallest"] == smallest.as_dict()
+        nearest = smallest_plan(analysis, scores_of(analysis, seed), constraints, options).predicted
+        assert not all(c.met_by(nearest) for c in constraints)
+        for constraint, told in zip(constraints, refusal.details["constraints"], strict=True):
+            assert told["met"] == constraint.met_by(nearest)
+            assert told["met"] or told["value"] == constraint.value(nearest)
         return
     assert all(c.met_by(plan.predicted) for c in constraints)
     assert plan.predicted == analysis.costs(plan.widths)
     assert (plan.widths >= [options.floor(int(w)) for w in analysis.full_widths]).all()
-    assert ((analysis.full_widths - plan.widths) % round_to == 0).all()
+    for width, full in zip(plan.widths.tolist(), analysis.full_widths.tolist(), strict=True):
+        # Multiples of round_to, except in a layer with no multiple between its floor and its width.
+        first_multiple = -(-options.floor(full) // round_to) * round_to
+        assert width == full or width % round_to == 0 or first_multiple >= full
     assert [int(plan.keep[g.components].sum()) for g in analysis.groups] == plan.widths.tolist()
 
 

@@ -1,0 +1,67 @@
+"""Ranking: in which order channels leave.
+
+Scores are divided by the mean of their group, which makes groups comparable; within a group the score alone decides. A
+*step* takes a group one rung down its ladder; its score is the mean of the components that leave with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.analysis import ChannelAnalysis
+from core.planning.lattice import Lattice
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """order[g]: components of group g, best first; equal scores by index.
+
+    All steps, lowest score first and in the order in which they can be taken: step i takes group `step_group[i]` from
+    rung `step_level[i]` + 1 to rung `step_level[i]`. kept_score[g, level]: sum of normalised scores that g then keeps.
+    """
+
+    order: tuple[np.ndarray, ...]
+    step_group: np.ndarray
+    step_level: np.ndarray
+    kept_score: np.ndarray
+
+    @staticmethod
+    def of(analysis: ChannelAnalysis, lattice: Lattice, scores: np.ndarray) -> Ranking:
+        """scores: float64 per component, finite and not negative, larger = more important. Raises ValueError."""
+        _check(scores, analysis.components)
+        order, groups, levels, values = [], [], [], []
+        kept_score = np.zeros(lattice.ladders.shape)
+        for group in analysis.groups:
+            own = scores[group.components]
+            best_first = np.argsort(-own, kind="stable")
+            order.append(group.components[best_first])
+            mean = own.mean()
+            ranked = own[best_first] / mean if mean > 0 else np.ones(len(own))
+            kept_score[group.index] = np.append(0.0, np.cumsum(ranked))[lattice.ladders[group.index]]
+            top = lattice.top[group.index]
+            width = np.diff(lattice.ladders[group.index, : top + 1])
+            step = np.diff(kept_score[group.index, : top + 1]) / width
+            # Rounding must not let a step overtake the one that it depends on.
+            values.append(np.minimum.accumulate(step))
+            levels.append(np.arange(top))
+            groups.append(np.full(top, group.index))
+        group_of, level_of = _joined(groups), _joined(levels)
+        sequence = np.lexsort((-level_of, group_of, np.concatenate([np.zeros(0), *values])))
+        return Ranking(tuple(order), group_of[sequence], level_of[sequence], kept_score)
+
+    def score_kept(self, levels: np.ndarray) -> float:
+        """Sum of normalised scores of all components that stay."""
+        return float(self.kept_score[np.arange(len(levels)), levels].sum())
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _check(scores: np.ndarray, components: int) -> None:
+    if scores.shape != (components,):
+        raise ValueError(f"scores have shape {scores.shape}, expected ({components},)")
+    if not np.isfinite(scores).all() or (scores < 0).any():
+        raise ValueError("scores must be finite and not negative")
