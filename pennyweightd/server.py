@@ -45,7 +45,7 @@ def serve(settings: Settings) -> None:
             try:
                 app = create_app(settings, database, objects, wake=supervisor.wake)
                 place = f"data in {folder.path}, sandbox level {supervisor.confinement.level}"
-                _run(app, listener, lambda: _announce(settings, place))
+                _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
             finally:
                 supervisor.stop()
 
@@ -60,7 +60,7 @@ def serve_api(settings: Settings) -> None:
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
             app = create_app(settings, database, objects)
-            _run(app, listener, lambda: _announce(settings, "API only"))
+            _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
 
 
 def _open_objects(settings: Settings) -> ObjectStore:
@@ -71,24 +71,29 @@ def _open_objects(settings: Settings) -> ObjectStore:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, saying when it is ready."""
+    """uvicorn, saying when it is ready and when it begins to stop."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_stop = on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
+        await super().shutdown(sockets)
 
-def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+
+def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM; then finish what is being answered and return."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
-    server = _Server(config, on_ready)
+    server = _Server(config, on_ready, on_stop)
 
     def stop(number: int, frame: object) -> None:
         # uvicorn handles signals while it serves, and raises them again for us when it is done: then this changes

@@ -64,6 +64,7 @@ CANCEL_GRACE_S = 5.0
 # A runner that has closed its messages is ending; its interpreter may take a moment.
 END_GRACE_S = 10.0
 SPARE_CPU_SECONDS = 60
+STOP_NOTICE_S = 2.0
 CODES_WITH_LOG = frozenset({ErrorCode.internal, ErrorCode.out_of_memory, ErrorCode.worker_lost})
 
 
@@ -263,6 +264,9 @@ class Attempt:
         status = runner.exit_status(END_GRACE_S)
         if status == -signal.SIGXCPU:
             return TimedOut()
+        # A service manager that stops us tells every process at once, and the runner may be the quicker one to end.
+        if status == -signal.SIGTERM and self._services.stopping.wait(STOP_NOTICE_S):
+            return Stopped()
         if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
             message = "The system killed this task because the worker's memory was used up. "
             message += (

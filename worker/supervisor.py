@@ -42,8 +42,8 @@ PASSABLE = 0o711
 CATALOGUE_TIMEOUT_S = 120.0
 CATALOGUE_RETRY_S = 60.0
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 30.0)
-# A runner that waits holds the imported engine in memory; small machines have better uses for it.
-LEAST_MEMORY_FOR_READY_RUNNERS = 3 * 2**30
+# A runner that waits holds 0.3 GiB of imported engine; small machines have better uses for it.
+LEAST_MEMORY_FOR_READY_RUNNERS = 6 * 2**30
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class Supervisor:
             self._folders_in_use,
             self.wake,
             sweep_s=self._settings.sweep_s,
+            lease_s=self._settings.lease_s,
             stopping=self._stopping,
         )
         for thread in (*self._slots, self._sweeper):
@@ -109,12 +110,16 @@ class Supervisor:
     def stop(self, timeout_s: float | None = None) -> None:
         """Planned stop: end the runners, give their work back without counting a loss, and wait for the threads."""
         deadline = time.monotonic() + (self._settings.stop_timeout_s if timeout_s is None else timeout_s)
-        self._stopping.set()
-        self.wake()
+        self.begin_stop()
         for thread in (*self._slots, *filter(None, [self._sweeper])):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 logger.error("%s did not stop in time; its lease will expire.", thread.name)
+
+    def begin_stop(self) -> None:
+        """The first half of `stop`, which takes no time: runners end while the API still answers its last requests."""
+        self._stopping.set()
+        self.wake()
 
     def wake(self) -> None:
         """The doorbell: there may be new work, or a cancel for running work."""
@@ -122,8 +127,6 @@ class Supervisor:
             slot.ring()
 
     def _slot_specs(self) -> list[SlotSpec]:
-        # A GPU job leaves the processor to short work; on a machine without one they share it.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         queues = {"cpu", "gpu"} if gpu_devices() else {"cpu"}
         confinement = self.confinement
         keeps_ready = confinement.policy.memory_bytes >= LEAST_MEMORY_FOR_READY_RUNNERS
@@ -147,13 +150,20 @@ class Supervisor:
                 worker_id=f"{self._owner}job",
                 kinds={WorkKind.job},
                 queues=queues,
-                runners=runners(1, threads=cores, gpu=True),
+                runners=runners(1, threads=available_cores(), gpu=True),
                 keeps_ready=keeps_ready,
             ),
         ]
 
     def _folders_in_use(self) -> set[Path]:
         return {folder for slot in self._slots for folder in slot.folders()}
+
+
+def available_cores() -> int:
+    """The cores that this process may use; OMP_NUM_THREADS, where it is set, says fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdigit() and int(asked) > 0 else cores
 
 
 class Slot(threading.Thread):

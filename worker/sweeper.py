@@ -19,28 +19,38 @@ FOLDER_GRACE_S = 60.0
 
 
 class Sweeper(threading.Thread):
-    """Every `sweep_s` seconds: expired leases, then leftover runner folders. on_requeued rings for waiting slots."""
+    """Every `sweep_s` seconds: expired leases, then leftover runner folders. ring wakes the slots and renews the leases of running work."""
 
     def __init__(
         self,
         database: Database,
         scratch: Path,
         folders_in_use: Callable[[], set[Path]],
-        on_requeued: Callable[[], None],
+        ring: Callable[[], None],
         *,
         sweep_s: float,
+        lease_s: float,
         stopping: threading.Event,
     ) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._database = database
         self._scratch = scratch
         self._folders_in_use = folders_in_use
-        self._on_requeued = on_requeued
+        self._ring = ring
         self._sweep_s = sweep_s
+        self._longest_pause_s = lease_s / 2
         self._stopping = stopping
 
     def run(self) -> None:
+        looked_at = time.time()
         while not self._stopping.wait(self._sweep_s):
+            pause_s, looked_at = time.time() - looked_at, time.time()
+            if pause_s > self._longest_pause_s:
+                # This machine slept, or this process was stopped: our own leases may have run out although their
+                # holders are alive. They renew first.
+                logger.info("Back after %.0f s; running work renews its leases before the next sweep.", pause_s)
+                self._ring()
+                continue
             try:
                 self.sweep()
             except Exception:
@@ -50,7 +60,7 @@ class Sweeper(threading.Thread):
         expired = expire_leases(self._database)
         if expired:
             logger.warning("Took back %d expired lease(s).", expired)
-            self._on_requeued()
+            self._ring()
         remove_leftovers(self._scratch, self._folders_in_use(), older_than_s=FOLDER_GRACE_S)
 
 

@@ -153,7 +153,7 @@ def do_exit(script, folder, tell):
 def do_memory_bomb(script, folder, tell):
     held = []
     while True:
-        held.append(bytearray(2**28))
+        held.append(bytearray(2**26))
 
 
 def do_fork_bomb(script, folder, tell):

@@ -74,7 +74,7 @@ def test_a_talkative_runner_leaves_a_bounded_log_with_its_last_lines(bench):
     ],
 )
 def test_a_hostile_task_fails_its_own_job_and_the_next_one_succeeds(bench, monkeypatch, do, code):
-    monkeypatch.setattr("worker.probe.available_memory_bytes", lambda: 2 * 2**30)
+    monkeypatch.setattr("worker.probe.available_memory_bytes", lambda: 2**29)
     bench.supervisor()
     first, second = bench.add_job(do), bench.add_job("succeed")
     job = bench.ended(first)
