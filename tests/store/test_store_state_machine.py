@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import select, update
 
 from store import work
 from store.claims import Claim, StoredArtifact
 from store.contract import ErrorCode, ErrorInfo, JobProgress, JobStatus, WorkKind
+from store.database import Database
 from store.errors import Conflict, IllegalTransition, LeaseLost
 from store.tables import Artifact, Job, JobEvent, Work
 from store.waiting import LOSS_LIMIT
@@ -35,137 +36,160 @@ class Expected:
     status: JobStatus = S.queued
     attempt: int = 0
     losses: int = 0
-    holder: Claim | None = None
+    holder: str | None = None
     artifacts: int = 0
+
+
+PICK = strategies.integers(min_value=0, max_value=11)
+"""Chooses one of however many there are."""
+WORKER = strategies.sampled_from(["a", "b", None])
 
 
 class WorkMachine(RuleBasedStateMachine):
     new_house: Callable[[], House]
-    claims = Bundle("claims")
 
     def __init__(self) -> None:
         super().__init__()
         self.house = self.new_house()
+        self.database = self.house.database
         self.model = self.house.add_model()
         self.expected: dict[str, Expected] = {}
+        self.held: list[Claim] = []
+        self.stale: list[Claim] = []
         self.frozen: dict[str, Any] = {}
 
     def teardown(self) -> None:
         """Whatever happened: left to one patient worker, every accepted job ends."""
-        for _ in range(len(self.expected) + 1):
-            self._expire(list(self.expected))
-            while (claim := self._claim_one("patient")) is not None:
-                work.finish_job(self.house.database, claim, result=job_result(), artifacts=[])
-        with self.house.database.read() as session:
+        self._expire(self.held)
+        while (claim := self._claim_one("patient")) is not None:
+            work.finish_job(self.database, claim, result=job_result(), artifacts=[])
+        with self.database.read() as session:
             assert all(status.terminal for status in session.scalars(select(Job.status)))
-            assert [work_row.id for work_row in session.scalars(select(Work).where(Work.state != "done"))] == []
+            assert session.scalars(select(Work.id).where(Work.state != "done")).all() == []
             for id, row in self.frozen.items():
                 assert _row(session, id) == row
-        self.house.database.dispose()
+        self.database.dispose()
 
     # --- rules
 
-    @rule()
-    def create(self) -> None:
+    @precondition(lambda self: len(self._with(S.queued)) < 2)
+    @rule(then_claim=WORKER)
+    def create(self, then_claim: str | None) -> None:
         self.expected[self.house.add_job(self.model)] = Expected()
+        if then_claim:
+            self.claim(then_claim)
 
-    @rule(target=claims, worker=strategies.sampled_from(["a", "b"]))
-    def claim(self, worker: str) -> Claim | None:
-        queued = sorted(id for id, job in self.expected.items() if job.status is S.queued)
+    @rule(worker=strategies.sampled_from(["a", "b"]))
+    def claim(self, worker: str) -> None:
+        queued = self._with(S.queued)
         claim = self._claim_one(worker)
         assert (claim and claim.id) == (queued[0] if queued else None)
         if claim is not None:
             job = self.expected[claim.id]
-            job.status, job.attempt, job.holder = S.running, job.attempt + 1, claim
+            job.status, job.attempt, job.holder = S.running, job.attempt + 1, worker
             assert claim.attempt == job.attempt
-        return claim
+            self.held.append(claim)
 
-    @rule(claim=claims, tell=strategies.booleans())
-    def heartbeat(self, claim: Claim | None, tell: bool) -> None:
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, tell=strategies.booleans())
+    def heartbeat(self, pick: int, tell: bool) -> None:
+        claim = self.held[pick % len(self.held)]
         progress = JobProgress(fraction=0.5) if tell else None
-        job = self._write(claim, lambda c: work.heartbeat(self.house.database, c, 60, progress=progress, stage="plan"))
-        if job is not None:
-            assert self.answer.cancel_requested == (job.status is S.cancelling)
+        answer = work.heartbeat(self.database, claim, 60, progress=progress, stage="plan")
+        assert answer.cancel_requested == (self.expected[claim.id].status is S.cancelling)
 
-    @rule(claim=claims)
-    def finish(self, claim: Claim | None) -> None:
-        def write(c: Claim) -> JobStatus:
-            artifact = StoredArtifact("model.onnx", "application/onnx", 1, "00" * 32, c.object_key("model.onnx"))
-            return work.finish_job(self.house.database, c, result=job_result(), artifacts=[artifact])
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, how=strategies.sampled_from(["finish", "fail", "release", "cancel"]))
+    def end_an_attempt(self, pick: int, how: str) -> None:
+        claim = self.held[pick % len(self.held)]
+        job = self.expected[claim.id]
+        match how:
+            case "finish":
+                status = _finish(self.database, claim)
+                self._left(claim, otherwise=S.succeeded)
+                job.artifacts = int(job.status is S.succeeded)
+                assert status is job.status
+            case "fail":
+                status = work.fail_job(self.database, claim, INTERNAL)
+                self._left(claim, otherwise=S.failed)
+                assert status is job.status
+            case "release":
+                work.release(self.database, claim)
+                self._left(claim, otherwise=S.queued)
+            case "cancel" if job.status is S.running:
+                with pytest.raises(IllegalTransition):
+                    work.cancel_job(self.database, claim)
+            case "cancel":
+                work.cancel_job(self.database, claim)
+                self._left(claim, otherwise=S.cancelled)
 
-        job = self._write(claim, write)
-        if job is not None:
-            self._end(job, S.cancelled if job.status is S.cancelling else S.succeeded)
-            job.artifacts = int(job.status is S.succeeded)
-            assert self.answer is job.status
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, how=strategies.sampled_from(["expire", "expire all", "restart", "report"]), then_claim=WORKER)
+    def lose_attempts(self, pick: int, how: str, then_claim: str | None) -> None:
+        claim = self.held[pick % len(self.held)]
+        lost = [claim]
+        match how:
+            case "expire":
+                assert self._expire(lost) == 1
+            case "expire all":
+                lost = list(self.held)
+                assert self._expire(lost) == len(lost)
+            case "restart":
+                lost = [held for held in self.held if held.worker_id == claim.worker_id]
+                assert work.release_owner(self.database, claim.worker_id) == len(lost)
+            case "report":
+                work.lose(self.database, claim)
+                with self.database.transaction() as session:  # the backoff passes
+                    now = self.database.now(session)
+                    session.execute(update(Work).where(Work.id == claim.id).values(available_at=now))
+        for each in lost:
+            self._lost(each)
+        if then_claim:
+            self.claim(then_claim)
 
-    @rule(claim=claims)
-    def fail(self, claim: Claim | None) -> None:
-        job = self._write(claim, lambda c: work.fail_job(self.house.database, c, INTERNAL))
-        if job is not None:
-            self._end(job, S.cancelled if job.status is S.cancelling else S.failed)
-
-    @rule(claim=consumes(claims))
-    def release(self, claim: Claim | None) -> None:
-        job = self._write(claim, lambda c: work.release(self.house.database, c))
-        if job is not None:
-            self._end(job, S.cancelled if job.status is S.cancelling else S.queued)
-
-    @rule(claim=claims)
-    def confirm_cancel(self, claim: Claim | None) -> None:
-        if (
-            claim is not None
-            and self.expected[claim.id].holder is claim
-            and self.expected[claim.id].status is S.running
-        ):
-            with pytest.raises(IllegalTransition):
-                work.cancel_job(self.house.database, claim)
-            return
-        job = self._write(claim, lambda c: work.cancel_job(self.house.database, c))
-        if job is not None:
-            self._end(job, S.cancelled)
-
-    @rule(data=strategies.data())
-    def cancel(self, data: strategies.DataObject) -> None:
-        if not self.expected:
-            return
-        id = data.draw(strategies.sampled_from(sorted(self.expected)))
-        job = self.expected[id]
+    @precondition(lambda self: self.expected)
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
+        choices = self._with(S.running, S.cancelling) or sorted(self.expected)
+        job = self.expected[id := choices[pick % len(choices)]]
         if job.status in (S.succeeded, S.failed):
             with pytest.raises(Conflict):
                 self.house.cancel(id)
             return
-        if job.status is S.queued:
-            job.status = S.cancelled
-        elif job.status is S.running:
-            job.status = S.cancelling
+        job.status = {S.queued: S.cancelled, S.running: S.cancelling}.get(job.status, job.status)
         assert self.house.cancel(id).status is job.status
 
-    @rule(data=strategies.data())
-    def expire(self, data: strategies.DataObject) -> None:
-        held = sorted(id for id, job in self.expected.items() if job.holder is not None)
-        chosen = data.draw(strategies.lists(strategies.sampled_from(held), unique=True)) if held else []
-        assert self._expire(chosen) == len(chosen)
-        for id in chosen:
-            self._lost(self.expected[id])
-
-    @rule(owner=strategies.sampled_from(["a", "b"]))
-    def restart_after_a_crash(self, owner: str) -> None:
-        held = [job for job in self.expected.values() if job.holder is not None and job.holder.worker_id == owner]
-        assert work.release_owner(self.house.database, owner) == len(held)
-        for job in held:
-            self._lost(job)
+    @precondition(lambda self: self.stale)
+    @rule(pick=PICK, write=strategies.sampled_from(["heartbeat", "finish", "fail", "cancel", "release", "lose"]))
+    def write_with_a_stale_claim(self, pick: int, write: str) -> None:
+        reclaimed = [claim for claim in self.stale if self.expected[claim.id].holder is not None]
+        claims = reclaimed or self.stale
+        claim = claims[pick % len(claims)]
+        with pytest.raises(LeaseLost):
+            match write:
+                case "heartbeat":
+                    work.heartbeat(self.database, claim, 60, stage="stale")
+                case "finish":
+                    _finish(self.database, claim)
+                case "fail":
+                    work.fail_job(self.database, claim, INTERNAL)
+                case "cancel":
+                    work.cancel_job(self.database, claim)
+                case "release":
+                    work.release(self.database, claim)
+                case "lose":
+                    work.lose(self.database, claim)
 
     # --- invariants
 
     @invariant()
     def the_database_agrees_with_the_rules(self) -> None:
-        with self.house.database.read() as session:
+        with self.database.read() as session:
             for id, job in self.expected.items():
                 row = session.get_one(Job, id)
                 assert (row.status, row.attempt) == (job.status, job.attempt)
                 held = session.get_one(Work, id)
-                assert (held.lease_owner, held.losses) == (job.holder and job.holder.worker_id, job.losses)
+                assert (held.lease_owner, held.losses) == (job.holder, job.losses)
                 assert len(session.scalars(select(Artifact).where(Artifact.job_id == id)).all()) == job.artifacts
                 events = session.scalars(select(JobEvent).where(JobEvent.job_id == id).order_by(JobEvent.seq)).all()
                 assert [event.seq for event in events] == list(range(1, row.last_event_seq + 1))
@@ -176,36 +200,37 @@ class WorkMachine(RuleBasedStateMachine):
 
     # --- helpers
 
+    def _with(self, *statuses: JobStatus) -> list[str]:
+        return sorted(id for id, job in self.expected.items() if job.status in statuses)
+
     def _claim_one(self, worker: str) -> Claim | None:
-        return work.claim(self.house.database, worker_id=worker, kinds={WorkKind.job}, queues={"cpu"}, lease_s=3600)
+        return work.claim(self.database, worker_id=worker, kinds={WorkKind.job}, queues={"cpu"}, lease_s=3600)
 
-    def _write(self, claim: Claim | None, write: Callable[[Claim], Any]) -> Expected | None:
-        """Write with a claim: the job's rules if it held the lease, None if it was rightly fenced."""
-        if claim is None:
-            return None
+    def _left(self, claim: Claim, *, otherwise: JobStatus) -> None:
+        """The claim is given up: a cancelling job is cancelled, another one gets the status `otherwise`."""
         job = self.expected[claim.id]
-        if job.holder is not claim:
-            with pytest.raises(LeaseLost):
-                write(claim)
-            return None
-        self.answer = write(claim)
-        return job
+        job.status = S.cancelled if job.status is S.cancelling else otherwise
+        job.holder = None
+        self.held.remove(claim)
+        self.stale.append(claim)
 
-    def _end(self, job: Expected, status: JobStatus) -> None:
-        job.status, job.holder = status, None
-
-    def _lost(self, job: Expected) -> None:
+    def _lost(self, claim: Claim) -> None:
+        job = self.expected[claim.id]
         job.losses += 1
-        if job.status is S.cancelling:
-            self._end(job, S.cancelled)
-        else:
-            self._end(job, S.failed if job.losses == LOSS_LIMIT else S.queued)
+        self._left(claim, otherwise=S.failed if job.losses == LOSS_LIMIT else S.queued)
 
-    def _expire(self, ids: list[str]) -> int:
-        with self.house.database.transaction() as session:
-            past = self.house.database.now(session) - timedelta(seconds=1)
-            session.execute(update(Work).where(Work.id.in_(ids), Work.state == "running").values(lease_expires_at=past))
-        return work.expire_leases(self.house.database, backoff_s=0)
+    def _expire(self, claims: list[Claim]) -> int:
+        with self.database.transaction() as session:
+            past = self.database.now(session) - timedelta(seconds=1)
+            session.execute(
+                update(Work).where(Work.id.in_([claim.id for claim in claims])).values(lease_expires_at=past)
+            )
+        return work.expire_leases(self.database, backoff_s=0)
+
+
+def _finish(database: Database, claim: Claim) -> JobStatus:
+    artifact = StoredArtifact("model.onnx", "application/onnx", 1, "00" * 32, claim.object_key("model.onnx"))
+    return work.finish_job(database, claim, result=job_result(), artifacts=[artifact])
 
 
 def _row(session: Any, id: str) -> Any:
