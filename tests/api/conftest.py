@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,23 +166,24 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@contextmanager
+def run_service(data_dir: Path, migrated: Path, **options: Any) -> Iterator[Service]:
+    """A service with these settings over a new database and object store."""
+    settings = Settings(data_dir=data_dir, **options)
+    settings.data_dir.mkdir(exist_ok=True)
+    shutil.copy(migrated, settings.data_dir / "pennyweight.db")
+    database, objects = Database(settings.resolved_database_url), LocalObjects(settings.data_dir / "objects")
+    rings: list[float] = []
+    app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
+    with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield Service(url, settings, database, objects, client, rings)
+    database.dispose()
+
+
 @pytest.fixture
-def serve(tmp_path: Path, migrated: Path) -> Callable[..., Any]:
-    """`with serve(max_upload_bytes=…) as service`: a service with these settings."""
-
-    @contextmanager
-    def run(**options: Any) -> Iterator[Service]:
-        settings = Settings(data_dir=tmp_path / "data", **options)
-        settings.data_dir.mkdir(exist_ok=True)
-        shutil.copy(migrated, settings.data_dir / "pennyweight.db")
-        database, objects = Database(settings.resolved_database_url), LocalObjects(settings.data_dir / "objects")
-        rings: list[float] = []
-        app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
-        with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-            yield Service(url, settings, database, objects, client, rings)
-        database.dispose()
-
-    return run
+def serve(tmp_path: Path, migrated: Path) -> Callable[..., AbstractContextManager[Service]]:
+    """`with serve(max_upload_bytes=…) as service`: a service of the test's own."""
+    return partial(run_service, tmp_path / "data", migrated)
 
 
 @contextmanager
