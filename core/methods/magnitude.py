@@ -2,50 +2,27 @@
 
 Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets (arXiv 1608.08710) scores a filter by the
 norm of its weights. Channels that residual sums and concatenations tie together live or die together, so the norm is
-taken over all slices of the coupled component, as in Fang et al., DepGraph (arXiv 2301.12900).
+taken over all slices of the coupled component, as in Fang et al., DepGraph (arXiv 2301.12900): the filters that make
+the channel and the slices that read it.
 
-Only weights with at least two axes count: filters that make a channel and slices that read it. Batch-norm scales and
-statistics have other units, and one of them per channel would say more about the data's scale than about the channel.
+Only weights with at least two axes count. Biases, batch-norm scales and statistics have other units: batch-norm divides
+by the channel's own deviation, so its scale says how loud the channel is, not how much its weights do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from core.analysis import ChannelAnalysis
-from core.methods.options import option_error, whole_number
+from core.analysis import ChannelAnalysis, WeightSlices
+from core.methods.method import Method
+from core.methods.options import PLAN_OPTIONS
 from core.network import Network
 from core.planning import PlanOptions
-
-TYPE = "magnitude"
-TITLE = "Filter pruning by weight magnitude"
-DESCRIPTION = "Removes the coupled channels whose weights have the smallest norm, down to the budget."
-PAPER = "arXiv:1608.08710"
-OPTIONS_SCHEMA: dict[str, Any] = {
-    "norm": {
-        "type": "integer",
-        "enum": [1, 2],
-        "default": 2,
-        "description": "order of the norm over the coupled slices",
-    },
-    "min_channels": {
-        "type": "integer",
-        "minimum": 1,
-        "description": "fewest channels of a layer; default max(4, 10 %)",
-    },
-    "round_to": {
-        "type": "integer",
-        "minimum": 1,
-        "maximum": 64,
-        "default": 1,
-        "description": "widths fall in multiples of this",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -57,32 +34,54 @@ class MagnitudeConfig:
     round_to: int = 1
 
 
-def config(options: Mapping[str, Any]) -> MagnitudeConfig:
-    """Checked options. Raises EngineError naming the option."""
-    unknown = sorted(set(options) - set(OPTIONS_SCHEMA))
-    if unknown:
-        raise option_error(unknown[0], f"unknown; magnitude has {', '.join(OPTIONS_SCHEMA)}")
-    norm = whole_number(options, "norm", default=2, low=1, high=2)
-    smallest = whole_number(options, "min_channels", default=None, low=1, high=None)
-    return MagnitudeConfig(norm, smallest, whole_number(options, "round_to", default=1, low=1, high=64))
-
-
 def plan_options(config: MagnitudeConfig) -> PlanOptions:
     return PlanOptions(min_channels=config.min_channels, round_to=config.round_to)
 
 
 def scores(network: Network, analysis: ChannelAnalysis, config: MagnitudeConfig, seed: int) -> np.ndarray:
     """float64 per component: the norm of all weight slices that belong to it. Deterministic; `seed` has no part."""
-    total = np.zeros(analysis.components)
-    powers: dict[str, torch.Tensor] = {}
+    prunable = np.zeros(analysis.components, dtype=bool)
+    for group in analysis.groups:
+        prunable[group.components] = True
+    by_tensor: dict[str, list[WeightSlices]] = defaultdict(list)
     for slices in analysis.slices:
-        weight = network.tensors[slices.tensor]
-        if weight.ndim < 2:
-            continue
-        if slices.tensor not in powers:
-            powers[slices.tensor] = weight.detach().abs().double() ** config.norm
-        axes = [axis for axis in range(weight.ndim) if axis != slices.axis]
-        per_slice = powers[slices.tensor].sum(dim=axes).numpy()
-        labelled = slices.component >= 0
-        total += np.bincount(slices.component[labelled], weights=per_slice[labelled], minlength=analysis.components)
+        if network.tensors[slices.tensor].ndim >= 2 and prunable[slices.component[slices.component >= 0]].any():
+            by_tensor[slices.tensor].append(slices)
+    total = np.zeros(analysis.components)
+    for name, found in by_tensor.items():
+        axes = sorted(slices.axis for slices in found)
+        power = _power(network.tensors[name].detach(), axes, config.norm)
+        for slices in found:
+            others = [index for index, axis in enumerate(axes) if axis != slices.axis]
+            per_slice = (power.sum(dim=others) if others else power).cpu().numpy()
+            labelled = slices.component >= 0
+            total += np.bincount(slices.component[labelled], per_slice[labelled], minlength=analysis.components)
     return total ** (1 / config.norm)
+
+
+def _power(weight: Tensor, axes: list[int], norm: int) -> Tensor:
+    """Σ|w|^norm over all axes but `axes`, float64: one pass over the weight that all of its labelled axes share."""
+    rest = [axis for axis in range(weight.ndim) if axis not in axes]
+    if not rest:
+        return weight.double().abs() ** norm
+    return torch.linalg.vector_norm(weight, ord=norm, dim=rest, dtype=torch.float64) ** norm
+
+
+METHOD = Method(
+    type="magnitude",
+    title="Filter pruning by weight magnitude",
+    description="Removes the coupled channels whose weights have the smallest norm, down to the budget.",
+    paper="arXiv:1608.08710",
+    options={
+        "norm": {
+            "type": "integer",
+            "enum": [1, 2],
+            "default": 2,
+            "description": "Order of the norm over the coupled slices.",
+        },
+        **PLAN_OPTIONS,
+    },
+    config_type=MagnitudeConfig,
+    score=scores,
+    shape=plan_options,
+)

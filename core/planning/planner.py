@@ -32,11 +32,10 @@ def plan_widths(
     has the smallest reachable value of every figure, `details.constraints` that of every cap.
     """
     problem = _problem(analysis, scores, constraints, options)
-    levels = _landed(problem)
-    if levels is None:
+    levels, met = _nearest(problem)
+    if not met:
         bare = _problem(analysis, scores, constraints, PlanOptions(min_channels=1, round_to=1))
-        thinnest = bare.costs(smallest_levels(bare, constraints))
-        raise infeasible(problem, smallest_levels(problem, constraints), thinnest)
+        raise infeasible(problem, levels, thinnest=bare.costs(smallest_levels(bare, constraints)))
     return compose_plan(problem, levels)
 
 
@@ -45,15 +44,16 @@ def smallest_plan(
 ) -> Plan:
     """The plan nearest to caps that cannot all be met; those that can be met are."""
     problem = _problem(analysis, scores, constraints, options)
-    nearest = smallest_levels(problem, constraints)
-    lowest, _ = reachable(problem, nearest)
-    relaxed = tuple(replace(c, limit=max(c.limit, low.limit)) for c, low in zip(constraints, lowest, strict=True))
-    levels = _landed(replace(problem, constraints=relaxed))
-    if levels is None:
-        # Each is reachable, but not together.
-        costs = problem.costs(nearest)
-        relaxed = tuple(replace(c, limit=max(c.limit, c.value(costs))) for c in constraints)
-        levels = _landed(replace(problem, constraints=relaxed))
+    levels, met = _nearest(problem)
+    if not met:
+        lowest, _ = reachable(problem, levels)
+        costs = problem.costs(levels)
+        # Each cap's own smallest value, or, where these cannot be had together, the values of the nearest network.
+        for values in ([low.limit for low in lowest], [cap.value(costs) for cap in constraints]):
+            relaxed = [replace(c, limit=max(c.limit, value)) for c, value in zip(constraints, values, strict=True)]
+            levels, met = _nearest(replace(problem, constraints=tuple(relaxed)))
+            if met:
+                break
     return compose_plan(problem, levels)
 
 
@@ -64,16 +64,16 @@ def _problem(
     return Problem(analysis, tuple(constraints), lattice, Ranking.of(analysis, lattice, scores))
 
 
-def _landed(problem: Problem) -> np.ndarray | None:
-    """Levels within every cap, or None where there are none."""
+def _nearest(problem: Problem) -> tuple[np.ndarray, bool]:
+    """Levels that land within every cap and True, or the nearest that there are and False."""
     top = problem.lattice.top
     if problem.fits(top):
-        return top
+        return top, True
     path = descent(problem)
     if not problem.fits(along(problem, path, len(path))):
         # The score's choice of who holds a shared floor is too large; start from the smallest instead.
-        bottom = smallest_levels(problem, problem.constraints)
-        if not problem.fits(bottom):
-            return None
-        path = descent(problem, bottom)
-    return land(problem, path)
+        smallest = smallest_levels(problem, problem.constraints)
+        if not problem.fits(smallest):
+            return smallest, False
+        path = descent(problem, smallest)
+    return land(problem, path), True

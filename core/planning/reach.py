@@ -74,9 +74,9 @@ def _exchange(
         for group in groups:
             rows = problem.lattice.channels[:, group] > 0
             partners = [g for g in groups if g != group and (problem.lattice.channels[rows, g] > 0).any()]
-            for level in range(int(best[group]) + 1, int(problem.lattice.top[group]) + 1):
+            for raise_by in _doubling(int(problem.lattice.top[group] - best[group])):
                 raised = best.copy()
-                raised[group] = level
+                raised[group] += raise_by
                 candidate = _push_down(problem, constraints, raised, partners)
                 key = _key(problem, constraints, candidate)
                 if key < best_key:
@@ -85,13 +85,18 @@ def _exchange(
     return best
 
 
+def _doubling(last: int) -> list[int]:
+    """1, 2, 4, … and `last`."""
+    return sorted({2**power for power in range(last.bit_length())} | {last} - {0})
+
+
 def reachable(problem: Problem, nearest: np.ndarray) -> tuple[tuple[Constraint, ...], dict[str, int]]:
     """The caps raised to what can be reached, and the smallest value of every figure, each by itself.
 
     nearest: rungs of the network nearest to all caps.
     """
     points = [problem.costs(nearest)]
-    if problem.lattice.sharing_groups():
+    if problem.lattice.sharing_groups() and len(problem.constraints) > 1:
         points += [problem.costs(smallest_levels(problem, [constraint])) for constraint in problem.constraints]
     smallest = {name: min(point.as_dict()[name] for point in points) for name in points[0].as_dict()}
     lowest = tuple(replace(c, limit=min(c.value(point) for point in points)) for c in problem.constraints)
@@ -105,15 +110,14 @@ def infeasible(problem: Problem, nearest: np.ndarray, thinnest: Costs) -> Engine
     """
     lowest, smallest = reachable(problem, nearest)
     missed = [(cap, low.limit) for cap, low in zip(problem.constraints, lowest, strict=True) if low.limit > cap.limit]
-    full = problem.analysis.costs(problem.analysis.full_widths)
     if missed:
-        sentences = [_sentence(cap, value, cap.value(full)) for cap, value in missed]
+        sentences = [_sentence(problem, cap, value) for cap, value in missed]
     else:
         # Each cap can be met, but by different networks.
         costs = problem.costs(nearest)
         missed = [(cap, cap.value(costs)) for cap in problem.constraints if not cap.met_by(costs)]
         sentences = ["The caps cannot be met together; the nearest network misses these"]
-        sentences += [_sentence(cap, value, cap.value(full)) for cap, value in missed]
+        sentences += [_sentence(problem, cap, value) for cap, value in missed]
     thinner = [f"{name_of(cap)} {cap.value(thinnest):,}" for cap, value in missed if cap.value(thinnest) < value]
     if thinner:
         sentences.append(f"Thinner layers (min_channels 1 and round_to 1) would reach {', '.join(thinner)}")
@@ -124,21 +128,24 @@ def infeasible(problem: Problem, nearest: np.ndarray, thinnest: Costs) -> Engine
         details={
             "smallest": smallest,
             "constraints": [
-                {**cap.as_dict(full), "value": low.limit, "met": low.limit <= cap.limit}
+                {**cap.as_dict(problem.costs(nearest)), "value": low.limit, "met": low.limit <= cap.limit}
                 for cap, low in zip(problem.constraints, lowest, strict=True)
             ],
         },
     )
 
 
-def _sentence(cap: Constraint, value: int, original: int) -> str:
+def _sentence(problem: Problem, cap: Constraint, value: int) -> str:
+    original = cap.value(problem.costs(problem.lattice.top))
+    # Only where floors are shared is the smallest network searched for rather than proven.
+    known = "was found with" if problem.lattice.sharing_groups() else "is possible with"
     steps = math.ceil(1e4 * value / original)
     if math.floor(steps / 1e4 * original) < value:
         steps += 1
     ratio = f" (max_ratio {steps / 1e4:g})" if steps < 1e4 else ""
     return (
-        f"{name_of(cap)} at most {cap.limit:,} is out of reach: the smallest that the layers' floors allow is {value:,}, "
-        f"so raise this cap to at least {value:,}{ratio}"
+        f"{name_of(cap)} at most {cap.limit:,} is out of reach: {value:,} is the smallest that {known} the layers' floors; "
+        f"raise this cap to at least {value:,}{ratio}"
     )
 
 

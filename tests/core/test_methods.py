@@ -61,7 +61,7 @@ def test_batch_norm_scale_has_no_part_in_the_score(chain):
     ("options", "words"),
     [
         ({"rond_to": 8}, "rond_to"),
-        ({"norm": 3}, "from 1 to 2"),
+        ({"norm": 3}, "must be 1 or 2"),
         ({"round_to": 0}, "from 1 to 64"),
         ({"min_channels": 2.5}, "at least 1"),
         ({"norm": True}, "True"),
