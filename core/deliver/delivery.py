@@ -1,0 +1,77 @@
+"""Deliver: write what was asked for, in forms that load anywhere.
+
+`onnx` → model.onnx; `safetensors` → model.safetensors and model.py; `report` → report.json. Always manifest.json.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.deliver.artifacts import Artifact, write_json, write_manifest, write_safetensors
+from core.deliver.latency import Latency, measure_latency
+from core.deliver.model_py import write_model_py
+from core.deliver.onnx_file import write_onnx
+from core.errors import EngineError
+from core.network import Network
+
+OUTPUTS = ("onnx", "safetensors", "report")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was written into `folder`, and what only the files can tell.
+
+    size_bytes: of the network as safetensors, whether or not that was asked for. latency: None without ONNX.
+    """
+
+    folder: Path
+    outputs: tuple[str, ...]
+    size_bytes: int
+    original_size_bytes: int
+    latency: Latency | None
+    original_latency: Latency | None
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        """Every file of the folder but the report and the manifest."""
+        paths = sorted(path for path in self.folder.iterdir() if path.name not in ("report.json", "manifest.json"))
+        return [Artifact.of(path).as_dict() for path in paths]
+
+    def write_report(self, result: Mapping[str, Any]) -> None:
+        """Last: the report, if asked for, and the manifest over everything."""
+        if "report" in self.outputs:
+            write_json(result, self.folder / "report.json")
+        write_manifest(self.folder)
+
+
+def deliver(original: Network, network: Network, outputs: Sequence[str], folder: Path) -> Delivery:
+    """Write the asked-for forms of `network` into `folder` and measure them beside the original's."""
+    unknown = sorted(set(outputs) - set(OUTPUTS))
+    if unknown:
+        raise EngineError(
+            "internal", f"Unknown output {unknown[0]!r}; there are {', '.join(OUTPUTS)}.", param="/outputs"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pruned = any(tensor.shape != original.tensors[name].shape for name, tensor in network.tensors.items())
+    latency = original_latency = None
+    with tempfile.TemporaryDirectory() as scratch:
+        original_size = _safetensors_size(original, Path(scratch), pruned=False)
+        size = _safetensors_size(network, Path(scratch), pruned=pruned)
+        if "onnx" in outputs:
+            write_onnx(network, folder / "model.onnx")
+            write_onnx(original, Path(scratch) / "original.onnx")
+            latency = measure_latency(folder / "model.onnx", network)
+            original_latency = measure_latency(Path(scratch) / "original.onnx", original)
+    if "safetensors" in outputs:
+        write_safetensors(network, folder / "model.safetensors", pruned=pruned)
+        write_model_py(network, folder / "model.py")
+    return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency)
+
+
+def _safetensors_size(network: Network, scratch: Path, *, pruned: bool) -> int:
+    path = scratch / "weights.safetensors"
+    write_safetensors(network, path, pruned=pruned)
+    return path.stat().st_size

@@ -1,0 +1,113 @@
+"""Words on the command line become the API's JSON, or a message that says what would have been understood."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pennyweight.options import (
+    OptionError,
+    parse_budget,
+    parse_cap,
+    parse_input_shape,
+    parse_json_object,
+    parse_method,
+    parse_normalization,
+)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "cap"),
+    [
+        ("flops", "40%", {"max_ratio": 0.4}),
+        ("flops", "12.5 %", {"max_ratio": 0.125}),
+        ("params", "100k", {"max": 100_000}),
+        ("params", "1_000", {"max": 1000}),
+        ("macs", "60M", {"max": 60_000_000}),
+        ("flops", "1.5G", {"max": 1_500_000_000}),
+        ("memory", "2MB", {"max": 2_000_000}),
+        ("memory", "2MiB", {"max": 2_097_152}),
+        ("memory", "weights:1mb", {"kind": "weights", "max": 1_000_000}),
+        ("memory", "activations: 50%", {"kind": "activations", "max_ratio": 0.5}),
+    ],
+)
+def test_cap_is_read_as_a_person_means_it(metric, text, cap):
+    assert parse_cap(metric, text) == cap
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "words"),
+    [
+        ("flops", "140%", "between 0% and 100%"),
+        ("flops", "0%", "between 0% and 100%"),
+        ("flops", "100%", "between 0% and 100%"),
+        ("params", "lots", "100k or 40%"),
+        ("params", "-5", "100k or 40%"),
+        ("params", "0", "positive"),
+        ("params", "5 parsecs", "unknown unit 'parsecs'"),
+        ("params", "2MB", "unknown unit 'MB'"),
+        ("memory", "cache:2MB", "weights, activations, total"),
+    ],
+)
+def test_cap_that_cannot_be_read_is_refused_with_its_reason(metric, text, words):
+    with pytest.raises(OptionError, match=words.replace("%", "%")) as refusal:
+        parse_cap(metric, text)
+    assert text in str(refusal.value)
+
+
+@given(st.text(max_size=20))
+def test_any_text_gives_a_positive_cap_or_an_option_error(text):
+    try:
+        cap = parse_cap("memory", text)
+    except OptionError:
+        return
+    assert cap.get("max", 1) > 0
+    assert 0 < cap.get("max_ratio", 0.5) < 1
+
+
+@given(st.integers(1, 10**15), st.sampled_from([("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9)]))
+def test_whole_caps_are_exact_integers(number, unit):
+    assert parse_cap("flops", f"{number}{unit[0]}") == {"max": number * unit[1]}
+
+
+def test_budget_leaves_out_what_was_not_given():
+    assert parse_budget({"params": None, "flops": "40%", "memory": "1MB"}) == {
+        "flops": {"max_ratio": 0.4},
+        "memory": {"max": 1_000_000},
+    }
+
+
+@pytest.mark.parametrize("text", ["3x32x32", "3,32,32", "[3, 32, 32]"])
+def test_input_shape_in_three_spellings(text):
+    assert parse_input_shape(text) == [3, 32, 32]
+
+
+@pytest.mark.parametrize("text", ["", "3x-1x2", "axb", "0x1x1"])
+def test_input_shape_must_be_positive_numbers(text):
+    with pytest.raises(OptionError, match="3x32x32"):
+        parse_input_shape(text)
+
+
+def test_normalization_by_words_by_json_and_by_file(tmp_path):
+    statistics = {"mean": [0.5, 0.25], "std": [1.0, 2.0]}
+    (tmp_path / "statistics.json").write_text(json.dumps(statistics))
+    assert parse_normalization("0.5,0.25/1,2") == statistics
+    assert parse_normalization(json.dumps(statistics)) == statistics
+    assert parse_normalization(str(tmp_path / "statistics.json")) == statistics
+    with pytest.raises(OptionError, match="mean/std"):
+        parse_normalization("0.5")
+
+
+def test_method_with_options():
+    assert parse_method("magnitude") == {"type": "magnitude"}
+    assert parse_method("magnitude:round_to=8,p=1") == {"type": "magnitude", "round_to": 8, "p": 1}
+    assert parse_method('{"type": "magnitude", "p": 2}') == {"type": "magnitude", "p": 2}
+    with pytest.raises(OptionError, match="name=value"):
+        parse_method("magnitude:8")
+
+
+def test_json_option_must_be_an_object():
+    with pytest.raises(OptionError, match="not a list"):
+        parse_json_object("--architecture-args", "[1]")
+    with pytest.raises(OptionError, match="JSON object"):
+        parse_json_object("--architecture-args", "{depth: 20}")

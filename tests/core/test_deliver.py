@@ -1,0 +1,128 @@
+"""What is delivered loads without us, says nothing of the machine that made it, and is what was verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from core.architectures import build
+from core.deliver import OUTPUTS, deliver
+from core.deliver import onnx_file as onnx_file_module
+from core.deliver.onnx_file import open_session, relative_error, write_onnx
+from core.errors import EngineError
+from core.network import Network
+
+ARGS = {"depth": 8, "width": 4, "in_channels": 1, "num_classes": 10}
+
+
+def small_network(seed: int) -> Network:
+    torch.manual_seed(seed)
+    model = build("cifar_resnet", ARGS)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_()
+    return Network.from_module(model, {"image": (1, 8, 8)}, architecture="cifar_resnet", architecture_args=ARGS)
+
+
+@pytest.fixture(scope="module")
+def delivery(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("delivery")
+    network = small_network(0)
+    done = deliver(small_network(1), network, OUTPUTS, folder)
+    done.write_report({"met": True})
+    return network, done, folder
+
+
+def test_every_asked_for_file_is_there_and_nothing_else(delivery):
+    names = {path.name for path in delivery[2].iterdir()}
+    assert names == {"model.onnx", "model.safetensors", "model.py", "report.json", "manifest.json"}
+
+
+def test_onnx_computes_the_network_at_any_batch_under_its_input_name(delivery):
+    network, _, folder = delivery
+    session = open_session(folder / "model.onnx")
+    assert [i.name for i in session.get_inputs()] == ["image"] and [o.name for o in session.get_outputs()] == ["output"]
+    for batch in (1, 2, 7):
+        (x,) = network.random_inputs(batch=batch, seed=batch)
+        (got,) = session.run(None, {"image": x.numpy()})
+        assert relative_error(got, network.run(x)[0].numpy()) < 1e-5
+
+
+def test_onnx_holds_no_trace_of_the_machine_and_no_external_data(delivery):
+    model = onnx.load(delivery[2] / "model.onnx")
+    data = (delivery[2] / "model.onnx").read_bytes()
+    for path in (Path(__file__).resolve().parents[2], Path(sys.prefix), Path(torch.__file__).parent):
+        assert str(path).encode() not in data
+    assert not model.metadata_props and not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+
+
+def test_safetensors_hold_every_tensor_under_its_original_name(delivery):
+    network, done, folder = delivery
+    loaded = load_file(folder / "model.safetensors")
+    assert set(loaded) == set(build("cifar_resnet", ARGS).state_dict())
+    for name, tensor in network.tensors.items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
+    assert done.size_bytes == (folder / "model.safetensors").stat().st_size
+
+
+def test_manifest_and_artifact_list_carry_true_digests(delivery):
+    _, done, folder = delivery
+    entries = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    for entry in entries:
+        data = (folder / entry["name"]).read_bytes()
+        assert (entry["size"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert {entry["name"] for entry in entries} == {"model.onnx", "model.safetensors", "model.py", "report.json"}
+    assert {entry["name"] for entry in done.artifacts()} == {"model.onnx", "model.safetensors", "model.py"}
+
+
+def test_latency_is_measured_for_both_networks(delivery):
+    _, done, _ = delivery
+    for latency in (done.latency, done.original_latency):
+        assert 0 < latency.p50 <= latency.p95 and (latency.batch, latency.threads) == (1, 1)
+
+
+def test_onnx_that_computes_something_else_is_not_delivered(tmp_path, monkeypatch):
+    network = small_network(0)
+    export = onnx_file_module._export
+
+    def sabotaged(net):
+        model = export(net)
+        weight = next(t for t in model.graph.initializer if t.name.endswith("linear.weight"))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[0] *= 1.01
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return model
+
+    monkeypatch.setattr(onnx_file_module, "_export", sabotaged)
+    with pytest.raises(EngineError, match="differs from PyTorch"):
+        write_onnx(network, tmp_path / "model.onnx")
+
+
+def test_relative_error_is_infinite_for_wrong_shapes_and_values_that_are_not_finite():
+    ones = np.ones(3, dtype=np.float32)
+    assert relative_error(ones, ones) == 0
+    assert relative_error(np.ones(2, dtype=np.float32), ones) == float("inf")
+    assert relative_error(np.array([1, np.nan, 1], dtype=np.float32), ones) == float("inf")
+
+
+def test_report_refuses_numbers_that_json_cannot_hold(delivery, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        delivery[1].write_report({"value": float("nan")})
+
+
+def test_unknown_output_is_refused_by_name(tmp_path):
+    with pytest.raises(EngineError, match="coreml"):
+        deliver(small_network(0), small_network(0), ("coreml",), tmp_path)
