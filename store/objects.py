@@ -25,6 +25,7 @@ from store.errors import InvalidObjectKey, ObjectMissing
 
 CHUNK_BYTES = 1 << 20
 MAX_KEY_LENGTH = 1024
+RENAME_ATTEMPTS = 100
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 
 
@@ -185,20 +186,24 @@ class LocalWriter:
         if not self._open:
             raise ValueError(f"The writer of {self._key} is closed.")
         os.fsync(self._descriptor)
-        while True:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._path.replace(self._target)
-                break
-            except FileNotFoundError:
-                if not self._path.exists():
-                    raise  # our own file is gone; otherwise a delete removed the empty folder in between
+        self._move_into_place()
         self._close()
         for folder in (self._target.parent, *self._target.parent.parents):
             _sync_folder(folder)
             if folder == self._root:
                 break
         return StoredObject(self._key, self._size, self._digest.hexdigest())
+
+    def _move_into_place(self) -> None:
+        for patience in range(RENAME_ATTEMPTS, 0, -1):
+            try:
+                self._target.parent.mkdir(parents=True, exist_ok=True)
+                self._path.replace(self._target)
+                return
+            except (FileNotFoundError, FileExistsError):
+                # A delete may remove a folder that is empty at this moment; anything else stays wrong.
+                if patience == 1:
+                    raise
 
     def abort(self) -> None:
         """Forget everything written; after a commit this does nothing."""

@@ -200,12 +200,19 @@ def test_a_writer_killed_in_the_middle_leaves_no_object_and_its_remains_go_at_th
     assert files(objects) == ["a/living", KEY]
 
 
+def test_an_object_cannot_lie_below_another_one(objects: LocalObjects) -> None:
+    put(objects, "a", b"1")
+    with pytest.raises(OSError):
+        put(objects, "a/b", b"2")
+    assert (read(objects, "a"), objects.stat("a/b"), files(objects)) == (b"1", None, ["a"])
+
+
 def test_writers_and_deleters_in_one_folder_do_not_disturb_one_another(objects: LocalObjects) -> None:
     failures: list[BaseException] = []
 
     def work(name: str) -> None:
         try:
-            for number in range(60):
+            for number in range(100):
                 key = f"shared/folder/{name}{number}"
                 put(objects, key, b"x")
                 objects.delete(key)
