@@ -17,6 +17,9 @@ import numpy as np
 from core.analysis import ChannelAnalysis, LayerWidth
 from core.planning.options import PlanOptions
 
+# More components than any group has.
+_ANY = 2**62
+
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
@@ -69,16 +72,13 @@ class Lattice:
         """Groups that hold a shared floor; all others can stand on their lowest rung whatever the rest does."""
         return np.flatnonzero(self.channels.any(axis=0)).tolist()
 
-    def lowest_level(self, levels: np.ndarray, group: int) -> int:
-        """The lowest rung that `group` may stand on while the others stay where they are."""
-        column = self.channels[:, group]
-        held = column > 0
-        if not held.any():
-            return 0
+    def lowest_levels(self, levels: np.ndarray) -> np.ndarray:
+        """For every group, the lowest rung that it may stand on while all others stay where they are."""
         widths = self.widths(levels)
-        others = self.channels[held] @ widths - column[held] * widths[group]
-        needed = int(np.max(-((others - self.minimum[held]) // column[held]), initial=0))
-        return int(np.searchsorted(self.ladders[group, : self.top[group] + 1], needed))
+        slack = self.channels @ widths - self.minimum
+        spare = np.where(self.channels > 0, slack[:, None] // np.maximum(self.channels, 1), _ANY)
+        needed = widths - spare.min(axis=0, initial=_ANY)
+        return (self.ladders < needed[:, None]).sum(axis=1)
 
 
 @dataclass(frozen=True)

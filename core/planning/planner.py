@@ -18,7 +18,7 @@ from core.planning.lattice import Lattice
 from core.planning.options import PlanOptions
 from core.planning.plan import Plan, compose_plan
 from core.planning.ranking import Ranking
-from core.planning.reach import infeasible, reachable, smallest_levels
+from core.planning.reach import Reach, Smallest, infeasible, smallest
 from core.planning.search import Problem, along, descent, land
 
 
@@ -32,10 +32,10 @@ def plan_widths(
     has the smallest reachable value of every figure, `details.constraints` that of every cap.
     """
     problem = _problem(analysis, scores, constraints, options)
-    levels, met = _nearest(problem)
-    if not met:
+    levels, nearest = _land(problem)
+    if levels is None:
         bare = _problem(analysis, scores, constraints, PlanOptions(min_channels=1, round_to=1))
-        raise infeasible(problem, levels, thinnest=bare.costs(smallest_levels(bare, constraints)))
+        raise infeasible(problem, nearest, thinnest=bare.costs(smallest(bare, constraints).levels))
     return compose_plan(problem, levels)
 
 
@@ -44,17 +44,21 @@ def smallest_plan(
 ) -> Plan:
     """The plan nearest to caps that cannot all be met; those that can be met are."""
     problem = _problem(analysis, scores, constraints, options)
-    levels, met = _nearest(problem)
-    if not met:
-        lowest, _ = reachable(problem, levels)
-        costs = problem.costs(levels)
-        # Each cap's own smallest value, or, where these cannot be had together, the values of the nearest network.
-        for values in ([low.limit for low in lowest], [cap.value(costs) for cap in constraints]):
-            relaxed = [replace(c, limit=max(c.limit, value)) for c, value in zip(constraints, values, strict=True)]
-            levels, met = _nearest(replace(problem, constraints=tuple(relaxed)))
-            if met:
-                break
-    return compose_plan(problem, levels)
+    levels, nearest = _land(problem)
+    if levels is None:
+        own = [cap.limit for cap in Reach.of(problem, nearest).caps]
+        levels, _ = _land(_relaxed(problem, own))
+    if levels is None:
+        # Each cap's own smallest value cannot be had together with the others'.
+        costs = problem.costs(nearest.levels)
+        levels, _ = _land(_relaxed(problem, [cap.value(costs) for cap in constraints]))
+    return compose_plan(problem, nearest.levels if levels is None else levels)
+
+
+def _relaxed(problem: Problem, values: Sequence[int]) -> Problem:
+    """Every cap raised to the value that can be reached, where that is above it."""
+    caps = [replace(c, limit=max(c.limit, value)) for c, value in zip(problem.constraints, values, strict=True)]
+    return replace(problem, constraints=tuple(caps))
 
 
 def _problem(
@@ -64,16 +68,16 @@ def _problem(
     return Problem(analysis, tuple(constraints), lattice, Ranking.of(analysis, lattice, scores))
 
 
-def _nearest(problem: Problem) -> tuple[np.ndarray, bool]:
-    """Levels that land within every cap and True, or the nearest that there are and False."""
+def _land(problem: Problem) -> tuple[np.ndarray, None] | tuple[None, Smallest]:
+    """Levels that land within every cap; where there are none, the nearest network."""
     top = problem.lattice.top
     if problem.fits(top):
-        return top, True
+        return top, None
     path = descent(problem)
     if not problem.fits(along(problem, path, len(path))):
         # The score's choice of who holds a shared floor is too large; start from the smallest instead.
-        smallest = smallest_levels(problem, problem.constraints)
-        if not problem.fits(smallest):
-            return smallest, False
-        path = descent(problem, smallest)
-    return land(problem, path), True
+        nearest = smallest(problem, problem.constraints)
+        if not problem.fits(nearest.levels):
+            return None, nearest
+        path = descent(problem, nearest.levels)
+    return land(problem, path), None

@@ -2,36 +2,48 @@
 
 Costs fall with every width. So where each floor is the bottom of one ladder, the bottom of all ladders is the smallest
 network under every cap at once, by proof. Groups that share a floor leave a choice, which depends on what is to be
-small: they are pushed down one after another, the largest saving per channel of the shared floor first, and then
-exchanged for one another as long as that helps.
+small: they are pushed down one after another, the largest saving per channel of the shared floor first, then exchanged
+for one another as long as that helps; branch and bound proves the result or finds a smaller one, if it ends in time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from core.budget import Constraint, Costs
 from core.errors import EngineError
-from core.planning.search import Problem, largest_use, use
+from core.planning.search import Problem
+
+_MOST_BRANCHES = 4000
 
 
-def smallest_levels(problem: Problem, constraints: Sequence[Constraint]) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Smallest:
+    """The rungs of the smallest network, and whether it is proven that there is no smaller one."""
+
+    levels: np.ndarray
+    proven: bool
+
+
+def smallest(problem: Problem, constraints: Sequence[Constraint]) -> Smallest:
     """The rungs that use least of the cap in `constraints` that is hardest to meet."""
     sharing = problem.lattice.sharing_groups()
     levels = np.zeros_like(problem.lattice.top)
     levels[sharing] = problem.lattice.top[sharing]
-    levels = _push_down(problem, constraints, levels, sharing)
-    return _exchange(problem, constraints, levels, sharing)
+    found = _exchange(problem, constraints, _push_down(problem, constraints, levels, sharing), sharing)
+    return _branch(problem, constraints, levels, found, sharing)
 
 
 def _key(problem: Problem, constraints: Sequence[Constraint], levels: np.ndarray) -> tuple[float, float]:
-    """The use of the hardest cap, then of all: what is to be small."""
+    """What is to be small: the use of the hardest cap, then of all."""
     costs = problem.costs(levels)
-    return largest_use(costs, constraints), sum(use(costs, constraint) for constraint in constraints)
+    # A cap of 0 cannot be met, but can still be missed by less.
+    shares = [constraint.value(costs) / max(1, constraint.limit) for constraint in constraints]
+    return max(shares, default=0.0), sum(shares)
 
 
 def _push_down(
@@ -40,26 +52,29 @@ def _push_down(
     """Each of `groups` once, as far as the others leave it, the largest saving per channel first."""
     levels, waiting = levels.copy(), list(groups)
     while waiting:
-        before = _key(problem, constraints, levels)
-        moves = [(_saving(problem, constraints, levels, before, group), -group) for group in waiting]
-        group = -max(moves)[1]
-        levels[group] = problem.lattice.lowest_level(levels, group)
+        before, lowest = _key(problem, constraints, levels), problem.lattice.lowest_levels(levels)
+        savings = [(_saving(problem, constraints, levels, before, group, lowest[group]), -group) for group in waiting]
+        group = -max(savings)[1]
+        levels[group] = lowest[group]
         waiting.remove(group)
     return levels
 
 
 def _saving(
-    problem: Problem, constraints: Sequence[Constraint], levels: np.ndarray, before: tuple[float, float], group: int
+    problem: Problem,
+    constraints: Sequence[Constraint],
+    levels: np.ndarray,
+    before: tuple[float, float],
+    group: int,
+    lowest: int,
 ) -> tuple[float, float]:
-    """Saved use per channel that the shared floors lose when `group` goes as low as it may."""
-    lower = levels.copy()
-    lower[group] = problem.lattice.lowest_level(levels, group)
-    lattice = problem.lattice
-    left = lattice.widths(levels)[group] - lattice.widths(lower)[group]
-    if not left:
+    """Saved use per channel that the shared floors lose when `group` goes down to rung `lowest`."""
+    if levels[group] == lowest:
         return 0.0, 0.0
-    after = _key(problem, constraints, lower)
-    channels = float(left * lattice.channels[:, group].max())
+    lower = levels.copy()
+    lower[group] = lowest
+    after, ladder = _key(problem, constraints, lower), problem.lattice.ladders[group]
+    channels = float((ladder[levels[group]] - ladder[lowest]) * problem.lattice.channels[:, group].max())
     return (before[0] - after[0]) / channels, (before[1] - after[1]) / channels
 
 
@@ -85,39 +100,83 @@ def _exchange(
     return best
 
 
+def _branch(
+    problem: Problem, constraints: Sequence[Constraint], start: np.ndarray, found: np.ndarray, groups: Sequence[int]
+) -> Smallest:
+    """Depth-first branch and bound over the rungs of `groups`, from their tops in `start`; `found` is known.
+
+    Bound: every open group as low as it could go if it alone went down. Where that bound holds all floors, it is itself
+    the best of its branch.
+    """
+    lattice = problem.lattice
+    order = sorted(groups, key=lambda group: (-int(lattice.channels[:, group].sum() * lattice.top[group]), group))
+    best, best_key = found, _key(problem, constraints, found)
+    branches = 0
+    stack = [(start, 0)]
+    while stack:
+        levels, depth = stack.pop()
+        branches += 1
+        if branches > _MOST_BRANCHES:
+            return Smallest(best, proven=False)
+        lowest = lattice.lowest_levels(levels)
+        bound = levels.copy()
+        bound[order[depth:]] = lowest[order[depth:]]
+        key = _key(problem, constraints, bound)
+        if key >= best_key:
+            continue
+        if lattice.holds_floors(bound):
+            best, best_key = bound, key
+            continue
+        group = order[depth]
+        for level in range(int(levels[group]), int(lowest[group]) - 1, -1):
+            child = levels.copy()
+            child[group] = level
+            stack.append((child, depth + 1))
+    return Smallest(best, proven=True)
+
+
 def _doubling(last: int) -> list[int]:
     """1, 2, 4, … and `last`."""
     return sorted({2**power for power in range(last.bit_length())} | {last} - {0})
 
 
-def reachable(problem: Problem, nearest: np.ndarray) -> tuple[tuple[Constraint, ...], dict[str, int]]:
-    """The caps raised to what can be reached, and the smallest value of every figure, each by itself.
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """What can be reached: caps lowered or raised to their own smallest value, and the smallest of every figure."""
 
-    nearest: rungs of the network nearest to all caps.
-    """
-    points = [problem.costs(nearest)]
-    if problem.lattice.sharing_groups() and len(problem.constraints) > 1:
-        points += [problem.costs(smallest_levels(problem, [constraint])) for constraint in problem.constraints]
-    smallest = {name: min(point.as_dict()[name] for point in points) for name in points[0].as_dict()}
-    lowest = tuple(replace(c, limit=min(c.value(point) for point in points)) for c in problem.constraints)
-    return lowest, smallest
+    caps: tuple[Constraint, ...]
+    figures: dict[str, int]
+    proven: bool
+
+    @staticmethod
+    def of(problem: Problem, nearest: Smallest) -> Reach:
+        """nearest: the network nearest to all caps together."""
+        points = [nearest]
+        if problem.lattice.sharing_groups() and len(problem.constraints) > 1:
+            points += [smallest(problem, [constraint]) for constraint in problem.constraints]
+        costs = [problem.costs(point.levels) for point in points]
+        return Reach(
+            caps=tuple(replace(c, limit=min(c.value(point) for point in costs)) for c in problem.constraints),
+            figures={name: min(point.as_dict()[name] for point in costs) for name in costs[0].as_dict()},
+            proven=all(point.proven for point in points),
+        )
 
 
-def infeasible(problem: Problem, nearest: np.ndarray, thinnest: Costs) -> EngineError:
+def infeasible(problem: Problem, nearest: Smallest, thinnest: Costs) -> EngineError:
     """Say for every cap that is out of reach what can be reached and what to do.
 
-    nearest: rungs of the network nearest to all caps. thinnest: costs where floors and rounding are given up.
+    nearest: the network nearest to all caps. thinnest: costs where floors and rounding are given up.
     """
-    lowest, smallest = reachable(problem, nearest)
-    missed = [(cap, low.limit) for cap, low in zip(problem.constraints, lowest, strict=True) if low.limit > cap.limit]
-    if missed:
-        sentences = [_sentence(problem, cap, value) for cap, value in missed]
-    else:
+    reach = Reach.of(problem, nearest)
+    costs = problem.costs(nearest.levels)
+    pairs = list(zip(problem.constraints, reach.caps, strict=True))
+    missed = [(cap, own.limit) for cap, own in pairs if own.limit > cap.limit]
+    sentences = []
+    if not missed:
         # Each cap can be met, but by different networks.
-        costs = problem.costs(nearest)
         missed = [(cap, cap.value(costs)) for cap in problem.constraints if not cap.met_by(costs)]
-        sentences = ["The caps cannot be met together; the nearest network misses these"]
-        sentences += [_sentence(problem, cap, value) for cap, value in missed]
+        sentences.append("The caps cannot be met together; the nearest network misses these")
+    sentences += [_sentence(problem, cap, value, reach.proven) for cap, value in missed]
     thinner = [f"{name_of(cap)} {cap.value(thinnest):,}" for cap, value in missed if cap.value(thinnest) < value]
     if thinner:
         sentences.append(f"Thinner layers (min_channels 1 and round_to 1) would reach {', '.join(thinner)}")
@@ -126,23 +185,21 @@ def infeasible(problem: Problem, nearest: np.ndarray, thinnest: Costs) -> Engine
         ". ".join(sentences) + ".",
         param=f"/budget/{missed[0][0].metric}",
         details={
-            "smallest": smallest,
+            "smallest": reach.figures,
             "constraints": [
-                {**cap.as_dict(problem.costs(nearest)), "value": low.limit, "met": low.limit <= cap.limit}
-                for cap, low in zip(problem.constraints, lowest, strict=True)
+                {**cap.as_dict(costs), "value": own.limit, "met": own.limit <= cap.limit} for cap, own in pairs
             ],
         },
     )
 
 
-def _sentence(problem: Problem, cap: Constraint, value: int) -> str:
+def _sentence(problem: Problem, cap: Constraint, value: int, proven: bool) -> str:
     original = cap.value(problem.costs(problem.lattice.top))
-    # Only where floors are shared is the smallest network searched for rather than proven.
-    known = "was found with" if problem.lattice.sharing_groups() else "is possible with"
     steps = math.ceil(1e4 * value / original)
     if math.floor(steps / 1e4 * original) < value:
         steps += 1
     ratio = f" (max_ratio {steps / 1e4:g})" if steps < 1e4 else ""
+    known = "is possible with" if proven else "was found with"
     return (
         f"{name_of(cap)} at most {cap.limit:,} is out of reach: {value:,} is the smallest that {known} the layers' floors; "
         f"raise this cap to at least {value:,}{ratio}"

@@ -49,6 +49,41 @@ def test_score_is_the_norm_over_the_filter_and_every_slice_that_reads_it(chain, 
         np.testing.assert_allclose(sorted(scores[group.components]), sorted(expected[group.label]), rtol=1e-12)
 
 
+class Residual(nn.Module):
+    """Two convolutions into one sum: channel c of both lives or dies as one component."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 1)
+        self.b = nn.Conv2d(3, 6, 3, padding=1)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.depthwise(self.a(x) + self.b(x)).mean((2, 3)))
+
+
+def test_tied_channels_are_scored_by_all_their_slices_together():
+    torch.manual_seed(0)
+    network = Network.from_module(Residual(), {"input": (3, 8, 8)})
+    analysis = analyse(network)
+    method = get_method("magnitude")
+    scores = method.scores(network, analysis, method.config({}), 0)
+    weights = {name: network.tensors[f"{name}.weight"].double() for name in ("a", "b", "depthwise", "head")}
+    expected = [
+        torch.cat([*(weights[n][c].ravel() for n in ("a", "b", "depthwise")), weights["head"][:, c]]).norm().item()
+        for c in range(6)
+    ]
+    (group,) = analysis.groups
+    np.testing.assert_allclose(sorted(scores[group.components]), sorted(expected), rtol=1e-12)
+
+
+def test_whole_numbers_may_be_written_as_json_writes_them():
+    config = get_method("magnitude").config({"round_to": 8.0, "norm": 1})
+    assert (config.round_to, config.norm, config.min_channels) == (8, 1, None)
+    assert isinstance(config.round_to, int)
+
+
 def test_batch_norm_scale_has_no_part_in_the_score(chain):
     network, analysis = chain
     method = get_method("auto")
