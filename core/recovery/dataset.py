@@ -38,9 +38,12 @@ class Split:
     def to(self, device: torch.device) -> Split:
         return Split(self.images.to(device), self.labels.to(device) if self.labels is not None else None)
 
-    def head(self, count: int) -> Split:
-        """The first `count` examples."""
-        return Split(self.images[:count], self.labels[:count] if self.labels is not None else None)
+    def sample(self, count: int) -> Split:
+        """At most `count` examples, evenly spaced: stored datasets are often sorted by class."""
+        if count >= len(self):
+            return self
+        rows = torch.arange(count, device=self.images.device) * len(self) // count
+        return Split(self.images[rows], self.labels[rows] if self.labels is not None else None)
 
 
 @dataclass(frozen=True)

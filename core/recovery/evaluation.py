@@ -71,7 +71,7 @@ def check_baseline(original: Network, dataset: ImageDataset, *, device: torch.de
     """
     if not dataset.labelled:
         return None
-    splits = [split.head(_BASELINE_EXAMPLES) for split in (dataset.val, dataset.test)]
+    splits = [split.sample(_BASELINE_EXAMPLES) for split in (dataset.val, dataset.test)]
     measured = [accuracy(original, split, dataset, device=device) for split in splits]
     baseline = sum(value * len(split) for value, split in zip(measured, splits, strict=True)) / sum(map(len, splits))
     least = least_baseline(dataset.classes)

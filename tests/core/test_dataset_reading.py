@@ -233,15 +233,24 @@ class TestParquet:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda i, l: ([*i[:5], b"\x89PNG broken", *i[6:]], l), ["row 5", "not a readable"]),
-            (lambda i, l: ([*i[:5], encode(i[5])[:-60], *i[6:]], l), ["row 5", "corrupt"]),
-            (lambda i, l: ([*i[:7], i[7][:10], *i[8:]], l), ["row 7", "10×10", "12×10"]),
-            (lambda i, l: ([*i[:7], b"", *i[8:]], l), ["row 7", "empty"]),
-            (lambda i, l: ([*i[:7], encode(i[7], "GIF"), *i[8:]], l), ["row 7", "not a readable"]),
-            (lambda i, l: (i, [*l[:9], -1, *l[10:]]), ["row 9", "-1"]),
-            (lambda i, l: (i, [*l[:9], None, *l[10:]]), ["row 9", "missing"]),
-            (lambda i, l: (i, [0.5, *l[1:]]), ["row 0", "0.5"]),
-            (lambda i, l: (i, ["cat"] * 40), ["labels are of type string"]),
+            (
+                lambda images, labels: ([*images[:5], b"\x89PNG broken", *images[6:]], labels),
+                ["row 5", "not a readable"],
+            ),
+            (
+                lambda images, labels: ([*images[:5], encode(images[5])[:-60], *images[6:]], labels),
+                ["row 5", "corrupt"],
+            ),
+            (lambda images, labels: ([*images[:7], images[7][:10], *images[8:]], labels), ["row 7", "10×10", "12×10"]),
+            (lambda images, labels: ([*images[:7], b"", *images[8:]], labels), ["row 7", "empty"]),
+            (
+                lambda images, labels: ([*images[:7], encode(images[7], "GIF"), *images[8:]], labels),
+                ["row 7", "not a readable"],
+            ),
+            (lambda images, labels: (images, [*labels[:9], -1, *labels[10:]]), ["row 9", "-1"]),
+            (lambda images, labels: (images, [*labels[:9], None, *labels[10:]]), ["row 9", "missing"]),
+            (lambda images, labels: (images, [0.5, *labels[1:]]), ["row 0", "0.5"]),
+            (lambda images, labels: (images, ["cat"] * 40), ["labels are of type string"]),
         ],
     )
     def test_wrong_rows_are_refused_by_number(self, tmp_path, images, labels, change, words):

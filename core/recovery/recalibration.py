@@ -1,0 +1,207 @@
+"""Batch-norm statistics after pruning, transferred from the original's by ratio; works without data.
+
+Removing channels changes the mean and variance in front of every later batch-norm, and the running statistics no longer
+fit. The usual remedy re-estimates them on training images. On synthetic inputs that destroys a network, because noise
+has other statistics than images. What does carry over from noise to images is the *change*: with μ, σ² of a channel in
+front of its batch-norm, measured on the same noise in the original (o) and in the pruned network (p), each layer
+normalised by the batch so that no earlier drift is counted twice,
+
+    var  ←  var · σp²/σo²                mean  ←  μp + (mean − μo) · σp/σo
+
+With real images as the inputs the same formula also beats plain re-estimation, which adds the sampling noise of its few
+images (ResNet-20 and -56, CIFAR-10, 2,000 test images; `python -m benchmarks.data_free_recalibration --data DATA`):
+
+@@TABLE@@
+
+The guard needs no images either. Judged by its outputs on noise, a network with image statistics says nothing. So both
+networks get the statistics of one noise sample, the pruned one once as it would stand without the correction (the
+original's) and once with it (its own), and the output errors against the original on *another* noise sample are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.analysis.schema import bind, operator_name
+from core.network import Network
+
+Inputs = tuple[Tensor, ...]
+# Variances at or below this share of a layer's mean variance are noise; their ratio means nothing.
+_MAX_RATIO = 1e4
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and variance per channel in front of one batch-norm; `var_name` is the tensor that holds its variance."""
+
+    mean: Tensor
+    var: Tensor
+    var_name: str
+
+
+def statistics(network: Network, batches: Sequence[Inputs], device: torch.device) -> dict[str, Statistics]:
+    """Per batch-norm (by the name of its running mean): what reaches it when every batch-norm normalises by the batch."""
+    observer = _Observer(network.module().to(device))
+    with torch.no_grad():
+        for inputs in batches:
+            observer.run(*(value.to(device) for value in inputs))
+    return {name: total.statistics() for name, total in observer.totals.items()}
+
+
+def transfer(
+    network: Network,
+    observed: Mapping[str, Statistics],
+    reference: Mapping[str, Statistics],
+    kept: Mapping[str, Tensor],
+) -> Network:
+    """`network` with its running statistics moved by the observed change (see the module's text).
+
+    observed, reference: `statistics` of the network and of its original on the same inputs. kept: per batch-norm, the
+    original's channels that the network still has.
+    """
+    tensors = dict(network.tensors)
+    for name, now in observed.items():
+        before, rows = reference[name], kept[name]
+        mean_before, var_before = before.mean[rows], before.var[rows]
+        floor = 1e-6 * before.var.mean() + torch.finfo(before.var.dtype).tiny
+        ratio = ((now.var + floor) / (var_before + floor)).clamp(1 / _MAX_RATIO, _MAX_RATIO)
+        running_mean, running_var = tensors[name], tensors[now.var_name]
+        tensors[name] = (now.mean + (running_mean - mean_before) * ratio.sqrt()).to(running_mean.dtype)
+        tensors[now.var_name] = (running_var * ratio).to(running_var.dtype)
+    return network.with_tensors(tensors)
+
+
+def transfer_guard(
+    network: Network,
+    original: Network,
+    observed: Mapping[str, Statistics],
+    reference: Mapping[str, Statistics],
+    kept: Mapping[str, Tensor],
+    held_out: Sequence[Inputs],
+    device: torch.device,
+) -> tuple[float, float]:
+    """Relative output error against the original on held-out noise, (without, with) the correction.
+
+    All three networks carry statistics of the noise: the original its own, the pruned one first the original's, then its
+    own. See the module's text.
+    """
+    target = _outputs(_with_statistics(original, reference), held_out, device)
+    uncorrected = {
+        name: Statistics(found.mean[kept[name]], found.var[kept[name]], found.var_name)
+        for name, found in reference.items()
+    }
+    errors = []
+    for candidate in (uncorrected, observed):
+        outputs = _outputs(_with_statistics(network, candidate), held_out, device)
+        distance = sum((a - b).square().sum() for a, b in zip(outputs, target, strict=True))
+        errors.append(float((distance / sum(b.square().sum() for b in target)).sqrt()))
+    return errors[0], errors[1]
+
+
+def kept_channels(network: Network, original: Network) -> dict[str, Tensor] | None:
+    """Per batch-norm of `network`, which channels of the original it has; None where that cannot be told for certain.
+
+    Pruning slices a batch-norm's four vectors together and in order, so a channel is known by its four values. Channels
+    that agree in all of them are told apart only if all or none were kept.
+    """
+    kept = {}
+    for call in _batch_norm_calls(network):
+        if call["running_mean"].target not in original.tensors:
+            return None
+        now, before = _channel_values(network, call), _channel_values(original, call)
+        if now.shape[1] != before.shape[1]:
+            return None
+        match = (now[:, None] == before[None]).all(dim=2)
+        if not bool((match.sum(dim=1) > 0).all()):
+            return None
+        chosen = match.any(dim=0).nonzero()[:, 0]
+        if len(chosen) != len(now) or not torch.equal(before[chosen], now):
+            return None
+        kept[call["running_mean"].target] = chosen
+    return kept
+
+
+def _channel_values(network: Network, call: Mapping[str, object]) -> Tensor:
+    """[channels, 4 or 2]: weight, bias, running mean and variance of one batch-norm."""
+    nodes = [call[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    return torch.stack([network.tensors[node.target].double() for node in nodes if node is not None], dim=1)
+
+
+def _batch_norm_calls(network: Network) -> list[Mapping[str, object]]:
+    """The bound arguments of every batch-norm that normalises by running statistics."""
+    return [
+        call
+        for node in network.graph.nodes
+        if node.op == "call_function" and operator_name(node.target) == "batch_norm"
+        for call in [bind(node)]
+        if _has_statistics(call)
+    ]
+
+
+def _has_statistics(call: Mapping[str, object]) -> bool:
+    vectors = [call[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    stored = all(node is None or getattr(node, "op", None) == "get_attr" for node in vectors)
+    return stored and call["running_mean"] is not None and not call["training"]
+
+
+class _Total:
+    """Running sums of one batch-norm's input statistics over batches (and over calls, where it is used twice)."""
+
+    def __init__(self, var_name: str) -> None:
+        self._var_name = var_name
+        self._count = 0
+        self._mean: Tensor | float = 0.0
+        self._square: Tensor | float = 0.0
+
+    def add(self, mean: Tensor, var: Tensor) -> None:
+        self._count += 1
+        self._mean = self._mean + mean.double()
+        self._square = self._square + (var + mean * mean).double()
+
+    def statistics(self) -> Statistics:
+        mean = self._mean / self._count
+        var = (self._square / self._count - mean * mean).clamp(min=0)
+        return Statistics(mean.cpu(), var.cpu(), self._var_name)
+
+
+class _Observer(torch.fx.Interpreter):
+    """Runs a network with every batch-norm normalising by the batch, and watches what reaches each."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.totals: dict[str, _Total] = {}
+
+    def run_node(self, node: torch.fx.Node) -> object:
+        if node.op != "call_function" or operator_name(node.target) != "batch_norm":
+            return super().run_node(node)
+        call = bind(node)
+        if not _has_statistics(call):
+            return super().run_node(node)
+        value, weight, bias = (
+            self.env[call[name]] if call[name] is not None else None for name in ("input", "weight", "bias")
+        )
+        axes = [axis for axis in range(value.ndim) if axis != 1]
+        var, mean = torch.var_mean(value, dim=axes, correction=0)
+        name, var_name = call["running_mean"].target, call["running_var"].target
+        self.totals.setdefault(name, _Total(var_name)).add(mean, var)
+        return F.batch_norm(value, None, None, weight, bias, training=True, eps=call["eps"])
+
+
+def _with_statistics(network: Network, found: Mapping[str, Statistics]) -> Network:
+    tensors = dict(network.tensors)
+    for name, stats in found.items():
+        tensors[name] = stats.mean.to(tensors[name].dtype)
+        tensors[stats.var_name] = stats.var.to(tensors[stats.var_name].dtype)
+    return network.with_tensors(tensors)
+
+
+def _outputs(network: Network, batches: Sequence[Inputs], device: torch.device) -> list[Tensor]:
+    """Every output of every batch."""
+    module = network.module().to(device)
+    with torch.no_grad():
+        return [output.double() for inputs in batches for output in module(*(value.to(device) for value in inputs))]

@@ -1,0 +1,296 @@
+"""Getting back what pruning cost, each step kept only if a held-out measure says that it helps.
+
+With labels: batch-norm statistics transferred on training images, then fine-tuning with distillation; the best of all
+stages by validation accuracy is returned, so that the result is never worse there than the start. Unlabelled images: the
+statistics alone, judged by the output error against the original on held-out images. Without data: the same on noise
+(`core.recovery.recalibration`). Test images are used for the report and for nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.network import Network
+from core.progress import Progress, ProgressEvent, silent
+from core.recovery.augmentation import choose_augmentation
+from core.recovery.dataset import ImageDataset
+from core.recovery.evaluation import accuracy, batch_size_for, predict
+from core.recovery.recalibration import Inputs, kept_channels, statistics, transfer, transfer_guard
+from core.recovery.schedule import RecoveryConfig, plan_schedule
+from core.recovery.training import fine_tune
+
+# Images or noise samples that the statistics are taken from; 256 do as well as 512 (see recalibration).
+_STATISTICS_EXAMPLES = 256
+_MIN_STATISTICS_BATCH = 32
+_HELD_OUT_EXAMPLES = 2048
+RETRY_FACTOR = 0.1
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The network to deliver and how it came about.
+
+    details: JSON for the report. accuracy_*: top-1 on the test split (None without labels). validation_drop: the
+    original's validation accuracy less the network's.
+    """
+
+    network: Network
+    details: dict[str, Any]
+    accuracy_original: float | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    validation_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A stage's network with its validation accuracy."""
+
+    stage: str
+    network: Network
+    validation: float
+
+
+@dataclass
+class _Report:
+    """Collects `details` and tells the listener what is going on."""
+
+    progress: Progress
+    started: float = field(default_factory=time.monotonic)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def say(self, message: str) -> None:
+        self.progress(ProgressEvent("recover", message=message))
+
+    def finish(self, device: torch.device) -> dict[str, Any]:
+        where = {"device": str(device), "threads": torch.get_num_threads()}
+        return {**self.details, **where, "seconds": round(time.monotonic() - self.started, 3)}
+
+
+def recover(
+    network: Network,
+    original: Network,
+    dataset: ImageDataset | None,
+    config: RecoveryConfig,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> Recovered:
+    """Recover what `network` lost against `original`; see the module's text.
+
+    The dataset must fit the original (`check_fits`). Same inputs, seed and device give the same network.
+    """
+    device, report = torch.device(device), _Report(progress)
+    unchanged = _same(network, original)
+    if dataset is not None and dataset.labelled:
+        return _with_labels(network, original, dataset, config, unchanged, seed, device, report)
+    if unchanged:
+        report.details = {"method": "none", "reason": "Nothing was removed."}
+        return Recovered(network, report.finish(device))
+    report.say("Transferring batch-norm statistics")
+    if dataset is None:
+        found, recalibration = _on_noise(network, original, seed, device)
+    else:
+        found, recalibration = _on_images(network, original, dataset, device)
+    report.details = {"method": "batch_norm_transfer", "batch_norm": recalibration}
+    return Recovered(found, report.finish(device))
+
+
+def _with_labels(
+    network: Network,
+    original: Network,
+    dataset: ImageDataset,
+    config: RecoveryConfig,
+    unchanged: bool,
+    seed: int,
+    device: torch.device,
+    report: _Report,
+) -> Recovered:
+    report.say("Measuring the original and the pruned network")
+    baseline = {name: accuracy(original, getattr(dataset, name), dataset, device=device) for name in ("val", "test")}
+    if unchanged:
+        report.details = {"method": "none", "reason": "Nothing was removed."}
+        report.details["accuracy"] = {"original": baseline, "before": baseline, "after": baseline}
+        return Recovered(network, report.finish(device), *([baseline["test"]] * 3), 0.0)
+
+    def scored(stage: str, candidate: Network) -> _Scored:
+        return _Scored(stage, candidate, accuracy(candidate, dataset.val, dataset, device=device))
+
+    start = best = scored("pruned", network)
+    stages = {start.stage: start.validation}
+    before_test = accuracy(network, dataset.test, dataset, device=device)
+    transferred = _transferred_on_images(network, original, dataset, device)
+    if transferred is not None:
+        best = _better(best, scored("batch_norm_transfer", transferred), stages)
+    training: dict[str, Any] = {"epochs": 0}
+    if config.epochs != 0:
+        trained, training = _train(best, original, dataset, config, seed, device, report)
+        if trained is not None:
+            best = _better(best, trained, stages)
+        training["kept"] = best is trained
+    report.say("Measuring the result on the test images")
+    after_test = before_test if best is start else accuracy(best.network, dataset.test, dataset, device=device)
+    report.details = {
+        "method": best.stage,
+        "validation_accuracy": stages,
+        "training": training,
+        "examples": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
+        "accuracy": {
+            "original": baseline,
+            "before": {"val": start.validation, "test": before_test},
+            "after": {"val": best.validation, "test": after_test},
+        },
+    }
+    return Recovered(
+        best.network,
+        report.finish(device),
+        accuracy_original=baseline["test"],
+        accuracy_before=before_test,
+        accuracy_after=after_test,
+        validation_drop=baseline["val"] - best.validation,
+    )
+
+
+def _better(best: _Scored, candidate: _Scored, stages: dict[str, float]) -> _Scored:
+    """The candidate unless it is worse on validation; a tie goes to the later stage."""
+    stages[candidate.stage] = candidate.validation
+    return candidate if candidate.validation >= best.validation else best
+
+
+def _train(
+    start: _Scored,
+    original: Network,
+    dataset: ImageDataset,
+    config: RecoveryConfig,
+    seed: int,
+    device: torch.device,
+    report: _Report,
+) -> tuple[_Scored | None, dict[str, Any]]:
+    """The trained network with its score (None if training diverged), and what to report of it.
+
+    If training at the default learning rate diverges or does harm, it is tried once more at a tenth of it.
+    """
+    report.say("Choosing augmentations by what the original bears")
+    augmentation, measured = choose_augmentation(original, dataset, seed=seed, device=device)
+    schedule = plan_schedule(config, len(dataset.train), start.network, original, device)
+    attempts = [schedule]
+    if config.learning_rate is None:
+        attempts.append(replace(schedule, learning_rate=RETRY_FACTOR * schedule.learning_rate))
+    for schedule in attempts:
+        began = time.monotonic()
+        trained = fine_tune(
+            start.network,
+            original,
+            dataset,
+            schedule,
+            augmentation,
+            seed=seed,
+            device=device,
+            progress=report.progress,
+        )
+        seconds = time.monotonic() - began
+        candidate = None
+        if trained.network is not None:
+            report.say("Measuring the trained network")
+            validation = accuracy(trained.network, dataset.val, dataset, device=device)
+            candidate = _Scored("fine_tuning", trained.network, validation)
+        if candidate is not None and candidate.validation >= start.validation:
+            break
+    return candidate, {
+        **schedule.as_dict(),
+        "start": start.stage,
+        "retried": schedule is not attempts[0],
+        "augmentation": measured,
+        "diverged": candidate is None,
+        "curve": [list(point) for point in trained.curve],
+        "seconds": round(seconds, 3),
+        "images_per_s": round(schedule.steps * schedule.batch_size / seconds, 1),
+    }
+
+
+def _on_noise(network: Network, original: Network, seed: int, device: torch.device) -> tuple[Network, dict[str, Any]]:
+    """Transfer on Gaussian noise, kept if it lowers the output error on other noise."""
+    kept = kept_channels(network, original)
+    if not kept:
+        return network, {"kept": False, "reason": _no_transfer(kept)}
+    fit, held_out = (_noise(network, seed, stream) for stream in (0, 1))
+    observed, reference = statistics(network, fit, device), statistics(original, fit, device)
+    without, with_transfer = transfer_guard(network, original, observed, reference, kept, held_out, device)
+    found = transfer(network, observed, reference, kept)
+    better = with_transfer < without and _finite(found)
+    return (found if better else network), {
+        "inputs": "gaussian noise",
+        "examples": sum(len(inputs[0]) for inputs in fit),
+        "layers": len(kept),
+        "output_error_before": round(without, 6),
+        "output_error_after": round(with_transfer, 6),
+        "kept": better,
+    }
+
+
+def _on_images(
+    network: Network, original: Network, dataset: ImageDataset, device: torch.device
+) -> tuple[Network, dict[str, Any]]:
+    """Transfer on unlabelled images, kept if it lowers the output error on validation images."""
+    found = _transferred_on_images(network, original, dataset, device)
+    if found is None:
+        return network, {"kept": False, "reason": _no_transfer(kept_channels(network, original))}
+    held_out = dataset.val.sample(_HELD_OUT_EXAMPLES).images
+    target = predict(original, held_out, dataset, device=device)
+    without, with_transfer = (
+        float((predict(candidate, held_out, dataset, device=device) - target).norm() / target.norm())
+        for candidate in (network, found)
+    )
+    better = with_transfer < without
+    return (found if better else network), {
+        "inputs": "unlabelled training images",
+        "examples": min(_STATISTICS_EXAMPLES, len(dataset.train)),
+        "output_error_before": round(without, 6),
+        "output_error_after": round(with_transfer, 6),
+        "kept": better,
+    }
+
+
+def _transferred_on_images(
+    network: Network, original: Network, dataset: ImageDataset, device: torch.device
+) -> Network | None:
+    """Batch-norm statistics moved by what training images show; None where there are none or channels are unknown."""
+    kept = kept_channels(network, original)
+    if not kept:
+        return None
+    images = dataset.train.sample(_STATISTICS_EXAMPLES).images
+    size = max(_MIN_STATISTICS_BATCH, batch_size_for(dataset.image_shape, device))
+    batches = [(dataset.prepare(batch),) for batch in images.split(size)]
+    found = transfer(network, statistics(network, batches, device), statistics(original, batches, device), kept)
+    return found if _finite(found) else None
+
+
+def _no_transfer(kept: Mapping[str, Tensor] | None) -> str:
+    if kept is None:
+        return "The channels that were kept cannot be told from the batch-norm values."
+    return "The network has no batch-norm with running statistics."
+
+
+def _noise(network: Network, seed: int, stream: int) -> Sequence[Inputs]:
+    size = max(_MIN_STATISTICS_BATCH, batch_size_for(network.inputs[0].shape, torch.device("cpu")))
+    count = max(1, _STATISTICS_EXAMPLES // size)
+    size = min(size, _STATISTICS_EXAMPLES)
+    return [network.random_inputs(size, seed=2 * (count * seed + index) + stream) for index in range(count)]
+
+
+def _same(network: Network, original: Network) -> bool:
+    return network.tensors.keys() == original.tensors.keys() and all(
+        tensor.shape == original.tensors[name].shape and torch.equal(tensor, original.tensors[name])
+        for name, tensor in network.tensors.items()
+    )
+
+
+def _finite(network: Network) -> bool:
+    return all(bool(t.isfinite().all()) for t in network.tensors.values() if t.is_floating_point())
