@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from core.budget import Budget, Cap, Constraint
 from core.errors import EngineError
 from core.planning import PlanOptions, plan_widths, smallest_plan
+from core.planning.lattice import Lattice
 from tests.core.synthetic_analysis import SyntheticAnalysis, random_analysis
 
 METRICS = [("params", None), ("macs", None), ("memory", "total"), ("memory", "weights"), ("memory", "activations")]
@@ -161,6 +162,27 @@ def test_a_rest_over_one_percent_is_explained_by_the_step_that_would_exceed_the_
     assert plan.predicted.peak_activation_bytes == 4000
     assert "4,000 of 4,399 are used (90.92 %)" in plan.note
     assert "the next channel of layer" in plan.note and "4,400, above 4,399" in plan.note
+
+
+@pytest.mark.parametrize(
+    ("components", "per_component", "round_to", "ladder"),
+    [
+        (20, 1, 8, [8, 16, 20]),
+        (16, 2, 8, [4, 8, 12, 16]),
+        (6, 1, 8, [4, 6]),
+        (15, 1, 12, [12, 15]),
+        (11, 1, 12, [6, 11]),
+        (7, 1, 1, [4, 5, 6, 7]),
+        (3, 1, 8, [3]),
+    ],
+)
+def test_ladder_has_multiples_of_round_to_or_of_its_largest_divisor_that_fits(
+    components, per_component, round_to, ladder
+):
+    one = np.array([1])
+    analysis = SyntheticAnalysis(np.array([components]), np.array([[per_component]]), 0 * one, ((0, 0),), one, 0)
+    lattice = Lattice.of(analysis, PlanOptions(round_to=round_to))
+    assert lattice.ladders[0].tolist() == ladder
 
 
 def test_plans_cannot_be_changed_afterwards():
