@@ -7,6 +7,7 @@ at once instead of after the seconds that importing the engine takes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -50,6 +51,8 @@ LEAST_MEMORY_FOR_READY_RUNNERS = 6 * 2**30
 class SlotSpec:
     """One slot: what it claims, and how its runners are made.
 
+    keeps_ready: whether a runner waits for the next task; replaces_early: whether its successor gets ready while it
+    works (short tasks come in twos, a model and its dataset), not when it is done.
     catalogue: the runner to ask what this worker can do, for the slot that publishes it before it claims anything.
     """
 
@@ -59,6 +62,7 @@ class SlotSpec:
     queues: Collection[str]
     runners: RunnerSpec
     keeps_ready: bool
+    replaces_early: bool = False
     catalogue: RunnerSpec | None = None
 
 
@@ -143,6 +147,7 @@ class Supervisor:
                 queues=queues,
                 runners=runners(0, threads=1, gpu=False),
                 keeps_ready=keeps_ready,
+                replaces_early=True,
                 catalogue=runners(0, threads=1, gpu=True),
             ),
             SlotSpec(
@@ -195,6 +200,7 @@ class Slot(threading.Thread):
             self._bell.clear()
             try:
                 if time.monotonic() >= self._publish_at:
+                    self._keep_one_ready()
                     self._publish_catalogue()
                 if not self._work_once():
                     self._keep_one_ready()
@@ -233,6 +239,10 @@ class Slot(threading.Thread):
             runner.discard()
             runner = None
         self._used = runner or RunnerProcess(self._spec.runners)
+        if self._spec.replaces_early:
+            # If this fails, so does the next attempt to keep one ready, and says so; the task in hand goes on.
+            with contextlib.suppress(OSError):
+                self._keep_one_ready()
         return self._used
 
     def _keep_one_ready(self) -> None:

@@ -44,7 +44,8 @@ class Sweeper(threading.Thread):
     def run(self) -> None:
         looked_at = time.time()
         while not self._stopping.wait(self._sweep_s):
-            pause_s, looked_at = time.time() - looked_at, time.time()
+            now = time.time()
+            pause_s, looked_at = now - looked_at, now
             if pause_s > self._longest_pause_s:
                 # This machine slept, or this process was stopped: our own leases may have run out although their
                 # holders are alive. They renew first.

@@ -78,7 +78,8 @@ def _outermost(paths: Iterable[str]) -> tuple[str, ...]:
 
 def bubblewrap_arguments(view: View, hidden: Iterable[str]) -> list[str]:
     """The view in bubblewrap's words."""
-    arguments: list[str] = []
+    # /tmp first: code or the runner's folder may lie below it.
+    arguments = ["--bind", f"{view.folder}/tmp", "/tmp"]
     for path in view.readable:
         if Path(path).is_symlink():
             arguments += ["--symlink", str(Path(path).readlink()), path]
@@ -90,8 +91,7 @@ def bubblewrap_arguments(view: View, hidden: Iterable[str]) -> list[str]:
     for path in hidden:
         if view.covers(Path(path)):
             arguments += ["--tmpfs", path]
-    # /tmp first: the folder itself may lie below it.
-    return [*arguments, "--bind", f"{view.folder}/tmp", "/tmp", "--bind", view.folder, view.folder]
+    return [*arguments, "--bind", view.folder, view.folder]
 
 
 def enter_view(view: View, hidden: Iterable[str]) -> None:
@@ -100,6 +100,8 @@ def enter_view(view: View, hidden: Iterable[str]) -> None:
     root = Path(view.folder) / "root"
     root.mkdir(exist_ok=True)
     linux.mount("tmpfs", str(root), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=16m")
+    # /tmp first: code or the runner's folder may lie below it.
+    _bind(root, f"{view.folder}/tmp", "/tmp", read_only=False)
     for path in view.readable:
         if Path(path).is_symlink():
             inside = _inside(root, path)
@@ -114,8 +116,6 @@ def enter_view(view: View, hidden: Iterable[str]) -> None:
             linux.mount(
                 "tmpfs", str(_inside(root, path)), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m"
             )
-    # /tmp first: the folder itself may lie below it.
-    _bind(root, f"{view.folder}/tmp", "/tmp", read_only=False)
     _bind(root, view.folder, view.folder, read_only=False)
     linux.make_mount_safe(str(root), read_only=True, recursive=False)
     linux.pivot_into(str(root))

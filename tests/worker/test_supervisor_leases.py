@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import update
 
 from store.contract import JobStatus
 from store.tables import Work
-from store.work import claim, expire_leases, release_owner
+from store.work import claim, expire_leases, heartbeat, release_owner
 from tests.worker.conftest import alive
 from worker.lease import Lease, Timing
+from worker.sweeper import Sweeper, remove_leftovers
 
 
 def test_a_running_job_is_cancelled_at_once_and_its_runner_is_gone(bench):
@@ -145,3 +149,34 @@ def test_a_lease_that_the_database_cannot_renew_is_given_up_before_it_ends(bench
         bench.when(lambda: lease.lost, timeout_s=5)
         assert time.monotonic() - started < 1.0
         assert not lease.settle(lambda: pytest.fail("a lost lease writes nothing"))
+
+
+def test_after_a_pause_of_the_machine_living_work_renews_its_lease_before_the_sweep(bench, monkeypatch):
+    id = bench.add_job("succeed")
+    bench.inspect_by_hand(id)
+    held = claim(bench.database, worker_id="w", kinds={"job"}, queues={"cpu"}, lease_s=0.1)
+    time.sleep(0.2)  # the lease runs out while everybody sleeps
+    clock = itertools.chain([0.0], itertools.count(3600.0, 0.1))
+    monkeypatch.setattr("worker.sweeper.time", SimpleNamespace(time=lambda: next(clock)))
+    rung, stopping = [], threading.Event()
+
+    def ring() -> None:
+        heartbeat(bench.database, held, 60)
+        rung.append(True)
+
+    sweeper = Sweeper(bench.database, bench.settings.data_dir, set, ring, sweep_s=0.05, lease_s=45, stopping=stopping)
+    sweeper.start()
+    bench.when(lambda: next(clock) > 3602)
+    stopping.set()
+    sweeper.join()
+    assert rung == [True] and bench.work(id).losses == 0
+
+
+def test_a_sweep_removes_folders_of_dead_runners_and_only_those(tmp_path):
+    for name in ("runner-dead", "runner-alive", "runner-new", "other"):
+        (tmp_path / name / "output").mkdir(parents=True)
+    for name in ("runner-dead", "runner-alive"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_leftovers(tmp_path, {tmp_path / "runner-alive"}, older_than_s=60)
+    remove_leftovers(tmp_path, {tmp_path / "runner-alive"}, older_than_s=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "runner-alive", "runner-new"]
