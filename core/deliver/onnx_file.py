@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 
+from core.deliver.difference import relative_error
 from core.errors import EngineError
 from core.module_form import to_module
 from core.network import Network
@@ -118,12 +118,3 @@ def _compare(network: Network, path: Path) -> None:
                     f"ONNX Runtime differs from PyTorch by {error:.1e} (relative) at output {spec.name!r} for batch "
                     f"{batch}; the file is not delivered.",
                 )
-
-
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """‖got − want‖ / ‖want‖, 0 for two zeros; infinite where shapes differ or a value is not finite."""
-    if got.shape != want.shape or not np.isfinite(got).all():
-        return float("inf")
-    difference = np.linalg.norm((got - want).ravel().astype(np.float64))
-    size = np.linalg.norm(want.ravel().astype(np.float64))
-    return float(difference / size) if size > 0 else float(difference)

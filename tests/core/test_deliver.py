@@ -17,7 +17,8 @@ from torch import nn
 from core.architectures import build
 from core.deliver import OUTPUTS, deliver
 from core.deliver import onnx_file as onnx_file_module
-from core.deliver.onnx_file import open_session, relative_error, write_onnx
+from core.deliver.difference import relative_error
+from core.deliver.onnx_file import open_session, write_onnx
 from core.errors import EngineError
 from core.network import Network
 

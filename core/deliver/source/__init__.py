@@ -1,0 +1,1 @@
+"""Writing a network as Python source that a person would like to read."""
