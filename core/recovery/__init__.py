@@ -2,7 +2,7 @@
 
 from core.recovery.dataset import DatasetProfile, ImageDataset, Split, inspect_dataset, load_dataset
 from core.recovery.evaluation import accuracy, check_baseline, check_fits
-from core.recovery.recover import Recovered, recover
+from core.recovery.pipeline import Recovered, recover
 from core.recovery.schedule import RecoveryConfig
 
 __all__ = [

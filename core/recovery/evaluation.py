@@ -19,7 +19,7 @@ from core.recovery.dataset import ImageDataset, Split
 _BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 _MAX_BATCH = 512
 # A misread baseline shows on any sample; more would only cost time.
-_BASELINE_EXAMPLES = 4096
+_BASELINE_EXAMPLES = 1024
 
 
 def check_fits(dataset: ImageDataset, network: Network) -> None:
@@ -64,7 +64,7 @@ def top1(scores: Tensor, labels: Tensor) -> float:
 
 
 def check_baseline(original: Network, dataset: ImageDataset, *, device: torch.device | str = "cpu") -> float | None:
-    """The original network's accuracy on validation and test examples (at most 4,096 of each), or None without labels.
+    """The original network's accuracy on validation and test examples (at most 1,024 of each), or None without labels.
 
     Raises EngineError("dataset_invalid") when it is under `least_baseline(classes)`: then the images are not prepared as
     in training, or the labels are in another order, and every later figure would be meaningless.
