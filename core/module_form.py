@@ -19,6 +19,12 @@ from core.analysis.schema import bind, is_aten, operator_name
 from core.network import Network
 
 _CONVOLUTIONS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+_TRANSPOSED = {
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}
+_CHANNEL_DROPOUTS = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -99,6 +105,8 @@ def _layer(node: Node, network: Network) -> Layer | None:
     name, call = operator_name(node.target), bind(node)
     if name in _CONVOLUTIONS:
         return _convolution(_CONVOLUTIONS[name], call, network)
+    if name in _TRANSPOSED:
+        return _transposed_convolution(_TRANSPOSED[name], call, network)
     if name == "linear":
         return _linear(call, network)
     if name == "batch_norm" and not call["training"]:
@@ -107,8 +115,12 @@ def _layer(node: Node, network: Network) -> Layer | None:
         return _layer_norm(call, network)
     if name == "group_norm":
         return _group_norm(call, network)
-    if name == "dropout" and not call["train"]:
-        return Layer(_dropout_path(node, network), nn.Dropout, {"p": call["p"]}, call["input"])
+    if name == "prelu":
+        return _prelu(call, network)
+    if name == "embedding":
+        return _embedding(call, network)
+    if name.removesuffix("_") in ("dropout", "feature_dropout") and not call["train"]:
+        return _dropout(name, node, call, network)
     return None
 
 
@@ -126,6 +138,23 @@ def _convolution(kind: type[nn.Module], call: Mapping[str, Any], network: Networ
         "stride": _per_axis(call["stride"], rank),
         "padding": padding if isinstance(padding, str) else _per_axis(padding, rank),
         "dilation": _per_axis(call["dilation"], rank),
+        "groups": call["groups"],
+        "bias": call["bias"] is not None,
+    }
+    return Layer(path, kind, arguments, call["input"])
+
+
+def _transposed_convolution(kind: type[nn.Module], call: Mapping[str, Any], network: Network) -> Layer | None:
+    path = _owner(call, ("weight", "bias"), network)
+    if path is None:
+        return None
+    weight = network.tensors[call["weight"].target]
+    rank = weight.ndim - 2
+    arguments = {
+        "in_channels": weight.shape[0],
+        "out_channels": weight.shape[1] * call["groups"],
+        "kernel_size": tuple(weight.shape[2:]),
+        **{name: _per_axis(call[name], rank) for name in ("stride", "padding", "output_padding", "dilation")},
         "groups": call["groups"],
         "bias": call["bias"] is not None,
     }
@@ -175,6 +204,32 @@ def _group_norm(call: Mapping[str, Any], network: Network) -> Layer | None:
     return Layer(path, nn.GroupNorm, arguments, call["input"])
 
 
+def _prelu(call: Mapping[str, Any], network: Network) -> Layer | None:
+    path = _owner(call, ("weight",), network)
+    if path is None:
+        return None
+    slopes = network.tensors[call["weight"].target].numel()
+    return Layer(path, nn.PReLU, {"num_parameters": slopes}, call["self"])
+
+
+def _embedding(call: Mapping[str, Any], network: Network) -> Layer | None:
+    path = _owner(call, ("weight",), network)
+    if path is None or call["padding_idx"] >= 0 or call["scale_grad_by_freq"] or call["sparse"]:
+        return None
+    rows, width = network.tensors[call["weight"].target].shape
+    return Layer(path, nn.Embedding, {"num_embeddings": rows, "embedding_dim": width}, call["indices"])
+
+
+def _dropout(name: str, node: Node, call: Mapping[str, Any], network: Network) -> Layer | None:
+    in_place = name.endswith("_")
+    source = call["self" if in_place else "input"]
+    rank = len(source.meta["value"].shape)
+    kind = nn.Dropout if name.startswith("dropout") else _CHANNEL_DROPOUTS.get(rank)
+    if kind is None:
+        return None
+    return Layer(_dropout_path(node, network), kind, {"p": call["p"], "inplace": in_place}, source)
+
+
 def _owner(call: Mapping[str, Any], names: tuple[str, ...], network: Network) -> str | None:
     """The module path that owns exactly these tensors under these names, else None."""
     paths = set()
@@ -200,7 +255,7 @@ def _dropout_path(node: Node, network: Network) -> str:
         child and child.startswith(f"{path}.") for child in children
     )
     siblings = [n for n in network.graph.nodes if n.meta.get("path", "") == path and n.op == "call_function"]
-    if path and not owned and all(operator_name(n.target) == "dropout" for n in siblings):
+    if path and not owned and all("dropout" in operator_name(n.target) for n in siblings):
         return path
     return f"{node.name}_module"
 

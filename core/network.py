@@ -138,12 +138,16 @@ def _export(
             f"{_first_line(error)}. Check `input_shape` and that the forward pass has no data-dependent control flow.",
         ) from error
     # Constants that export lifted out of the forward code have no key in the user's state_dict.
-    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor) and name not in state}
+    constants = {
+        name: value for name, value in program.constants.items() if isinstance(value, Tensor) and name not in state
+    }
     graph, inputs, outputs = _normalise(exported, list(input_shapes))
     tensors = {**state, **{name: value.detach() for name, value in constants.items()}}
     missing = [node.target for node in graph.nodes if node.op == "get_attr" and node.target not in tensors]
     if missing:
-        raise EngineError("invalid_model", f"The exported graph reads tensors that the checkpoint does not hold: {missing[:10]}")
+        raise EngineError(
+            "invalid_model", f"The exported graph reads tensors that the checkpoint does not hold: {missing[:10]}"
+        )
     return Network(
         graph=graph,
         tensors=MappingProxyType(tensors),
@@ -174,7 +178,7 @@ def _normalise(
                 name = "output" if len(leaves) == 1 else f"output_{index}"
                 outputs.append(TensorSpec(name, meta.shape[1:], meta.dtype))
             continue
-        if node.op in ("get_attr", "call_function") and not node.users:
+        if node.op in ("get_attr", "call_function") and not node.users and not _writes(node):
             continue
         if node.op == "placeholder":
             name = next(names)
@@ -189,6 +193,11 @@ def _normalise(
         mapping[node] = copy
     graph.lint()
     return graph, tuple(inputs), tuple(outputs)
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    """Whether a call changes one of its arguments (`y[:, 0] = 0`), so that it matters though nobody reads its result."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _module_path(node: torch.fx.Node) -> str:

@@ -21,6 +21,7 @@ from core.deliver.difference import relative_error
 from core.errors import EngineError
 from core.module_form import to_module
 from core.network import Network
+from core.version import VERSION
 
 OPSET = 20
 # Protobuf cannot hold more in one file.
@@ -31,18 +32,24 @@ _CHECKED_BATCHES = (1, 3)
 
 def write_onnx(network: Network, path: Path) -> None:
     """Export, strip, check and compare with PyTorch. Raises EngineError where the two disagree by more than 1e-4."""
+    # Before the export, too: the exporter fails obscurely on what one file cannot hold.
+    _require_one_file(sum(tensor.nbytes for tensor in network.tensors.values()))
     model = _export(network)
     _strip(model)
-    if model.ByteSize() > _LARGEST_BYTES:
-        raise EngineError(
-            "too_large",
-            f"As ONNX the network takes {model.ByteSize():,} bytes, and one ONNX file holds at most {_LARGEST_BYTES:,}. "
-            "Ask for the safetensors output instead.",
-            param="/outputs",
-        )
+    _require_one_file(model.ByteSize())
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
     _compare(network, path)
+
+
+def _require_one_file(size_bytes: int) -> None:
+    if size_bytes > _LARGEST_BYTES:
+        raise EngineError(
+            "too_large",
+            f"As ONNX the network takes {size_bytes:,} bytes, and one ONNX file holds at most {_LARGEST_BYTES:,}. "
+            "Ask for the safetensors output instead.",
+            param="/outputs",
+        )
 
 
 def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -93,7 +100,7 @@ def _strip(model: onnx.ModelProto) -> None:
     """Remove documentation and metadata of the export: they name files of the machine that ran it."""
     model.doc_string = ""
     del model.metadata_props[:]
-    model.producer_name = "pennyweight"
+    model.producer_name, model.producer_version = "pennyweight", VERSION
     graph = model.graph
     graph.name = "network"
     graph.doc_string = ""

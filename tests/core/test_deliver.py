@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import pickletools
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +62,45 @@ def test_onnx_computes_the_network_at_any_batch_under_its_input_name(delivery):
         assert relative_error(got, network.run(x)[0].numpy()) < 1e-5
 
 
-def test_onnx_holds_no_trace_of_the_machine_and_no_external_data(delivery):
+def test_onnx_is_one_plain_file_without_metadata_of_its_export(delivery):
     model = onnx.load(delivery[2] / "model.onnx")
-    data = (delivery[2] / "model.onnx").read_bytes()
-    for path in (Path(__file__).resolve().parents[2], Path(sys.prefix), Path(torch.__file__).parent):
-        assert str(path).encode() not in data
     assert not model.metadata_props and not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert {opset.domain for opset in model.opset_import} == {""}
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert {"conv1.weight", "layer2.0.conv2.weight", "linear.weight"} <= names
+
+
+def test_no_artifact_names_a_folder_of_this_machine(delivery):
+    for artifact in delivery[2].iterdir():
+        data = artifact.read_bytes()
+        for path in (Path(__file__).resolve().parents[2], Path(sys.prefix), Path(torch.__file__).parent, Path.home()):
+            assert str(path).encode() not in data, artifact.name
+
+
+def holds_pickle(data: bytes) -> bool:
+    """Whether the bytes are a pickle, or a zip archive with one at any depth."""
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any(holds_pickle(archive.read(name)) for name in archive.namelist())
+    try:
+        return bool(list(pickletools.genops(data)))
+    except (ValueError, IndexError):
+        return False
+
+
+def test_no_artifact_holds_a_pickle(delivery, tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "pickled.pt")
+    assert holds_pickle((tmp_path / "pickled.pt").read_bytes())
+    assert not any(holds_pickle(artifact.read_bytes()) for artifact in delivery[2].iterdir())
+
+
+def test_network_that_one_onnx_file_cannot_hold_is_refused_before_the_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file_module, "_LARGEST_BYTES", 1000)
+    with pytest.raises(EngineError, match="1,000") as refused:
+        write_onnx(small_network(0), tmp_path / "model.onnx")
+    assert refused.value.code == "too_large" and not (tmp_path / "model.onnx").exists()
 
 
 def test_safetensors_hold_every_tensor_under_its_original_name(delivery):

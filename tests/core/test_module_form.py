@@ -15,7 +15,7 @@ from core.surgery import apply
 
 
 class Mixed(nn.Module):
-    """Depthwise, functional weight, module and functional dropout, a convolution used twice, two outputs."""
+    """Depthwise, transposed, a write through a view, functional weight, module and functional dropout, a convolution used twice, two outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,12 +27,17 @@ class Mixed(nn.Module):
         self.norm = nn.LayerNorm([8])
         self.groups = nn.GroupNorm(2, 8)
         self.dropout = nn.Dropout(0.5)
+        self.up = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.prelu = nn.PReLU(8)
+        self.drop_channels = nn.Dropout2d(0.5)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x):
         x = self.blocks[0](self.stem(x)) + self.offset
         x = self.shared(F.relu(self.shared(x)))
         x = self.groups(F.conv2d(x, self.kernel, padding=1, groups=8))
+        x = self.drop_channels(self.prelu(self.up(x)))
+        x[:, 0] = 0.5
         pooled = self.norm(F.dropout(x.mean((2, 3)), 0.25, self.training))
         return self.head(self.dropout(pooled)), pooled
 
@@ -66,6 +71,12 @@ def test_forward_equals_the_network(mixed, pruned_resnet):
             torch.testing.assert_close(got, want)
 
 
+def test_writes_through_views_survive_the_export(mixed):
+    torch.manual_seed(0)
+    (x,) = mixed.random_inputs(batch=2, seed=5)
+    torch.testing.assert_close(mixed.run(x), Mixed().eval()(x))
+
+
 def test_state_dict_has_exactly_the_networks_names(mixed, pruned_resnet):
     for network in (mixed, pruned_resnet):
         assert set(to_module(network).state_dict()) == set(network.tensors)
@@ -75,6 +86,7 @@ def test_parametric_calls_become_modules_at_their_own_paths(mixed):
     kinds = {layer.path: layer.kind for layer in layers(mixed).values()}
     assert kinds["stem"] is nn.Conv2d and kinds["blocks.0.1"] is nn.BatchNorm2d and kinds["head"] is nn.Linear
     assert kinds["norm"] is nn.LayerNorm and kinds["groups"] is nn.GroupNorm and kinds["dropout"] is nn.Dropout
+    assert kinds["up"] is nn.ConvTranspose2d and kinds["prelu"] is nn.PReLU and kinds["drop_channels"] is nn.Dropout2d
     assert "kernel" not in kinds
     module = to_module(mixed)
     assert module.get_submodule("stem").padding == "same"

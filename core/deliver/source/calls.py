@@ -84,7 +84,8 @@ def _only(node: Node, bound: Mapping[str, Any], written: Sequence[str]) -> bool:
 
 
 def _written(name: str, item: Any, value: Value) -> Code:
-    if name in _SPATIAL and isinstance(item, (list, tuple)) and item and all(size == item[0] for size in item):
+    sizes = isinstance(item, (list, tuple)) and len(set(item)) == 1
+    if sizes and (name in _SPATIAL or (name == "dim" and len(item) == 1)):
         item = item[0]
     elif isinstance(item, list) and not any(isinstance(part, Node) and _is_tensor(part) for part in item):
         item = tuple(item)
@@ -171,6 +172,32 @@ def _select(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
     return f"{value(bound['self'])}[{', '.join([':'] * before + [str(value(bound['index']))])}]"
 
 
+def _index(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
+    indices = [":" if index is None else str(value(index)) for index in bound["indices"]]
+    return f"{value(bound['self'])}[{', '.join(indices)}]"
+
+
+def _interpolate(mode: str) -> Printer:
+    """The operators that `F.interpolate` calls take either a size or scale factors."""
+
+    def printer(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
+        if node.target._overloadname != "vec":
+            return None
+        size, scales = bound["output_size"], bound["scale_factors"]
+        keywords: dict[str, Code] = {}
+        if size is not None:
+            keywords["size"] = value(tuple(size))
+        if scales is not None:
+            keywords["scale_factor"] = value(scales[0] if len(set(scales)) == 1 else tuple(scales))
+        if mode != "nearest":
+            keywords["mode"] = json.dumps(mode)
+        if bound.get("align_corners"):
+            keywords["align_corners"] = "True"
+        return call("F.interpolate", [value(bound["input"])], keywords)
+
+    return printer
+
+
 def _size(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
     return f"{value(bound['self'])}.size({bound['dim']})" if "dim" in bound else None
 
@@ -181,9 +208,16 @@ def _dropout(callee: str) -> Printer:
     def printer(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
         if bound["train"]:
             return None
-        return call(callee, [value(bound["input"])], {"p": value(bound["p"]), "training": "self.training"})
+        in_place = "self" in bound
+        keywords = {"p": value(bound["p"]), "training": "self.training", **({"inplace": "True"} if in_place else {})}
+        return call(callee, [value(bound["self" if in_place else "input"])], keywords)
 
     return printer
+
+
+def _channel_dropout(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
+    rank = len(node.meta["value"].shape) - 2
+    return _dropout(f"F.dropout{rank}d")(node, bound, value) if rank in (1, 2, 3) else None
 
 
 def _batch_norm(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
@@ -216,8 +250,8 @@ _PRINTERS: dict[str, Printer] = {
     "group_norm": _function("F.group_norm", "input num_groups", "weight bias eps"),
     "embedding": _function("F.embedding", "indices weight"),
     "prelu": _function("F.prelu", "self weight"),
-    "dropout": _dropout("F.dropout"),
-    "feature_dropout": _dropout("F.dropout2d"),
+    **{name: _dropout("F.dropout") for name in ("dropout", "dropout_")},
+    **dict.fromkeys(("feature_dropout", "feature_dropout_"), _channel_dropout),
     **{
         name: _function(f"F.{name}", "self")
         for name in ("relu", "relu6", "selu", "mish", "silu", "hardswish", "hardsigmoid", "logsigmoid")
@@ -302,5 +336,12 @@ _PRINTERS: dict[str, Printer] = {
     "expand": _sized("expand", "size"),
     "repeat": _sized("repeat", "repeats"),
     "select": _select,
+    "index": _index,
+    **{f"upsample_nearest{n}d": _interpolate("nearest") for n in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{n}d": _interpolate("nearest-exact") for n in (1, 2, 3)},
+    "upsample_linear1d": _interpolate("linear"),
+    "upsample_bilinear2d": _interpolate("bilinear"),
+    "upsample_trilinear3d": _interpolate("trilinear"),
+    "upsample_bicubic2d": _interpolate("bicubic"),
     "sym_size": _size,
 }

@@ -7,6 +7,7 @@ last time, else the first free one of x, y, z, x1, x2, … So a residual block r
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,14 +47,11 @@ class _Writer:
         self.inputs = [node for node in nodes if node.op == "placeholder"]
         self.output = nodes[-1]
         self.slices = _slices(nodes)
-        absorbed = {inner for chain in self.slices.values() for inner in chain.absorbed}
-        self.statements = [
-            node
-            for node in nodes
-            if node.op == "call_function"
-            and node not in absorbed
-            and not (node in self.slices and not self.slices[node].axes)
-        ]
+        self.unpacked = _unpacked(nodes)
+        hidden = {inner for chain in self.slices.values() for inner in chain.absorbed}
+        hidden |= {node for node, chain in self.slices.items() if not chain.axes}
+        hidden |= {piece for pieces in self.unpacked.values() for piece in pieces}
+        self.statements = [node for node in nodes if node.op == "call_function" and node not in hidden]
         self.last_read = self._last_reads()
         self.names: dict[Node, str] = {}
         owners = [name.rpartition(".")[0] for name in tree.network.tensors]
@@ -68,8 +66,7 @@ class _Writer:
             comment: str | None = _comment(section, members[-1][1])
             for index, node in members:
                 code = self._expression(node)
-                self.names[node] = self._name(node, index)
-                written.append((comment, prefixed(f"{self.names[node]} = ", code)))
+                written.append((comment, prefixed(self._targets(node, index), code)))
                 comment = None
         results = ", ".join(str(self._value(result)) for result in self.output.args[0])
         comma = "," if len(self.output.args[0]) == 0 else ""
@@ -110,14 +107,20 @@ class _Writer:
         last.update(dict.fromkeys((self._resolve(result) for result in self.output.args[0]), len(self.statements)))
         return last
 
-    def _name(self, node: Node, index: int) -> str:
-        """Called in the order of the statements, before `node` has a name."""
+    def _targets(self, node: Node, index: int) -> str:
+        """`x = ` or `x, y = `, or nothing where only the effect of the call is wanted; names the results."""
+        results = [node] if node in self.last_read else self.unpacked.get(node, [])
+        for result in results:
+            self.names[result] = self._name(result, self._reads(node), index)
+        return ", ".join(self.names[result] for result in results) + " = " * bool(results)
+
+    def _name(self, node: Node, reads: Sequence[Node], index: int) -> str:
         live = {name for other, name in self.names.items() if self.last_read.get(other, -1) > index}
         fixed = {self.names[read] for read in self.inputs}
         if not isinstance(node.meta.get("value"), TensorMeta):
             kind = "parts" if isinstance(node.meta.get("value"), tuple) else _size_name(node)
             return next(name for name in _numbered(kind) if name not in live | fixed)
-        dying = {self.names[read] for read in self._reads(node) if read in self.names} - live
+        dying = {self.names[read] for read in reads if read in self.names} - live
         pool = list(itertools.islice(_tensor_names(), len(live | fixed) + 1))
         return next((name for name in pool if name in dying), None) or next(
             name for name in pool if name not in live | fixed
@@ -176,6 +179,21 @@ def _slices(nodes: Sequence[Node]) -> dict[Node, _Slice]:
             axes, absorbed = {**inner.axes, **axes}, (*inner.absorbed, source)
             source = inner.source
         found[node] = _Slice(source, axes, absorbed)
+    return found
+
+
+def _unpacked(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
+    """Calls with several results, all of them taken in order right after: `x, y = x.chunk(2, dim=1)`."""
+    found: dict[Node, list[Node]] = {}
+    for position, node in enumerate(nodes):
+        value = node.meta.get("value")
+        if node.op != "call_function" or not isinstance(value, tuple) or len(node.users) != len(value):
+            continue
+        pieces = list(nodes[position + 1 : position + 1 + len(value)])
+        if [piece.args for piece in pieces if piece.target is operator.getitem] == [
+            (node, index) for index in range(len(value))
+        ]:
+            found[node] = pieces
     return found
 
 

@@ -39,6 +39,9 @@ _POSITIONAL = {
     "num_features",
     "num_groups",
     "num_channels",
+    "num_parameters",
+    "num_embeddings",
+    "embedding_dim",
     "normalized_shape",
     "p",
 }
@@ -56,7 +59,7 @@ class Container:
 
     @property
     def is_dict(self) -> bool:
-        numbered = any(name.isdigit() for name in self.children)
+        numbered = any(name.isdecimal() for name in self.children)
         taken = any(hasattr(nn.ModuleDict, name) for name in self.children)
         return self._only_modules and numbered and not taken and not self.is_list
 
@@ -148,7 +151,10 @@ class ModuleTree:
 
     def _dict_items(self, container: Container, path: str) -> Code:
         prefix = f"{path}." if path else ""
-        return _dict({name: self._code(child, prefix + name) for name, child in container.children.items()})
+        names = sorted(
+            container.children, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0)
+        )
+        return _dict({name: self._code(container.children[name], prefix + name) for name in names})
 
     def _tensor_code(self, tensor: Tensor, name: str) -> Code:
         keywords = {} if tensor.dtype is torch.float32 else {"dtype": str(tensor.dtype)}

@@ -50,6 +50,9 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
             ):
                 raise ValueError(f"{path}: {name} does not fit into the file")
             file.seek(start + begin)
-            data = bytearray(file.read(end - begin)) or bytearray(dtype.itemsize)
-            tensors[name] = torch.frombuffer(data, dtype=dtype, count=count).view(shape)
+            values = torch.empty(0, dtype=dtype)
+            if count:
+                data = bytearray(file.read(end - begin))
+                values = torch.frombuffer(data, dtype=dtype)
+            tensors[name] = values.view(shape)
     return tensors
