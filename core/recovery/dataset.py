@@ -6,6 +6,7 @@ Parquet shards. Images stay uint8 until a batch is used; shapes are kept as the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,6 +211,8 @@ def _gather(parts: list[np.ndarray], codes: np.ndarray, chunks: list[Chunk]) -> 
 
 
 def _scale(scale: float | None) -> float:
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise invalid_dataset(f"scale is {scale}; it must be a positive number that uint8 pixels are divided by.")
     return DEFAULT_SCALE if scale is None else float(scale)
 
 

@@ -99,7 +99,8 @@ def recover(
         found, recalibration = _on_noise(network, original, seed, device)
     else:
         found, recalibration = _on_images(network, original, dataset, device)
-    report.details = {"method": "batch_norm_transfer", "batch_norm": recalibration}
+    method = "batch_norm_transfer" if recalibration["kept"] else "none"
+    report.details = {"method": method, "batch_norm": recalibration}
     return Recovered(found, report.finish(device))
 
 

@@ -25,7 +25,7 @@ MAX_EPOCHS = 60
 # Default training: this many steps, as long as it costs no more than this many multiply-accumulates (forward and
 # backward of the network, forward of the teacher): about a quarter of an hour on two cores.
 TARGET_STEPS = {"cpu": 1200, "cuda": 12_000}
-MAX_MACS = {"cpu": 4e13, "cuda": 4e16}
+MAX_MACS = {"cpu": 4e13, "cuda": 1e16}
 # Activations that a training step keeps for its backward pass.
 MAX_ACTIVATION_BYTES = {"cpu": 3 * 2**30, "cuda": 12 * 2**30}
 

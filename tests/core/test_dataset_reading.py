@@ -184,6 +184,8 @@ class TestNpz:
         path = save(x=images, y=labels)
         for read in (load_dataset, inspect_dataset):
             refused(path, "1 means", "3 channel", read=read, normalization=((0.5,), (0.5,)))
+            refused(path, "positive", read=read, normalization=((0.5,) * 3, (0.5, 0.5, 0.0)))
+            refused(path, "scale is 0", read=read, scale=0)
 
 
 class TestParquet:
