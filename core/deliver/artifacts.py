@@ -44,7 +44,10 @@ class Artifact:
 
 def write_safetensors(network: Network, path: Path, *, pruned: bool) -> None:
     """Every tensor of the network under its original name; a pruned network's file says so, for intake to refuse it."""
-    save_safetensors(network.tensors, path, metadata={"format": "pt", **(PRUNED_MARK if pruned else {})})
+    # One entry at most: the library writes several in an order that changes from run to run.
+    save_safetensors(network.tensors, path, metadata=PRUNED_MARK if pruned else None)
+    # The library makes files for their owner only; artifacts are to be copied and served like any other file.
+    path.chmod(0o644)
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:

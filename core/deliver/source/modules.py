@@ -177,12 +177,15 @@ def layer_code(layer: Layer) -> Code:
 
 
 def is_plain(name: str) -> bool:
-    """ASCII only: Python normalises other identifiers, so two names could become one."""
-    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    """ASCII only: Python normalises other identifiers, so two names could become one; inside a class it renames `__x`."""
+    is_private = name.startswith("__") and not name.endswith("__")
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not is_private
 
 
 def literal_name(name: str) -> str:
-    return json.dumps(name)
+    """Double quotes unless the name has some; escapes as Python reads them (JSON's are other ones beyond U+FFFF)."""
+    text = ascii(name)
+    return text if '"' in text else f'"{text[1:-1]}"'
 
 
 def _writable_layers(network: Network) -> dict[Node, Layer]:

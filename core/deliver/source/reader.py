@@ -26,33 +26,37 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file: header size (8 bytes), JSON header, raw tensors.
 
     Nothing in the file is executed, and every size is checked against the file.
+    Raises ValueError where the file is cut short or is not what it claims to be.
     """
     path = Path(path)
-    file_bytes = path.stat().st_size
-    tensors = {}
     with path.open("rb") as file:
+        body_bytes = path.stat().st_size - 8
         header_bytes = int.from_bytes(file.read(8), "little")
-        start = 8 + header_bytes
-        if file_bytes < 8 or start > file_bytes:
+        if body_bytes < 0 or header_bytes > body_bytes:
             raise ValueError(f"{path} is cut short or is not a safetensors file")
-        header = json.loads(file.read(header_bytes))
+        try:
+            header = dict(json.loads(file.read(header_bytes)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} has no readable safetensors header") from error
         header.pop("__metadata__", None)
+        tensors = {}
         for name, entry in header.items():
-            if entry["dtype"] not in DTYPES:
-                raise ValueError(f"{path}: {name} has unknown type {entry['dtype']}")
-            dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-            begin, end = entry["data_offsets"]
-            count = math.prod(shape)
+            try:
+                dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+                begin, end = entry["data_offsets"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: {name} is not described properly") from error
+            sizes = (*shape, begin, end)
             if (
-                any(size < 0 for size in shape)
-                or not 0 <= begin <= end <= file_bytes - start
-                or end - begin != count * dtype.itemsize
+                not all(type(size) is int and 0 <= size < 2**63 for size in sizes)
+                or not begin <= end <= body_bytes - header_bytes
+                or end - begin != math.prod(shape) * dtype.itemsize
             ):
                 raise ValueError(f"{path}: {name} does not fit into the file")
-            file.seek(start + begin)
+            file.seek(8 + header_bytes + begin)
+            data = bytearray(file.read(end - begin))
             values = torch.empty(0, dtype=dtype)
-            if count:
-                data = bytearray(file.read(end - begin))
+            if data:
                 values = torch.frombuffer(data, dtype=dtype)
             tensors[name] = values.view(shape)
     return tensors
