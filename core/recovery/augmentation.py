@@ -42,7 +42,11 @@ class Augmentation:
             columns = left + torch.arange(width, device=images.device)
             example = torch.arange(count, device=images.device)
             # Advanced indices around a slice put the channels last.
-            images = padded[example[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+            images = (
+                padded[example[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+                .permute(0, 3, 1, 2)
+                .contiguous()
+            )
         if self.flip:
             flipped = torch.rand(count, generator=generator).to(images.device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)

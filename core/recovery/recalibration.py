@@ -9,9 +9,16 @@ normalised by the batch so that no earlier drift is counted twice,
     var  ←  var · σp²/σo²                mean  ←  μp + (mean − μo) · σp/σo
 
 With real images as the inputs the same formula also beats plain re-estimation, which adds the sampling noise of its few
-images (ResNet-20 and -56, CIFAR-10, 2,000 test images; `python -m benchmarks.data_free_recalibration --data DATA`):
+images. Top-1 accuracy in percent on 2,000 CIFAR-10 test images, pruned by magnitude to a share of the MACs, no training
+(`python -m benchmarks.data_free_recalibration --data DATA`; 256 samples each; 1/f noise does as well as Gaussian):
 
-@@TABLE@@
+              MACs    as pruned   noise: anew   noise: transfer   images: anew   images: transfer   original
+    ResNet-20  50 %        17.8           8.0              49.4           51.3               52.8       92.3
+               70 %        58.7          11.5              80.0           79.9               81.9
+               90 %        89.5          14.0              90.5           87.2               90.7
+    ResNet-56  50 %        12.1          17.3              69.5           69.2               73.0       94.1
+               70 %        75.3          27.4              90.5           89.3               91.4
+               90 %        93.8          10.3              94.2           92.0               94.2
 
 The guard needs no images either. Judged by its outputs on noise, a network with image statistics says nothing. So both
 networks get the statistics of one noise sample, the pruned one once as it would stand without the correction (the
@@ -31,8 +38,10 @@ from core.analysis.schema import bind, operator_name
 from core.network import Network
 
 Inputs = tuple[Tensor, ...]
-# Variances at or below this share of a layer's mean variance are noise; their ratio means nothing.
+# A channel that all but stops (or starts) varying under noise says nothing about images beyond "much less" ("much more").
 _MAX_RATIO = 1e4
+# Share of a layer's mean variance that is added to both sides of a ratio, so that dead channels keep their statistics.
+_RATIO_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def transfer(
     for name, now in observed.items():
         before, rows = reference[name], kept[name]
         mean_before, var_before = before.mean[rows], before.var[rows]
-        floor = 1e-6 * before.var.mean() + torch.finfo(before.var.dtype).tiny
+        floor = _RATIO_FLOOR * before.var.mean() + torch.finfo(before.var.dtype).tiny
         ratio = ((now.var + floor) / (var_before + floor)).clamp(1 / _MAX_RATIO, _MAX_RATIO)
         running_mean, running_var = tensors[name], tensors[now.var_name]
         tensors[name] = (now.mean + (running_mean - mean_before) * ratio.sqrt()).to(running_mean.dtype)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.analysis.schema import operator_name
 from core.module_form import to_module, with_trained
 from core.network import Network
 from core.progress import Progress, ProgressEvent
@@ -34,6 +35,8 @@ TEMPERATURE = 4.0
 DISTILLATION_WEIGHT = 0.9
 _PROGRESS_INTERVAL_S = 0.5
 _CURVE_POINTS = 100
+# A view cannot merge axes whose elements are not adjacent; channels last would make it fail.
+_STRIDED_OPERATORS = frozenset({"view", "view_as", "_unsafe_view", "as_strided"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def fine_tune(
 ) -> Trained:
     """Train a copy of `network` on the train split; deterministic for a seed on one device."""
     with _reproducible(device, seed):
-        module = to_module(network).to(device=device, memory_format=torch.channels_last).train()
+        layout = _memory_format(network, original)
+        module = to_module(network).to(device=device, memory_format=layout).train()
         train = dataset.train.to(device)
         teacher = _teacher(original, train, dataset, schedule, augmentation, device)
         optimizer = torch.optim.SGD(_parameter_groups(module), lr=0.0, momentum=MOMENTUM, nesterov=True)
@@ -65,7 +69,7 @@ def fine_tune(
         for step, (rows, images) in enumerate(_batches(train, schedule, augmentation, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate_at(step)
-            inputs = dataset.prepare(images).contiguous(memory_format=torch.channels_last)
+            inputs = dataset.prepare(images).contiguous(memory_format=layout)
             with _autocast(schedule, device):
                 scores = module(inputs)
             loss = _loss(scores.float(), train.labels[rows], teacher(rows, inputs) if teacher else None)
@@ -103,7 +107,7 @@ def _teacher(
         # The same images come back every epoch: one pass of the original is enough.
         known = predict(original, train.images, dataset, device=device)
         return lambda rows, inputs: known[rows]
-    module = original.module().to(device=device, memory_format=torch.channels_last)
+    module = original.module().to(device=device, memory_format=_memory_format(original))
 
     def scores(rows: Tensor, inputs: Tensor) -> Tensor:
         with torch.no_grad(), _autocast(schedule, device):
@@ -133,6 +137,14 @@ def _parameter_groups(module: nn.Module) -> list[dict[str, object]]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _memory_format(*networks: Network) -> torch.memory_format:
+    """Channels last (a step of ResNet-20 in float32: 0.36 s instead of 0.44 s), unless an operator insists on strides."""
+    operators = {
+        operator_name(node.target) for net in networks for node in net.graph.nodes if node.op == "call_function"
+    }
+    return torch.contiguous_format if operators & _STRIDED_OPERATORS else torch.channels_last
 
 
 def _autocast(schedule: Schedule, device: torch.device) -> torch.autocast:

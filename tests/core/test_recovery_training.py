@@ -111,6 +111,23 @@ class TestFineTuning:
             False,
         )
 
+    def test_networks_that_view_their_activations_can_be_trained(self, dataset):
+        class Flattening(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.norm, self.head = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(216, 10)
+
+            def forward(self, x):
+                return self.head(self.norm(self.conv(x)).relu().view(x.shape[0], -1))
+
+        torch.manual_seed(0)
+        original = Network.from_module(Flattening(), {"input": (1, 8, 8)})
+        start = original.with_tensors({**original.tensors, "head.bias": original.tensors["head.bias"] + 1})
+        recovered = recover(
+            start, original, dataset, RecoveryConfig(epochs=2, learning_rate=0.05, distill=False), seed=0
+        )
+        assert recovered.accuracy_before < 0.3 and recovered.accuracy_after > 0.8
+
     def test_an_unchanged_network_is_measured_and_left_alone(self, dataset):
         recovered = recover(trained_network(), trained_network(), dataset, RecoveryConfig(), seed=0)
         assert recovered.network is trained_network() and recovered.validation_drop == 0
