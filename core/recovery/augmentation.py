@@ -41,12 +41,10 @@ class Augmentation:
             rows = top + torch.arange(height, device=images.device)
             columns = left + torch.arange(width, device=images.device)
             example = torch.arange(count, device=images.device)
-            # Advanced indices around a slice put the channels last.
-            images = (
-                padded[example[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-                .permute(0, 3, 1, 2)
-                .contiguous()
-            )
+            # Advanced indices around a slice put the channels last; one grey channel would even pass for contiguous, so
+            # that only a clone restores the strides that a network with views needs.
+            windows = padded[example[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+            images = windows.clone(memory_format=torch.contiguous_format)
         if self.flip:
             flipped = torch.rand(count, generator=generator).to(images.device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)

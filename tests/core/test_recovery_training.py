@@ -124,7 +124,7 @@ class TestFineTuning:
         original = Network.from_module(Flattening(), {"input": (1, 8, 8)})
         start = original.with_tensors({**original.tensors, "head.bias": original.tensors["head.bias"] + 1})
         recovered = recover(
-            start, original, dataset, RecoveryConfig(epochs=2, learning_rate=0.05, distill=False), seed=0
+            start, original, dataset, RecoveryConfig(epochs=5, learning_rate=0.05, distill=False), seed=0
         )
         assert recovered.accuracy_before < 0.3 and recovered.accuracy_after > 0.8
 
