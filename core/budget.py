@@ -70,7 +70,9 @@ class Cap:
         if (self.maximum is None) == (self.max_ratio is None):
             raise ValueError(f"budget.{self.metric}: give either max or max_ratio, not both and not neither")
         if self.max_ratio is not None and not 0 < self.max_ratio < 1:
-            raise ValueError(f"budget.{self.metric}.max_ratio must lie between 0 and 1 (exclusive), got {self.max_ratio}")
+            raise ValueError(
+                f"budget.{self.metric}.max_ratio must lie between 0 and 1 (exclusive), got {self.max_ratio}"
+            )
         if self.maximum is not None and not (math.isfinite(self.maximum) and self.maximum > 0):
             raise ValueError(f"budget.{self.metric}.max must be a positive number, got {self.maximum}")
 

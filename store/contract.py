@@ -132,7 +132,10 @@ class Limits(Request):
 
 
 class Accuracy(Request):
-    """A floor: the delivered network may lose at most `max_drop` (a fraction, 0.01 = one point) on the test split."""
+    """A floor: the delivered network may lose at most `max_drop` (a fraction, 0.01 = one point) on the test split.
+
+    With `on_unmet: best_effort` the budget is relaxed until the loss on the validation split is small enough.
+    """
 
     max_drop: Annotated[float, Field(ge=0, le=1)]
     metric: Literal["top1"] = "top1"
