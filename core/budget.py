@@ -115,7 +115,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.caps:
-            raise EngineError("internal", "A budget needs at least one cap.", param="/budget")
+            raise EngineError("invalid_request", "A budget needs at least one cap.", param="/budget")
 
     def constraints(self, baseline: Costs) -> tuple[Constraint, ...]:
         return tuple(Constraint(cap.metric, cap.kind, cap.limit(baseline)) for cap in self.caps)

@@ -91,17 +91,18 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
             architecture_args=request.architecture_args,
             input_shape=request.input_shape,
         )
-        dataset = _load_dataset(request, original)
 
     with stages.run("profile"):
         baseline = profile(original)
         _require_agreement(original, baseline.costs, "The profile")
         analysis = analyse(original)
-        if dataset is not None:
-            check_baseline(original, dataset, device=device)
 
     constraints = request.budget.constraints(baseline.costs)
-    candidate = _compress_onto(constraints, request, original, baseline, analysis, dataset, device, stages)
+    with stages.run("plan"):
+        # An infeasible budget is refused before a single image is read.
+        plan = _plan(constraints, request, original, analysis)
+        dataset = _load_dataset(request, original, device)
+    candidate = _compress_onto(constraints, plan, request, original, baseline, analysis, dataset, device, stages)
 
     with stages.run("deliver"):
         delivery = deliver(original, candidate.network, request.outputs, output_folder)
@@ -135,18 +136,20 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda")
     if name == "gpu":
         raise EngineError(
-            "internal", "A GPU was asked for and this worker has none; use device auto or cpu.", param="/device"
+            "invalid_request", "A GPU was asked for and this worker has none; use device auto or cpu.", param="/device"
         )
     return torch.device("cpu")
 
 
-def _load_dataset(request: CompressionRequest, original: Network) -> ImageDataset | None:
+def _load_dataset(request: CompressionRequest, original: Network, device: torch.device) -> ImageDataset | None:
+    """The images, checked against the network and its accuracy on them; None without a dataset."""
     dataset = None
     if request.dataset_path is not None:
         dataset = load_dataset(
             request.dataset_path, normalization=request.normalization, scale=request.scale, seed=request.seed
         )
         check_fits(dataset, original)
+        check_baseline(original, dataset, device=device)
     if request.max_accuracy_drop is not None and (dataset is None or not dataset.labelled):
         raise EngineError(
             "dataset_invalid",
@@ -158,6 +161,7 @@ def _load_dataset(request: CompressionRequest, original: Network) -> ImageDatase
 
 def _compress_onto(
     constraints: Sequence[Constraint],
+    plan: Plan,
     request: CompressionRequest,
     original: Network,
     baseline: Profile,
@@ -166,12 +170,13 @@ def _compress_onto(
     device: torch.device,
     stages: _Stages,
 ) -> Candidate:
-    """Plan, apply, verify and recover; with an accuracy floor and best effort, as often as the floor needs."""
+    """Apply `plan`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
     for relaxation in relaxations:
-        with stages.run("plan"):
-            relaxed = tuple(_relax(constraint, baseline.costs, relaxation) for constraint in constraints)
-            plan = _plan(relaxed, request, original, analysis)
+        if relaxation:
+            with stages.run("plan"):
+                relaxed = tuple(_relax(constraint, baseline.costs, relaxation) for constraint in constraints)
+                plan = _plan(relaxed, request, original, analysis)
         with stages.run("apply"):
             pruned = apply(original, analysis, plan.keep)
             _require_agreement(pruned, plan.predicted, "The plan")
@@ -181,8 +186,13 @@ def _compress_onto(
                 raise EngineError(
                     "equivalence_failed",
                     "The pruned network does not agree with its masked reference "
-                    f"(relative error {equivalence.max_relative_error:.1e}), so it is not delivered. This is a fault of "
-                    "the service, not of the checkpoint; please report it with the model's architecture.",
+                    f"({_disagreement(equivalence)}), so it is not delivered. This is a fault of the service, not of the "
+                    "checkpoint; please report it with the model's architecture.",
+                    details={
+                        "layer": equivalence.worst,
+                        "problem": equivalence.problem,
+                        "insensitive": list(equivalence.insensitive),
+                    },
                 )
         with stages.run("recover"):
             config = RecoveryConfig(**request.recovery)
@@ -200,6 +210,13 @@ def _compress_onto(
         param="/accuracy/max_drop",
         details={"accuracy_drop": drop, "costs": plan.predicted.as_dict()},
     )
+
+
+def _disagreement(equivalence: Equivalence) -> str:
+    """Why verification failed, in words."""
+    if equivalence.problem is not None:
+        return equivalence.problem
+    return f"relative error {equivalence.max_relative_error:.1e} at {equivalence.worst}"
 
 
 def _accuracy_drop(recovered: Recovered, request: CompressionRequest) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 ErrorCode = Literal[
     "invalid_model",
@@ -19,9 +19,9 @@ ErrorCode = Literal[
     "accuracy_floor",
     "equivalence_failed",
     "out_of_memory",
+    "invalid_request",
     "internal",
 ]
-ERROR_CODES: frozenset[str] = frozenset(get_args(ErrorCode))
 
 
 class EngineError(Exception):

@@ -13,7 +13,7 @@ its value at batch 1. Values are immutable: passes return new networks and never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -91,9 +91,6 @@ class Network:
         """Seeded standard-normal inputs of the right shapes."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(torch.randn((batch, *spec.shape), generator=generator, dtype=dtype) for spec in self.inputs)
-
-    def get_attr_nodes(self) -> Iterator[torch.fx.Node]:
-        return (node for node in self.graph.nodes if node.op == "get_attr")
 
 
 def build_module(

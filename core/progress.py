@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-STAGES: tuple[str, ...] = ("intake", "profile", "plan", "apply", "verify", "recover", "encode", "deliver")
-
 
 @dataclass(frozen=True)
 class ProgressEvent:

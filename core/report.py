@@ -55,6 +55,7 @@ def compose_result(
         "frozen": [
             {"layer": frozen.layer, "operator": frozen.operator, "reason": frozen.reason} for frozen in analysis.frozen
         ],
+        "faults": list(analysis.faults),
         "plan": {"note": plan.note, "binding": plan.binding.metric if plan.binding else None},
         "recovery": dict(recovered.details),
         "artifacts": delivery.artifacts(),

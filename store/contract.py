@@ -72,6 +72,12 @@ class Resource(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+class Reported(Resource):
+    """A part of a job's result: kept whole, so that what the API shows is what `report.json` holds."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 # --- What is asked -------------------------------------------------------------------------------------------------
 
 
@@ -253,15 +259,15 @@ class JobProgress(Resource):
     stages: list[StageProgress] = Field(default_factory=list)
 
 
-class ConstraintResult(Resource):
+class ConstraintResult(Reported):
     metric: str
     kind: str | None
-    limit: float
-    value: float
+    limit: int | float
+    value: int | float
     met: bool
 
 
-class Latency(Resource):
+class Latency(Reported):
     p50: float
     p95: float
     batch: int
@@ -269,7 +275,7 @@ class Latency(Resource):
     runtime: str
 
 
-class Measured(Resource):
+class Measured(Reported):
     """Costs of one network; `accuracy` is on the test split, where there is one."""
 
     params: int
@@ -283,22 +289,20 @@ class Measured(Resource):
     latency_ms: Latency | None = None
 
 
-class Equivalence(Resource):
+class Equivalence(Reported):
     max_relative_error: float
     passed: bool
 
 
-class ArtifactInfo(Resource):
+class ArtifactInfo(Reported):
     name: str
     media_type: str
     size: int
     sha256: str
 
 
-class JobResult(Resource):
+class JobResult(Reported):
     """The `result` of a job, and what `report.json` holds."""
-
-    model_config = ConfigDict(extra="allow")
 
     met: bool
     constraints: list[ConstraintResult]

@@ -52,7 +52,7 @@ def deliver(original: Network, network: Network, outputs: Sequence[str], folder:
     unknown = sorted(set(outputs) - set(OUTPUTS))
     if unknown:
         raise EngineError(
-            "internal", f"Unknown output {unknown[0]!r}; there are {', '.join(OUTPUTS)}.", param="/outputs"
+            "invalid_request", f"Unknown output {unknown[0]!r}; there are {', '.join(OUTPUTS)}.", param="/outputs"
         )
     folder.mkdir(parents=True, exist_ok=True)
     pruned = any(tensor.shape != original.tensors[name].shape for name, tensor in network.tensors.items())
@@ -62,13 +62,21 @@ def deliver(original: Network, network: Network, outputs: Sequence[str], folder:
         size = _safetensors_size(network, Path(scratch), pruned=pruned)
         if "onnx" in outputs:
             write_onnx(network, folder / "model.onnx")
-            write_onnx(original, Path(scratch) / "original.onnx")
             latency = measure_latency(folder / "model.onnx", network)
-            original_latency = measure_latency(Path(scratch) / "original.onnx", original)
+            original_latency = _original_latency(original, Path(scratch) / "original.onnx")
     if "safetensors" in outputs:
         write_safetensors(network, folder / "model.safetensors", pruned=pruned)
         write_model_py(network, folder / "model.py")
     return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency)
+
+
+def _original_latency(original: Network, scratch: Path) -> Latency | None:
+    """The latency to compare with; an original that cannot be written as ONNX is no reason to withhold the result."""
+    try:
+        write_onnx(original, scratch)
+    except EngineError:
+        return None
+    return measure_latency(scratch, original)
 
 
 def _safetensors_size(network: Network, scratch: Path, *, pruned: bool) -> int:

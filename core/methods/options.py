@@ -57,4 +57,4 @@ def _wanted(low: int | None, high: int | None, choices: list[int] | None) -> str
 
 
 def _bad(option: str, reason: str) -> EngineError:
-    return EngineError("internal", f"Method option {option!r}: {reason}.", param=f"/methods/0/{option}")
+    return EngineError("invalid_request", f"Method option {option!r}: {reason}.", param=f"/methods/0/{option}")

@@ -18,7 +18,7 @@ def get_method(name: str) -> Method:
     if name not in methods:
         near = difflib.get_close_matches(name, methods, n=3) or list(methods)
         raise EngineError(
-            "internal", f"There is no method {name!r}; did you mean {', '.join(near)}?", param="/methods/0/type"
+            "invalid_request", f"There is no method {name!r}; did you mean {', '.join(near)}?", param="/methods/0/type"
         )
     return methods[name]
 
