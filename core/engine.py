@@ -150,7 +150,14 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
         )
         check_fits(dataset, original)
         check_baseline(original, dataset, device=device)
-    if request.max_accuracy_drop is not None and (dataset is None or not dataset.labelled):
+    labelled = dataset is not None and dataset.labelled
+    if not labelled and any(value for value in request.recovery.values()):
+        raise EngineError(
+            "dataset_invalid",
+            "recovery asks for training, which needs a labelled dataset. Give labels, or leave recovery out.",
+            param="/recovery",
+        )
+    if request.max_accuracy_drop is not None and not labelled:
         raise EngineError(
             "dataset_invalid",
             "accuracy.max_drop can only be kept with a labelled dataset to measure it on. Give labels, or leave it out.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 
 from pennyweightd.data_folder import DataFolderInUse
 from store.errors import StoreError
@@ -27,6 +28,10 @@ def explained() -> Iterator[None]:
     except ValidationError as error:
         problems = "; ".join(f"{_setting_name(problem['loc'])}: {problem['msg']}" for problem in error.errors())
         _refuse(f"a setting is wrong: {problems}")
+    except DBAPIError as error:
+        _refuse(
+            f"the database cannot be used: {error.orig}. Is PENNYWEIGHT_DATABASE_URL right, and the file undamaged?"
+        )
     except (Refusal, DataFolderInUse, NoSandbox, StoreError, OSError) as error:
         _refuse(str(error))
 

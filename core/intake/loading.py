@@ -57,7 +57,23 @@ def load_network(
         name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if name not in state.tensors
     }
     module.load_state_dict({**state.tensors, **counters}, assign=True)
-    return Network.from_module(module, {INPUT_NAME: shape}, architecture=architecture, architecture_args=args)
+    network = Network.from_module(module, {INPUT_NAME: shape}, architecture=architecture, architecture_args=args)
+    _require_finite_outputs(network)
+    return network
+
+
+def _require_finite_outputs(network: Network) -> None:
+    """Weights can be finite one by one and still overflow together; then nothing about the network can be checked."""
+    for name, tensor in network.tensors.items():
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise EngineError("invalid_model", f"{name} has negative variances; the checkpoint is damaged.")
+    outputs = network.run(*network.random_inputs(batch=2, seed=0))
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise EngineError(
+            "invalid_model",
+            "The network's own outputs are not finite for standard-normal inputs: its weights overflow float32. Check "
+            "that this is the checkpoint of the trained network.",
+        )
 
 
 def _already_pruned(architecture: str) -> EngineError:

@@ -23,6 +23,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
 COMPILED = "_orig_mod"
 MAX_WRAPPERS = 4
+MAX_NAME = 256
 
 _READERS: Mapping[Container, Callable[[memoryview], Checkpoint]] = {
     "safetensors": read_safetensors,
@@ -55,8 +56,17 @@ def read_state_dict(path: Path) -> StateDict:
     checkpoint = read_checkpoint(path)
     stored, wrappers = _unwrap(checkpoint.root)
     stored, prefixes = _without_prefixes(stored)
+    _require_plain_names(stored)
     tensors = read_tensors(stored, checkpoint.storages)
     return StateDict(_as_float32(tensors), checkpoint.container, (*wrappers, *prefixes), checkpoint.metadata)
+
+
+def _require_plain_names(stored: Mapping[str, StoredTensor]) -> None:
+    """Names end up in messages, terminals and generated code, so they are text that a person can see."""
+    for name in stored:
+        if not name.isprintable() or len(name) > MAX_NAME:
+            shown = name[:80].encode("ascii", "backslashreplace").decode()
+            raise invalid(f"A tensor is named {shown!r}; names are printable and have at most {MAX_NAME} characters.")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

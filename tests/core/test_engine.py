@@ -120,3 +120,11 @@ def test_gpu_that_is_not_there_is_said(request_with_data, tmp_path, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="this worker has none"):
         compress(dataclasses.replace(request_with_data, device="gpu"), tmp_path)
+
+
+def test_training_asked_for_without_labels_is_refused(request_with_data, tmp_path):
+    unlabelled = request_with_data.dataset_path.with_name("unlabelled.npz")
+    for path in (None, unlabelled):
+        with pytest.raises(EngineError, match="labelled dataset") as refused:
+            compress(dataclasses.replace(request_with_data, dataset_path=path, recovery={"epochs": 3}), tmp_path)
+        assert refused.value.param == "/recovery"

@@ -147,3 +147,23 @@ def test_weights_of_a_pruned_network_are_refused_even_where_they_fit(module, tmp
     with pytest.raises(EngineError, match=r"model\.py") as refusal:
         load_network(tmp_path / "model.safetensors", architecture="cifar_resnet")
     assert refusal.value.code == "architecture_mismatch"
+
+
+@pytest.mark.parametrize("name", ["a\ud800b", "a\x1b[31mb", "a\u202eb", "x" * 300])
+def test_a_tensor_name_that_cannot_be_shown_is_refused(module, tmp_path, name):
+    torch.save({**module.state_dict(), name: torch.zeros(1)}, tmp_path / "odd.pt")
+    with pytest.raises(EngineError, match="printable") as refusal:
+        load_network(tmp_path / "odd.pt", architecture="cifar_resnet")
+    assert refusal.value.code == "invalid_model"
+    refusal.value.message.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("conv1.weight", 3e38, "not finite"), ("bn1.running_var", -1.0, "bn1.running_var")],
+)
+def test_a_network_whose_own_outputs_are_not_finite_is_refused(module, tmp_path, name, value, words):
+    torch.save({**module.state_dict(), name: torch.full_like(module.state_dict()[name], value)}, tmp_path / "bad.pt")
+    with pytest.raises(EngineError, match=words) as refusal:
+        load_network(tmp_path / "bad.pt", architecture="cifar_resnet", input_shape=[1, 8, 8])
+    assert refusal.value.code == "invalid_model"
