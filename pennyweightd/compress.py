@@ -92,7 +92,9 @@ def compress(
         shape = tuple(parse_input_shape(input_shape)) if input_shape else None
         for path in filter(None, (model, dataset)):
             if not path.is_file():
-                raise OptionError(f"{path}: there is no such file")
+                raise OptionError(f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
+        if dataset is None and (epochs or max_drop is not None):
+            raise OptionError("--epochs and --max-drop need labelled images: give --dataset, or leave them out")
         _require_empty(output)
     except (OptionError, ValidationError) as error:
         _stop(_words(error), EXIT_USAGE)
@@ -116,6 +118,10 @@ def _run(
     normalization: Normalization | None,
     output: Path,
 ) -> dict[str, Any]:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _stop(f"--output {output}: {error.strerror or error} ({error.filename})", EXIT_USAGE)
     # torch takes seconds to import; usage mistakes should not wait for it.
     from core.engine import compress as run_engine
     from core.errors import EngineError
@@ -131,7 +137,6 @@ def _run(
         normalization=normalization,
         scale=None,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Artifacts appear all at once or not at all.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging, _Stages() as stages:
@@ -142,6 +147,8 @@ def _run(
     except EngineError as error:
         code = EXIT_UNMET if error.code in UNMET_CODES else EXIT_USAGE if error.code in USAGE_CODES else EXIT_FAILED
         _stop(f"{error.code}: {error.message}", code)
+    except OSError as error:
+        _stop(f"{error.filename or output}: {error.strerror or error}", EXIT_FAILED)
     except KeyboardInterrupt:
         _stop("interrupted; nothing was written", 130)
     return result
