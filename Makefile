@@ -27,14 +27,12 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/pennyweightd serve
 
-test: $(STAMP)
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest
-
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV)
