@@ -33,7 +33,7 @@ class InspectionStatus(StrEnum):
 
 
 class WorkKind(StrEnum):
-    """What a worker can claim. Inspections are short work (CPU, at most 60 s) and have a slot of their own."""
+    """What a worker can claim. Inspections are short work (CPU, at most five minutes) and have a slot of their own."""
 
     job = "job"
     inspect_model = "inspect_model"
@@ -181,8 +181,8 @@ class JobRequest(JobOptions):
 class Normalization(Request):
     """Per-channel mean and standard deviation, applied after division by `scale`."""
 
-    mean: Annotated[list[float], Field(min_length=1, max_length=16)]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=16)]
+    mean: Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(min_length=1, max_length=16)]
+    std: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e6)]], Field(min_length=1, max_length=16)]
 
     @model_validator(mode="after")
     def _same_length(self) -> Normalization:
@@ -250,6 +250,8 @@ class StageProgress(Resource):
     status: Literal["pending", "running", "succeeded", "failed", "skipped"]
     step: int | None = None
     steps: int | None = None
+    message: str | None = None
+    """What a running stage is doing, for a person, for example `Training: loss 0.236, 11,300 images/s`."""
 
 
 class JobProgress(Resource):
@@ -339,7 +341,7 @@ class ArchitectureInfo(Resource):
 
 
 class Catalogue(Resource):
-    """What a worker can do; published when it starts, cached by version."""
+    """What a worker can do; published when it starts."""
 
     version: str
     methods: list[MethodInfo]
