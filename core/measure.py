@@ -2,115 +2,151 @@
 
 The planner's prediction and the profile come from one set of formulas; a delivered budget must not rest on them alone.
 Here parameters and bytes are summed from the tensors, multiply-accumulates come from torch's own operator counter, and
-peak memory from an interpreter that watches real buffers come and go.
+peak memory from a run whose real tensors are watched as they come and go.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.analysis.buffer_model import BYTES_PER_ELEMENT, FILLED, Layout, may_overwrite, source, view_layout
 from core.budget import Costs
 from core.network import Network
 
-FLOAT32_BYTES = 4
-
 
 def independent_costs(network: Network) -> Costs:
-    """Exact costs at batch 1 by observation: see the module's text for what is counted how."""
-    module = network.module()
-    inputs = network.random_inputs(batch=1, seed=0)
-    watcher = _BufferWatcher(module)
+    """Exact costs at batch 1 by observation.
+
+    Every floating-point tensor counts, whether a node reads it or not, because it is delivered; a tensor under two
+    names counts once. Integer tensors (`num_batches_tracked`) do not count.
+    """
+    parameters, floating = {}, {}
+    for name, tensor in network.tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            floating[identity] = tensor.numel()
+            if name in network.parameter_names:
+                parameters[identity] = tensor.numel()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        watcher.run(*inputs)
-    read = {node.target for node in network.graph.nodes if node.op == "get_attr"}
-    params = sum(network.tensors[name].numel() for name in read & network.parameter_names)
-    floating = sum(network.tensors[name].numel() for name in read if network.tensors[name].is_floating_point())
+        peak_bytes = _WatchedRun(network).peak_bytes()
     return Costs(
-        params=params,
+        params=sum(parameters.values()),
         macs=counter.get_total_flops() // 2,
-        weight_bytes=FLOAT32_BYTES * floating,
-        peak_activation_bytes=watcher.peak_bytes,
+        weight_bytes=BYTES_PER_ELEMENT * sum(floating.values()),
+        peak_activation_bytes=peak_bytes,
     )
 
 
-class _BufferWatcher(torch.fx.Interpreter):
-    """Runs a graph and counts the bytes of live activation buffers by the storage that each value really uses.
+@dataclass(eq=False)
+class _Buffer:
+    """Memory that some live value lies in. A weight's memory is no activation: it has no bytes."""
 
-    DESIGN's buffer model: a view shares its base's storage, so it costs nothing; batch-norm, dropout and unary
-    element-wise operators write into their input's buffer if nothing reads it later; a buffer dies after its last
-    reader. Bytes are float32 bytes whatever the element type.
+    bytes: int
+    is_weight: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A real tensor and the buffer that it lies in."""
+
+    tensor: Tensor
+    buffer: _Buffer
+    layout: Layout = FILLED
+
+
+class _WatchedRun:
+    """Runs a graph on real tensors, drops each after its last reader, and sums the buffers that are still held.
+
+    Sizes are those of the tensors that the operators really return, and a view is believed only where it really shares
+    its source's storage. What may share or overwrite is the definition of `core.analysis.buffer_model`.
     """
 
-    def __init__(self, module: torch.fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.peak_bytes = 0
-        order = {node: index for index, node in enumerate(self.module.graph.nodes)}
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._nodes = list(network.graph.nodes)
+        self._inputs = iter(network.random_inputs(batch=1, seed=0))
+        self._held: dict[Node, Any] = {}
+        order = {node: index for index, node in enumerate(self._nodes)}
         self._last_reader = {node: max((order[user] for user in node.users), default=order[node]) for node in order}
-        self._order = order
-        self._buffer: dict[torch.fx.Node, frozenset[int]] = {}
-        self._bytes: dict[int, int] = {}
-        self._owner_of_storage: dict[int, int] = {}
-        self._kept_alive: list[Tensor] = []
 
-    def run_node(self, node: torch.fx.Node) -> Any:
-        result = super().run_node(node)
-        if node.op in ("placeholder", "call_function"):
-            self._buffer[node] = frozenset().union(*(self._place(node, t) for t in _tensors(result)))
-        self._account(node)
-        return result
+    def peak_bytes(self) -> int:
+        """The largest sum of bytes held at any step."""
+        peak = 0
+        for step, node in enumerate(self._nodes):
+            if node.op == "placeholder":
+                self._held[node] = _allocated(next(self._inputs))
+            elif node.op == "get_attr":
+                tensor = self._network.tensors[node.target].contiguous()
+                self._held[node] = _Held(tensor, _Buffer(0, is_weight=True))
+            elif node.op == "call_function":
+                self._held[node] = self._call(node, step)
+            live = {held.buffer for value in self._held.values() for held in _tensors(value)}
+            peak = max(peak, sum(buffer.bytes for buffer in live))
+            for dead in [one for one in self._held if self._last_reader[one] <= step]:
+                del self._held[dead]
+        return peak
 
-    def _place(self, node: torch.fx.Node, tensor: Tensor) -> frozenset[int]:
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer in self._owner_of_storage:
-            return frozenset({self._owner_of_storage[pointer]})
-        self._kept_alive.append(tensor)  # so that no later tensor can be given the same address
-        reused = self._reused_buffer(node, tensor)
-        if reused is None:
-            reused = len(self._bytes)
-            self._bytes[reused] = FLOAT32_BYTES * tensor.numel()
-        self._owner_of_storage[pointer] = reused
-        return frozenset({reused})
+    def _call(self, node: Node, step: int) -> Any:
+        if node.target is operator.getitem:
+            return self._held[node.args[0]][node.args[1]]
+        result = node.target(*map_arg(node.args, self._value), **map_arg(node.kwargs, self._value))
+        operand = source(node)
+        if operand is None:
+            return _each(result, _allocated)
+        held = self._held[operand]
+        layout = view_layout(node, held.layout)
+        if layout is not None:
+            return _each(result, lambda tensor: _viewed(tensor, held, layout))
+        if (
+            may_overwrite(node)
+            and held.layout.whole
+            and not held.buffer.is_weight
+            and self._last_use(held.buffer, step)
+        ):
+            return _Held(result, held.buffer, held.layout)
+        return _each(result, _allocated)
 
-    def _reused_buffer(self, node: torch.fx.Node, tensor: Tensor) -> int | None:
-        if node.op != "call_function" or not _works_in_place(node):
-            return None
-        source = node.args[0]
-        if not isinstance(source, torch.fx.Node) or len(self._buffer.get(source, ())) != 1:
-            return None
-        (buffer,) = self._buffer[source]
-        if self._bytes[buffer] != FLOAT32_BYTES * tensor.numel():
-            return None
-        now = self._order[node]
-        readers = (other for other, held in self._buffer.items() if buffer in held and self._last_reader[other] > now)
-        return buffer if next(readers, None) is None else None
+    def _value(self, node: Node) -> Any:
+        return _each(self._held[node], lambda held: held.tensor)
 
-    def _account(self, node: torch.fx.Node) -> None:
-        now = self._order[node]
-        live = {buffer for other, held in self._buffer.items() if self._last_reader[other] >= now for buffer in held}
-        self.peak_bytes = max(self.peak_bytes, sum(self._bytes[buffer] for buffer in live))
+    def _last_use(self, buffer: _Buffer, step: int) -> bool:
+        """Whether no value in the buffer is read after this step."""
+        later = (value for node, value in self._held.items() if self._last_reader[node] > step)
+        return not any(held.buffer is buffer for value in later for held in _tensors(value))
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
+def _allocated(tensor: Tensor) -> _Held:
+    # Contiguous, because a buffer is filled in order, whatever strides an operator prefers for its result.
+    return _Held(tensor.contiguous(), _Buffer(BYTES_PER_ELEMENT * tensor.numel()))
+
+
+def _viewed(tensor: Tensor, base: _Held, layout: Layout) -> _Held:
+    if tensor.untyped_storage().data_ptr() != base.tensor.untyped_storage().data_ptr():
+        return _allocated(tensor)
+    return _Held(tensor, base.buffer, layout)
+
+
+def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of every tensor (bare or held) in `value`, which may be a tensor, a sequence of them or a number."""
+    if isinstance(value, (Tensor, _Held)):
+        return function(value)
     if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+        return tuple(_each(item, function) for item in value)
+    return value
 
 
-def _works_in_place(node: torch.fx.Node) -> bool:
-    """Whether the buffer model lets this operator write over its input."""
-    tensor_args = [a for a in node.args if isinstance(a, torch.fx.Node) and a.op != "get_attr"]
-    name = str(getattr(node.target, "__name__", node.target)).split(".")[0].rstrip("_")
-    if name in ("batch_norm", "dropout"):
-        return True
-    tags = getattr(node.target, "tags", ())
-    return len(tensor_args) == 1 and (torch.Tag.pointwise in tags) and not _reads_parameters(node)
-
-
-def _reads_parameters(node: torch.fx.Node) -> bool:
-    return any(isinstance(a, torch.fx.Node) and a.op == "get_attr" for a in node.args)
+def _tensors(value: Any) -> Iterator[_Held]:
+    if isinstance(value, _Held):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)

@@ -1,34 +1,15 @@
-"""Peak activation memory: one buffer model, used for planning, profiling and checking alike.
-
-Batch 1, graph order, float32. Inputs and outputs count. Every call allocates its result, except
-
-- views (view, transpose, slice, split, …) and conversions to the same type, which share their input's buffer;
-  `reshape`, `flatten` and `contiguous` copy where a permutation, slice or expansion has disturbed the order of elements
-  since the buffer was filled;
-- batch-norm, dropout and element-wise operators with one tensor operand, whose input buffer has no later reader: they
-  reuse it, whatever the in-place flags say.
-
-A buffer dies after the last reader of any value in it. Weights are no activations. There is no workspace.
-"""
+"""Activation buffers and their lifetimes, read off the graph alone by the rules of `core.analysis.buffer_model`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Graph, Node
 
-from core.analysis.handlers import elementwise
-from core.analysis.schema import bind, is_aten, operator_name
+from core.analysis.buffer_model import FILLED, Layout, may_overwrite, source, view_layout
 from core.network import TensorMeta
-
-ORDERED_VIEWS = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "unflatten", "detach", "alias", "copy"})
-COPYING_VIEWS = frozenset({"reshape", "flatten", "contiguous"})
-CONVERSIONS = frozenset({"to", "type_as"})
-PERMUTING_VIEWS = frozenset({"permute", "transpose", "t", "numpy_T"})
-NARROWING_VIEWS = frozenset({"slice", "select", "split", "chunk", "split_with_sizes", "tensor_split", "unbind"})
-EXPANDING_VIEWS = frozenset({"expand", "expand_as"})
 
 
 @dataclass(frozen=True)
@@ -43,42 +24,19 @@ class Buffer:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a value lives: a buffer number (None: in a weight), and how it lies in it."""
+    """Where a value lies: a buffer number (None: in a weight), and how."""
 
     buffer: int | None
-    ordered: bool = True
-    expanded: bool = False
+    layout: Layout = FILLED
+
+
+# A tensor's place, one per item of a tuple (None for an item that is no tensor), or None for a number.
+_Places = _Place | tuple["_Place | None", ...] | None
 
 
 def buffers(graph: Graph) -> list[Buffer]:
     """All activation buffers of one execution, with their lifetimes in node positions."""
-    nodes = list(graph.nodes)
-    position = {node: index for index, node in enumerate(nodes)}
-    last_read: list[int] = []
-    origin: list[tuple[str, int | None, int]] = []
-    places: dict[Node, Any] = {}
-
-    def allocate(node: Node, item: int | None, birth: int) -> _Place:
-        origin.append((node.name, item, birth))
-        last_read.append(birth)
-        return _Place(len(origin) - 1)
-
-    def occupy(node: Node, place: Any) -> None:
-        """Values keep their buffers alive until their own last reader."""
-        places[node] = place
-        for one in place if isinstance(place, tuple) else (place,):
-            if isinstance(one, _Place) and one.buffer is not None:
-                readers = [position[user] for user in node.users]
-                last_read[one.buffer] = max(last_read[one.buffer], position[node], *readers)
-
-    for index, node in enumerate(nodes):
-        if node.op == "placeholder":
-            occupy(node, allocate(node, None, 0))
-        elif node.op == "get_attr":
-            places[node] = _Place(None)
-        elif node.op == "call_function":
-            occupy(node, _result_place(node, index, places, last_read, allocate))
-    return [Buffer(node, item, birth, death) for (node, item, birth), death in zip(origin, last_read, strict=True)]
+    return _Allocator(graph).run()
 
 
 def live_sets(graph: Graph) -> list[list[Buffer]]:
@@ -91,72 +49,59 @@ def live_sets(graph: Graph) -> list[list[Buffer]]:
     return steps
 
 
-def _result_place(node: Node, index: int, places: Mapping[Node, Any], last_read: list[int], allocate: Any) -> Any:
-    meta = node.meta["value"]
-    name = operator_name(node.target)
-    plain = name.removesuffix("_") if not name.startswith("_") else name
-    if name == "getitem":
-        source = places[node.args[0]]
-        return source[node.args[1]] if isinstance(source, tuple) else source
-    tensors = [argument for argument in node.all_input_nodes if _is_tensor(argument.meta["value"])]
-    source = places[_first_tensor(node)] if tensors and is_aten(node.target) and _first_tensor(node) else None
-    if isinstance(source, _Place):
-        shared = _shared_place(node, plain, source)
-        if shared is not None:
-            return (shared,) * len(meta) if isinstance(meta, tuple) else shared
-        one_operand = plain == "batch_norm" or (plain in elementwise.ELEMENTWISE and len(tensors) == 1)
-        free = source.buffer is not None and last_read[source.buffer] <= index and not source.expanded
-        if one_operand and free and isinstance(meta, TensorMeta):
-            return source
-    if isinstance(meta, tuple):
-        return tuple(allocate(node, item, index) for item, one in enumerate(meta) if _is_tensor(one))
-    return allocate(node, None, index) if _is_tensor(meta) else None
+class _Allocator:
+    def __init__(self, graph: Graph) -> None:
+        self._position = {node: index for index, node in enumerate(graph.nodes)}
+        self._places: dict[Node, _Places] = {}
+        self._origin: list[tuple[Node, int | None]] = []
+        self._last_read: list[int] = []
 
+    def run(self) -> list[Buffer]:
+        for node in self._position:
+            if node.op == "placeholder":
+                self._occupy(node, self._allocate(node))
+            elif node.op == "get_attr":
+                self._places[node] = _Place(None)
+            elif node.op == "call_function":
+                self._occupy(node, self._result_place(node))
+        return [
+            Buffer(node.name, item, self._position[node], death)
+            for (node, item), death in zip(self._origin, self._last_read, strict=True)
+        ]
 
-def _shared_place(node: Node, plain: str, source: _Place) -> _Place | None:
-    """The place of a view of `source`, or None where the call makes a new buffer."""
-    if plain in ORDERED_VIEWS:
-        return source
-    if plain in CONVERSIONS:
-        return source if node.args[0].meta["value"].dtype == node.meta["value"].dtype else None
-    if plain in COPYING_VIEWS:
-        return source if source.ordered else None
-    if plain in PERMUTING_VIEWS:
-        return _Place(source.buffer, source.ordered and _keeps_order(node), source.expanded)
-    if plain in EXPANDING_VIEWS:
-        return _Place(source.buffer, False, True)
-    if plain in NARROWING_VIEWS:
-        # At batch 1, a range of channels is still one run of elements.
-        shape = node.args[0].meta["value"].shape
-        dim = bind(node)["dim"]
-        outer = shape[: dim + len(shape) if dim < 0 else dim]
-        return _Place(source.buffer, source.ordered and all(size == 1 for size in outer), source.expanded)
-    return None
+    def _result_place(self, node: Node) -> _Places:
+        if node.target is operator.getitem:
+            return self._places[node.args[0]][node.args[1]]
+        operand = source(node)
+        place = self._places[operand] if operand is not None else None
+        if isinstance(place, _Place):
+            layout = view_layout(node, place.layout)
+            if layout is not None:
+                results = node.meta["value"]
+                view = _Place(place.buffer, layout)
+                return (view,) * len(results) if isinstance(results, tuple) else view
+            free = place.buffer is not None and self._last_read[place.buffer] <= self._position[node]
+            if free and place.layout.whole and may_overwrite(node):
+                return place
+        return self._allocate(node)
 
+    def _allocate(self, node: Node) -> _Places:
+        value = node.meta["value"]
+        if isinstance(value, tuple):
+            return tuple(
+                self._new(node, item) if isinstance(one, TensorMeta) else None for item, one in enumerate(value)
+            )
+        return self._new(node, None) if isinstance(value, TensorMeta) else None
 
-def _keeps_order(node: Node) -> bool:
-    """Whether a permutation only moves axes of size 1."""
-    arguments, shape = bind(node), node.args[0].meta["value"].shape
-    order = list(range(len(shape)))
-    if "dims" in arguments:
-        order = [order[axis] for axis in arguments["dims"]]
-    elif "dim0" in arguments:
-        first, second = arguments["dim0"], arguments["dim1"]
-        order[first], order[second] = order[second], order[first]
-    else:
-        order.reverse()
-    long = [axis for axis in order if shape[axis] != 1]
-    return long == sorted(long)
+    def _new(self, node: Node, item: int | None) -> _Place:
+        self._origin.append((node, item))
+        self._last_read.append(self._position[node])
+        return _Place(len(self._origin) - 1)
 
-
-def _first_tensor(node: Node) -> Node | None:
-    for argument in bind(node).values():
-        if isinstance(argument, Node) and _is_tensor(argument.meta["value"]):
-            return argument
-        if isinstance(argument, (list, tuple)):
-            return None
-    return None
-
-
-def _is_tensor(meta: Any) -> bool:
-    return isinstance(meta, (TensorMeta, tuple))
+    def _occupy(self, node: Node, places: Any) -> None:
+        """Values keep their buffers alive until their own last reader."""
+        self._places[node] = places
+        last = max((self._position[user] for user in node.users), default=self._position[node])
+        for place in places if isinstance(places, tuple) else (places,):
+            if place is not None and place.buffer is not None:
+                self._last_read[place.buffer] = max(self._last_read[place.buffer], last, self._position[node])

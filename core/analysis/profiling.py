@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from core.analysis.rows import FLOAT_BYTES, CostRow, cost_rows
+from core.analysis.buffer_model import BYTES_PER_ELEMENT
+from core.analysis.rows import CostRow, cost_rows
 from core.analysis.schema import operator_name
 from core.analysis.trace import layer_name, trace_network
 from core.budget import Costs
@@ -70,7 +71,7 @@ def _layer_cost(network: Network, node: Node, macs: int, read: list[str]) -> Lay
         type=operator_name(node.target),
         params=sum(network.tensors[name].numel() for name in parameters),
         macs=macs,
-        activation_bytes=FLOAT_BYTES * math.prod(meta.shape),
+        activation_bytes=BYTES_PER_ELEMENT * math.prod(meta.shape),
         output_shape=meta.shape[1:],
     )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from core.analysis.buffer_model import BYTES_PER_ELEMENT
 from core.analysis.memory import Buffer, live_sets
 from core.analysis.trace import Trace, storage_key
 from core.analysis.values import Labels, Value, factors
 from core.network import Network
-
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +46,16 @@ class CostRows:
 def cost_rows(network: Network, trace: Trace) -> CostRows:
     """Tied tensors (two names of one storage) count once; tensors that no node reads count as they are."""
     params, weight_bytes = [], []
-    seen = set()
+    names_by_storage: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in network.tensors.items():
-        key = storage_key(tensor)
-        if not tensor.is_floating_point() or (key in seen and tensor.numel()):
-            continue
-        seen.add(key)
-        constant, vectors = factors(trace.tensors.get(name, Value(tuple(tensor.shape))))
-        if name in network.parameter_names:
+        if tensor.is_floating_point() and tensor.numel():
+            names_by_storage.setdefault(storage_key(tensor), []).append(name)
+    for names in names_by_storage.values():
+        unread = Value(tuple(network.tensors[names[0]].shape))
+        constant, vectors = factors(trace.tensors.get(names[0], unread))
+        if not network.parameter_names.isdisjoint(names):
             params.append(CostRow(constant, vectors))
-        weight_bytes.append(CostRow(FLOAT_BYTES * constant, vectors))
+        weight_bytes.append(CostRow(BYTES_PER_ELEMENT * constant, vectors))
     macs = [CostRow(row.constant, row.vectors) for row in trace.mac_rows]
     rows: dict[Buffer, CostRow] = {}
     steps = []
@@ -70,4 +70,4 @@ def cost_rows(network: Network, trace: Trace) -> CostRows:
 def _buffer_row(buffer: Buffer, trace: Trace) -> CostRow:
     value = trace.values[buffer.node]
     constant, vectors = factors(value if buffer.item is None else value[buffer.item])
-    return CostRow(FLOAT_BYTES * constant, vectors)
+    return CostRow(BYTES_PER_ELEMENT * constant, vectors)
