@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pennyweight import Client
+from pennyweight.stage_bar import StageBar
 from rich.console import Console
 from rich.table import Table
 
@@ -69,13 +70,10 @@ def _with_recovery(client: Client, arguments: argparse.Namespace, archive: Path)
         dataset_path=archive,
         normalization=NORMALIZATION,
     )
-    result = client.wait(job["id"], on_change=_tell)["result"]
+    with StageBar(console) as bar:
+        result = client.wait(job["id"], on_change=bar)["result"]
     name = f"FLOPs ≤ 50 %, {epochs} epochs"
     return {"network": "resnet20", "budget": name, "seconds": time.monotonic() - started, "result": result}
-
-
-def _tell(job: dict[str, Any]) -> None:
-    console.print(f"  {job['status']} {job.get('stage') or ''} {job['progress']['fraction']:.0%}", style="dim")
 
 
 def _cifar10_tar(shards: Path, folder: Path) -> Path:
