@@ -116,3 +116,9 @@ def test_slots_have_users_of_their_own(working_policies):
     for policy in working_policies:
         first, second = (Confinement(policy).for_slot(index) for index in (0, 1))
         assert policy.uid is None or first.uid != second.uid
+
+
+def test_confinements_that_this_environment_promises_do_work(working_policies):
+    """PENNYWEIGHT_TEST_SANDBOXES names the kinds that must work here, so that a missing program is an error."""
+    promised = set(filter(None, os.environ.get("PENNYWEIGHT_TEST_SANDBOXES", "process").split(",")))
+    assert promised <= {policy.kind for policy in working_policies}
