@@ -12,9 +12,13 @@ from pydantic import BaseModel
 
 from api.dependencies import Services, ServicesOf
 from api.problems import problems
+from store.catalogue import CatalogueRepository
 from store.identifiers import new_id
 
 logger = logging.getLogger("api")
+
+WORKER_SILENCE_S = 90
+"""A living worker says that it is there every 20 s or so."""
 
 VERSION = installed_version("pennyweight-server")
 
@@ -27,9 +31,10 @@ class Health(BaseModel):
 
 
 class Part(BaseModel):
-    """`missing` is a worker that has not started yet: uploads and jobs are accepted, and wait for it."""
+    """A worker is `missing` before the first has started and `stale` when none has been heard of lately: uploads and
+    jobs are accepted, and wait for one."""
 
-    status: Literal["ok", "down", "missing"]
+    status: Literal["ok", "down", "missing", "stale"]
     detail: str | None = None
 
 
@@ -96,11 +101,15 @@ def _try_writing(services: Services) -> None:
 
 
 def _worker(services: Services) -> WorkerPart:
-    catalogue = services.catalogue()
-    if catalogue is None:
+    with services.database.read() as session:
+        catalogues = CatalogueRepository(session)
+        catalogue, silent_for_s = catalogues.current(), catalogues.silent_for_s()
+    if catalogue is None or silent_for_s is None:
         return WorkerPart(status="missing", detail="No worker has published what it can do; jobs wait for the first.")
+    stale = silent_for_s > WORKER_SILENCE_S
     return WorkerPart(
-        status="ok",
+        status="stale" if stale else "ok",
+        detail=f"No worker has been heard of for {silent_for_s:.0f} s; jobs wait for one." if stale else None,
         version=catalogue.version,
         devices=catalogue.devices,
         sandbox_level=catalogue.sandbox_level,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from store import dialect
@@ -16,7 +16,7 @@ from store.tables import Worker
 Item = TypeVar("Item")
 
 KEPT_FOR = timedelta(days=30)
-"""Workers that have not started for so long are forgotten at the next publication."""
+"""Workers that have been silent for so long are forgotten at the next publication."""
 
 
 class CatalogueRepository:
@@ -28,16 +28,26 @@ class CatalogueRepository:
     def publish(self, worker_id: str, catalogue: Catalogue) -> None:
         """Insert or replace what `worker_id` offers."""
         now = dialect.now(self._session)
-        self._session.execute(delete(Worker).where(Worker.published_at < now - KEPT_FOR))
+        self._session.execute(delete(Worker).where(Worker.seen_at < now - KEPT_FOR))
         self._session.merge(
             Worker(
                 id=worker_id,
                 version=catalogue.version,
                 catalogue=catalogue.model_dump(mode="json", by_alias=True),
                 published_at=now,
+                seen_at=now,
             )
         )
         self._session.flush()
+
+    def seen(self, worker_id: str) -> None:
+        """Note that `worker_id` is there; nothing before it has published."""
+        self._session.execute(update(Worker).where(Worker.id == worker_id).values(seen_at=dialect.now(self._session)))
+
+    def silent_for_s(self) -> float | None:
+        """Seconds since any worker last said that it is there; None before the first worker."""
+        last = self._session.scalar(select(func.max(Worker.seen_at)))
+        return None if last is None else max(0.0, (dialect.now(self._session) - last).total_seconds())
 
     def current(self) -> Catalogue | None:
         """The newest catalogue, with what other workers of the same version add to it; None before the first worker."""

@@ -36,10 +36,11 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""
     heartbeat_s: Annotated[float, Field(gt=0)] = 10
-    sweep_s: Annotated[float, Field(gt=0)] = 5
+    sweep_s: Annotated[float, Field(gt=0, le=60)] = 5
+    """How often a worker looks for expired leases and says that it is there; after 90 s of silence it counts as gone."""
     poll_s: Annotated[float, Field(gt=0)] = 1
     stop_timeout_s: Annotated[float, Field(ge=0)] = 30
-    """How long a stopping worker waits for its runners before it kills them and gives their leases back."""
+    """How long a stopping worker waits for its threads, which kill their runners at once and give their work back."""
 
     @field_validator("data_dir")
     @classmethod

@@ -228,7 +228,7 @@ class Work(Base):
 
 
 class Worker(Base):
-    """What a worker said it can do when it last started."""
+    """What a worker said it can do when it last started, and when it last said that it is there."""
 
     __tablename__ = "workers"
 
@@ -236,3 +236,4 @@ class Worker(Base):
     version: Mapped[str] = mapped_column(String(64))
     catalogue: Mapped[dict[str, Any]]
     published_at: Mapped[datetime]
+    seen_at: Mapped[datetime]

@@ -104,6 +104,7 @@ class Supervisor:
             self._scratch,
             self._folders_in_use,
             self.wake,
+            self._sign_of_life,
             sweep_s=self._settings.sweep_s,
             lease_s=self._settings.lease_s,
             stopping=self._stopping,
@@ -160,6 +161,13 @@ class Supervisor:
             ),
         ]
 
+    def _sign_of_life(self) -> None:
+        """Keep this worker's catalogue rows fresh. Not the slots' own doing: one may be busy for hours."""
+        with self._database.transaction() as session:
+            for slot in self._slots:
+                if slot.is_alive():
+                    CatalogueRepository(session).seen(slot.worker_id)
+
     def _folders_in_use(self) -> set[Path]:
         return {folder for slot in self._slots for folder in slot.folders()}
 
@@ -185,6 +193,10 @@ class Slot(threading.Thread):
         self._used: RunnerProcess | None = None
         self._attempt: Attempt | None = None
         self._publish_at = time.monotonic() if spec.catalogue else float("inf")
+
+    @property
+    def worker_id(self) -> str:
+        return self._spec.worker_id
 
     def ring(self) -> None:
         self._bell.set()

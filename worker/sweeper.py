@@ -16,10 +16,14 @@ logger = logging.getLogger(__name__)
 
 # A folder that no living runner of ours uses is left for this long: its runner may be about to be registered.
 FOLDER_GRACE_S = 60.0
+SIGN_OF_LIFE_EVERY_S = 20.0
 
 
 class Sweeper(threading.Thread):
-    """Every `sweep_s` seconds: expired leases, then leftover runner folders. ring wakes the slots and renews the leases of running work."""
+    """Every `sweep_s` seconds: expired leases, then leftover runner folders; a sign of life about every 20 s.
+
+    ring wakes the slots and renews the leases of running work; sign_of_life tells everyone that this worker is there.
+    """
 
     def __init__(
         self,
@@ -27,6 +31,7 @@ class Sweeper(threading.Thread):
         scratch: Path,
         folders_in_use: Callable[[], set[Path]],
         ring: Callable[[], None],
+        sign_of_life: Callable[[], None],
         *,
         sweep_s: float,
         lease_s: float,
@@ -37,8 +42,10 @@ class Sweeper(threading.Thread):
         self._scratch = scratch
         self._folders_in_use = folders_in_use
         self._ring = ring
+        self._sign_of_life = sign_of_life
+        self._sign_at = time.monotonic()
         self._sweep_s = sweep_s
-        self._longest_pause_s = lease_s / 2
+        self._longest_pause_s = sweep_s + lease_s / 2
         self._stopping = stopping
 
     def run(self) -> None:
@@ -53,9 +60,15 @@ class Sweeper(threading.Thread):
                 self._ring()
                 continue
             try:
+                self._say_that_we_live()
                 self.sweep()
             except Exception:
                 logger.exception("A sweep failed; the next one is in %g s.", self._sweep_s)
+
+    def _say_that_we_live(self) -> None:
+        if time.monotonic() >= self._sign_at:
+            self._sign_of_life()
+            self._sign_at = time.monotonic() + SIGN_OF_LIFE_EVERY_S
 
     def sweep(self) -> None:
         expired = expire_leases(self._database)

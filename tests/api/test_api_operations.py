@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 
 import anyio
 import jsonschema
 import pytest
 from fastapi import APIRouter
+from sqlalchemy import update
 
 from api import app as app_module
 from api.app import create_app
+from store.catalogue import CatalogueRepository
 from store.database import Database
 from store.errors import SchemaOutdated
 from store.settings import Settings
+from store.tables import Worker
 from tests.api.conftest import CATALOGUE, listening, problem
 
 
@@ -30,6 +35,18 @@ def test_ready_names_the_worker_that_is_missing_and_then_what_it_can_do(service)
     assert ready["worker"]["devices"] == ["cpu"]
     assert (ready["worker"]["sandbox_level"], ready["worker"]["sandbox_kind"]) == (2, "bubblewrap")
     assert service.stored_files() == []
+
+
+def test_a_worker_that_has_fallen_silent_is_stale_until_it_is_heard_of_again(service):
+    service.publish(CATALOGUE)
+    with service.database.transaction() as session:
+        session.execute(update(Worker).values(seen_at=service.database.now(session) - timedelta(seconds=100)))
+    answer = service.client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["worker"]["status"] == "stale" and "100 s" in answer.json()["worker"]["detail"]
+    with service.database.transaction() as session:
+        CatalogueRepository(session).seen("worker")
+    assert service.client.get("/readyz").json()["status"] == "ready"
 
 
 def test_not_ready_names_the_part_that_is_down(service):
@@ -100,6 +117,13 @@ def test_failure_of_ours_is_a_500_that_tells_only_the_request_id(service, monkey
     assert document["request_id"] == "find-me"
     assert "secret" not in answer.text
     assert "find-me" in caplog.text and "secret internals" in caplog.text
+
+
+def test_path_cannot_forge_a_line_of_the_log(client, caplog):
+    with caplog.at_level(logging.INFO, logger="api"):
+        client.get("/v1/x%0A2026-11-21%20INFO%20api:%20all%20is%20well%1B[2J")
+    (line,) = [record.getMessage() for record in caplog.records if "all" in record.getMessage()]
+    assert line.startswith("GET /v1/x%0A2026-11-21%20INFO%20api:%20all%20is%20well%1B%5B2J 404")
 
 
 def test_doorbell_that_fails_does_not_fail_the_request(service, caplog):

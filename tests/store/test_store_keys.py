@@ -111,9 +111,25 @@ def test_a_worker_that_has_long_been_silent_is_forgotten_when_another_publishes(
         assert [method.type for method in catalogues.current().methods] == ["magnitude"]
 
 
+def test_a_worker_is_heard_of_when_it_publishes_and_whenever_it_says_so(house: House) -> None:
+    with house.database.transaction() as session:
+        catalogues = CatalogueRepository(session)
+        assert catalogues.silent_for_s() is None
+        catalogues.seen("a")
+        assert catalogues.silent_for_s() is None
+        catalogues.publish("a", _catalogue("1.0", "magnitude"))
+        assert catalogues.silent_for_s() < 5
+        _backdate(session, "a", days=31)
+        assert catalogues.silent_for_s() == pytest.approx(31 * 86400, abs=60)
+        catalogues.seen("a")
+        assert catalogues.silent_for_s() < 5
+        catalogues.publish("b", _catalogue("1.0", "penni"))
+        assert len(catalogues.current().methods) == 2
+
+
 def _backdate(session: Any, *workers: str, days: int = 1) -> None:
     past = datetime.now(UTC) - timedelta(days=days)
-    session.execute(update(Worker).where(Worker.id.in_(workers)).values(published_at=past))
+    session.execute(update(Worker).where(Worker.id.in_(workers)).values(published_at=past, seen_at=past))
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------

@@ -186,4 +186,4 @@ def test_urls_that_cannot_work_are_refused_with_the_reason() -> None:
 
 
 def _worker(id: str, published_at: datetime) -> Worker:
-    return Worker(id=id, version="1", catalogue={}, published_at=published_at)
+    return Worker(id=id, version="1", catalogue={}, published_at=published_at, seen_at=published_at)

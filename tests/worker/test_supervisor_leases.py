@@ -157,14 +157,23 @@ def test_after_a_pause_of_the_machine_living_work_renews_its_lease_before_the_sw
     held = claim(bench.database, worker_id="w", kinds={"job"}, queues={"cpu"}, lease_s=0.1)
     time.sleep(0.2)  # the lease runs out while everybody sleeps
     clock = itertools.chain([0.0], itertools.count(3600.0, 0.1))
-    monkeypatch.setattr("worker.sweeper.time", SimpleNamespace(time=lambda: next(clock)))
+    monkeypatch.setattr("worker.sweeper.time", SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic))
     rung, stopping = [], threading.Event()
 
     def ring() -> None:
         heartbeat(bench.database, held, 60)
         rung.append(True)
 
-    sweeper = Sweeper(bench.database, bench.settings.data_dir, set, ring, sweep_s=0.05, lease_s=45, stopping=stopping)
+    sweeper = Sweeper(
+        bench.database,
+        bench.settings.data_dir,
+        set,
+        ring,
+        lambda: None,
+        sweep_s=0.05,
+        lease_s=45,
+        stopping=stopping,
+    )
     sweeper.start()
     bench.when(lambda: next(clock) > 3602)
     stopping.set()
