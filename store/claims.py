@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -83,13 +83,6 @@ class StoredArtifact:
     size: int
     sha256: str
     object_key: str
-
-
-class NewEvent(NamedTuple):
-    """An event to append: `type` such as `log`, `data` JSON."""
-
-    type: str
-    data: Mapping[str, Any]
 
 
 def describe(session: Session, work: Work) -> JobSubject | ModelSubject | DatasetSubject:

@@ -22,17 +22,16 @@ def enqueue(
     kind: WorkKind,
     tenant_id: str,
     queue: str = ANY_QUEUE,
-    priority: int = 0,
     max_runtime_s: int = INSPECTION_MAX_RUNTIME_S,
 ) -> None:
-    """Make the subject `id` claimable. Smaller `priority` goes first, then the older id."""
+    """Make the subject `id` claimable. Of equal priority, the oldest id goes first; a smaller priority goes before."""
     session.add(
         Work(
             id=id,
             kind=kind,
             tenant_id=tenant_id,
             queue=queue,
-            priority=priority,
+            priority=0,
             state=WorkState.queued,
             attempt=0,
             losses=0,

@@ -17,7 +17,7 @@ from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from store import dialect, waiting
-from store.claims import Claim, Heartbeat, NewEvent, StoredArtifact, describe
+from store.claims import Claim, Heartbeat, StoredArtifact, describe
 from store.contract import (
     DatasetInspection,
     ErrorInfo,
@@ -103,16 +103,15 @@ def heartbeat(
     lease_s: float,
     progress: JobProgress | None = None,
     stage: str | None = None,
-    events: Sequence[NewEvent | tuple[str, dict[str, Any]]] = (),
 ) -> Heartbeat:
-    """Renew the lease; tell a job's progress, its stage (a new one writes the event `job.stage`) and further events.
+    """Renew the lease; tell a job's progress and its stage (a new one writes the event `job.stage`).
 
     Raises LeaseLost: stop at once and write nothing more.
     """
     with database.transaction() as session:
         now = dialect.now(session)
         work = _fenced(session, claim, lease_expires_at=now + timedelta(seconds=lease_s))
-        if claim.kind is WorkKind.job and (progress is not None or stage is not None or events):
+        if claim.kind is WorkKind.job and (progress is not None or stage is not None):
             job = session.get_one(Job, claim.id, with_for_update=True)
             if progress is not None:
                 job.progress = progress.model_copy(update={"updated_at": now}).model_dump(mode="json")
@@ -120,8 +119,6 @@ def heartbeat(
             if stage is not None and stage != job.stage:
                 job.stage = stage
                 touch(session, job, "job.stage", {"stage": stage}, now=now)
-            for type, data in events:
-                touch(session, job, type, data, now=now)
         return Heartbeat(cancel_requested=work.cancel_requested_at is not None)
 
 
@@ -175,11 +172,16 @@ def cancel_job(database: Database, claim: Claim) -> None:
         transition(session, _end(session, claim), JobStatus.cancelled, now=dialect.now(session))
 
 
-def release(database: Database, claim: Claim) -> None:
-    """Give work back unfinished, on a planned stop: claimable at once, no loss counted. Raises LeaseLost."""
+def release(database: Database, claim: Claim, *, delay_s: float = 0.0) -> None:
+    """Give work back unfinished, claimable after `delay_s` seconds, no loss counted. Raises LeaseLost.
+
+    For a planned stop, and for trouble that is the worker's own: neither says anything against the work.
+    """
     with database.transaction() as session:
         now = dialect.now(session)
-        work = _fenced(session, claim, state=WorkState.queued, available_at=now, **_NO_LEASE)
+        work = _fenced(
+            session, claim, state=WorkState.queued, available_at=now + timedelta(seconds=delay_s), **_NO_LEASE
+        )
         if claim.kind is WorkKind.job:
             job = session.get_one(Job, claim.id, with_for_update=True)
             waiting.requeue_job(session, work, job, now=now, reason="released")

@@ -9,6 +9,9 @@ However it goes, it ends in exactly one of these, and every write carries the cl
     Stopped    this worker is shutting down       → release, claimable at once, no loss counted
     Crashed    the runner died of a signal        → lose, tried again; the same signal twice → fail
     Fenced     the lease is gone                  → nothing: another worker decides
+
+Trouble of the worker's own (a full disk, no memory for a process, storage that does not answer) says nothing about the
+work: it is released without a loss, later each time, and the exception goes on to the slot, which backs off.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from store.contract import (
     WorkKind,
 )
 from store.database import Database
+from store.errors import ObjectMissing
 from store.layout import job_prefix
 from store.objects import ObjectStore
 from store.work import cancel_job, fail_job, finish_dataset, finish_job, finish_model, lose, reject, release
@@ -65,6 +69,8 @@ CANCEL_GRACE_S = 5.0
 END_GRACE_S = 10.0
 SPARE_CPU_SECONDS = 60
 STOP_NOTICE_S = 2.0
+TROUBLE_DELAY_S = 2.0
+LONGEST_TROUBLE_DELAY_S = 300.0
 CODES_WITH_LOG = frozenset({ErrorCode.internal, ErrorCode.out_of_memory, ErrorCode.worker_lost})
 
 
@@ -133,7 +139,7 @@ class Attempt:
         self._lease.nudge()
 
     def run(self) -> None:
-        """Work on the claim to its end. Trouble of this worker's own counts as a loss, and the work is tried again."""
+        """Work on the claim to its end. Raises whatever trouble this worker has of its own, the work given back."""
         with self._lease as lease:
             try:
                 with self._take_runner() as runner:
@@ -144,8 +150,15 @@ class Attempt:
                     logger.info("Attempt %d of %s: %s.", self._claim.attempt, self._claim.id, type(end).__name__)
                     self._settle(end, runner)
             except Exception:
-                logger.exception("Attempt %d of %s failed on this worker.", self._claim.attempt, self._claim.id)
-                lease.settle(lambda: lose(self._services.database, self._claim))
+                delay_s = trouble_delay_s(self._claim.attempt)
+                logger.error(
+                    "Attempt %d of %s failed on this worker; it is tried again in %g s at the earliest.",
+                    self._claim.attempt,
+                    self._claim.id,
+                    delay_s,
+                )
+                lease.settle(lambda: release(self._services.database, self._claim, delay_s=delay_s))
+                raise
 
     # --- while the runner works ---
 
@@ -153,7 +166,10 @@ class Attempt:
         kills_before = out_of_memory_kills()
         board = ProgressBoard()
         try:
-            task = self._prepare(runner.folder, runner.spec.threads)
+            try:
+                task = self._prepare(runner.folder, runner.spec.threads)
+            except ObjectMissing as error:
+                return self._file_missing(error)
             runner.start(task)
             while runner.talking:
                 if end := self._interruption():
@@ -248,6 +264,17 @@ class Attempt:
             error = error.model_copy(update={"log_tail": runner.log_tail()})
         return Failed(error.model_copy(update={"details": details}), best)
 
+    def _file_missing(self, error: ObjectMissing) -> Failed:
+        """A file that is gone stays gone, however often this is tried."""
+        logger.error("%s cannot be worked on: %s", self._claim.id, error)
+        subject = self._claim.subject
+        uploads = (subject.model, subject.dataset) if isinstance(subject, JobSubject) else (subject,)
+        gone = next(upload for upload in uploads if upload is not None and upload.object_key == error.key)
+        message = (
+            f"The stored file of {gone.id} ({gone.filename}) is missing from this server's storage. Upload it again."
+        )
+        return Failed(ErrorInfo(code=ErrorCode.internal, message=message))
+
     def _misbehaved(self, error: ProtocolError, runner: RunnerProcess) -> Failed:
         runner.kill()
         logger.error("The runner of %s broke the protocol: %s", self._claim.id, error)
@@ -326,6 +353,9 @@ class Attempt:
         except ProtocolError as error:
             self._fail(self._misbehaved(error, runner).error, None)
             return
+        types = {artifact.name: artifact.media_type for artifact in stored}
+        shown = [artifact.model_copy(update={"media_type": types[artifact.name]}) for artifact in result.artifacts]
+        result = result.model_copy(update={"artifacts": shown})
         ended_as: list[JobStatus] = []
         written = self._lease.settle(
             lambda: ended_as.append(finish_job(self._services.database, self._claim, result=result, artifacts=stored))
@@ -347,6 +377,11 @@ class Attempt:
             return
         for attempt in range(1, self._claim.attempt):
             self._services.objects.delete_prefix(f"{job_prefix(self._claim.tenant_id, self._claim.id)}/{attempt}")
+
+
+def trouble_delay_s(attempt: int) -> float:
+    """Seconds until work is tried again after its n-th attempt met trouble of the worker's own: twice as long each time."""
+    return min(TROUBLE_DELAY_S * 2 ** min(attempt - 1, 16), LONGEST_TROUBLE_DELAY_S)
 
 
 def out_of_memory_kills() -> int:

@@ -116,9 +116,12 @@ class RunnerProcess:
 
     def read(self, timeout_s: float) -> list[Message]:
         """The messages that have come, waiting at most `timeout_s` for something. Raises ProtocolError."""
-        ready, _, _ = select.select(list(self._open), [], [], timeout_s)
+        # Not select(), which knows no descriptor above 1023: a server with many connections has those.
+        watched = select.poll()
+        for descriptor in self._open:
+            watched.register(descriptor, select.POLLIN)
         messages: list[Message] = []
-        for descriptor in ready:
+        for descriptor, _ in watched.poll(timeout_s * 1000):
             chunk = os.read(descriptor, CHUNK_BYTES)
             if not chunk:
                 self._open.discard(descriptor)

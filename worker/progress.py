@@ -50,7 +50,11 @@ class ProgressBoard:
             self._close(self.stage)
             self.stage = message.stage
         self._stages[message.stage] = StageProgress(
-            name=message.stage, status=message.status, step=message.step, steps=message.steps
+            name=message.stage,
+            status=message.status,
+            step=message.step,
+            steps=message.steps,
+            message=_shown(message.message) if message.status == "running" else None,
         )
         self._fraction = max(self._fraction, self._measure())
         return entered
@@ -68,10 +72,15 @@ class ProgressBoard:
     def _close(self, name: str | None) -> None:
         """A stage that the engine has left behind is over, whether or not it said so."""
         if name is not None and self._stages[name].status == "running":
-            self._stages[name] = self._stages[name].model_copy(update={"status": "succeeded"})
+            self._stages[name] = self._stages[name].model_copy(update={"status": "succeeded", "message": None})
 
     def _measure(self) -> float:
         return min(1.0, sum(STAGE_SHARES.get(name, 0.0) * _done(stage) for name, stage in self._stages.items()))
+
+
+def _shown(text: str | None) -> str | None:
+    """Without what a terminal would act on: the text may come from a runner that was taken over."""
+    return "".join(character for character in text if character.isprintable()) or None if text else None
 
 
 def _done(stage: StageProgress) -> float:

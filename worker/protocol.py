@@ -2,7 +2,7 @@
 
 The supervisor writes one `task.json` into the runner's folder and then one line to its standard input; the runner
 answers with JSON lines on a pipe of its own. A runner may have been taken over by what it opened, so its side is
-bounded and checked: line length, message shape, number of events.
+bounded and checked: line length, message shape, and (`worker.progress`) how many stages it reports.
 
     folder/
       task.json         the task (supervisor → runner)

@@ -131,13 +131,17 @@ def test_jobs_are_filtered_by_status_and_by_all_labels(house: House) -> None:
 def test_events_are_paged_by_their_number(house: House) -> None:
     job = house.add_job(house.add_model())
     claim = house.claim()
-    work.heartbeat(house.database, claim, 60, events=[("log", {"line": n}) for n in range(5)])
+    for number in range(5):
+        work.heartbeat(house.database, claim, 60, stage=f"stage{number}")
     with house.database.read() as session:
         jobs = JobRepository(session, LOCAL_TENANT)
         page = jobs.events(job, limit=4)
         assert ([event.seq for event in page.rows], page.has_more, page.next) == ([1, 2, 3, 4], True, 4)
         page = jobs.events(job, after=4, limit=4)
-        assert ([event.data for event in page.rows], page.has_more) == ([{"line": 2}, {"line": 3}, {"line": 4}], False)
+        assert ([event.data for event in page.rows], page.has_more) == (
+            [{"stage": f"stage{n}"} for n in (2, 3, 4)],
+            False,
+        )
         assert [event.seq for event in jobs.events(job, limit=2, order="desc").rows] == [7, 6]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +30,7 @@ from store.datasets import DatasetRepository
 from store.errors import IllegalTransition, LeaseLost
 from store.jobs import JobRepository
 from store.models import ModelRepository
-from store.tables import LOCAL_TENANT, Base, Job, Work
+from store.tables import LOCAL_TENANT, Base, Job, Work, WorkState
 from store.transitions import TRANSITIONS, transition
 from tests.store.house import LEASE_S, House, inspected_dataset, inspected_model, job_result
 
@@ -158,15 +159,13 @@ def test_a_heartbeat_renews_the_lease_and_shows_progress(house: House) -> None:
         StageProgress(name="plan", status="running", step=2, steps=9),
     ]
     progress = JobProgress(fraction=0.25, eta_s=12.5, stages=stages)
-    answer = work.heartbeat(
-        house.database, claim, 3600, progress=progress, stage="plan", events=[("log", {"line": "hi"})]
-    )
+    answer = work.heartbeat(house.database, claim, 3600, progress=progress, stage="plan")
     assert not answer.cancel_requested
     after = house.job(job)
     assert (after.stage, after.progress["fraction"], after.progress["stages"][1]["step"]) == ("plan", 0.25, 2)
     assert datetime.fromisoformat(after.progress["updated_at"]) >= before.started_at
     assert after.version > before.version
-    assert house.events(job)[2:] == [(3, "job.stage"), (4, "log")]
+    assert house.events(job)[2:] == [(3, "job.stage")]
     with house.database.read() as session:
         left = session.get_one(Work, job).lease_expires_at - house.database.now(session)
         assert timedelta(seconds=3500) < left <= timedelta(seconds=3600)
@@ -270,6 +269,18 @@ def test_a_worker_cannot_cancel_what_nobody_asked_to_cancel(house: House) -> Non
     assert not work.heartbeat(house.database, claim, LEASE_S).cancel_requested
 
 
+def test_a_release_with_a_delay_keeps_the_work_from_everyone_until_then(house: House) -> None:
+    job = house.add_job(house.add_model())
+    work.release(house.database, house.claim(), delay_s=0.3)
+    with house.database.read() as session:
+        row = session.get_one(Work, job)
+        assert (row.state, row.losses, row.lease_owner) == (WorkState.queued, 0, None)
+    assert house.job(job).status is JobStatus.queued
+    assert nothing_claimable(house)
+    time.sleep(0.35)
+    assert house.claim().id == job
+
+
 def test_a_release_gives_the_job_back_at_once_and_counts_no_loss(house: House) -> None:
     job = house.add_job(house.add_model())
     for attempt in range(1, 6):
@@ -286,7 +297,7 @@ def test_a_release_gives_the_job_back_at_once_and_counts_no_loss(house: House) -
 # --- Fencing ---------------------------------------------------------------------------------------------------------
 
 WRITES: dict[str, Callable[[House, Claim], Any]] = {
-    "heartbeat": lambda h, c: work.heartbeat(h.database, c, 60, progress=JobProgress(fraction=1), events=[("log", {})]),
+    "heartbeat": lambda h, c: work.heartbeat(h.database, c, 60, progress=JobProgress(fraction=1), stage="plan"),
     "finish_job": lambda h, c: work.finish_job(h.database, c, result=job_result(), artifacts=[artifact(c)]),
     "fail_job": lambda h, c: work.fail_job(h.database, c, UNMET),
     "cancel_job": lambda h, c: work.cancel_job(h.database, c),

@@ -106,7 +106,7 @@ def do_wait(script, folder, tell):
     """Work for a while, in steps."""
     steps = int(script["seconds"] / 0.1)
     for step in range(steps):
-        tell(ProgressMessage(stage="recover", status="running", step=step, steps=steps))
+        tell(ProgressMessage(stage="recover", status="running", step=step, steps=steps, message=f"Step {step}"))
         time.sleep(0.1)
 
 

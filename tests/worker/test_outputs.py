@@ -57,12 +57,16 @@ def stored_files(objects: LocalObjects, tmp_path: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in (root / "tenants").rglob("*") if p.is_file())
 
 
-def test_files_are_stored_under_the_attempt_with_the_media_type_of_the_result(objects, output, tmp_path):
+def test_files_are_stored_under_the_attempt_with_a_media_type_that_the_runner_has_no_say_in(objects, output, tmp_path):
     (output / "model.onnx").write_bytes(b"net")
-    (output / "report.json").write_bytes(b"{}")
-    stored = store_outputs(output.parent, result(listed("model.onnx", b"net", "application/x-mine")), objects, claim())
+    for name in ("model.py", "model.safetensors", "page.html", "report.json"):
+        (output / name).write_bytes(b"{}")
+    stored = store_outputs(output.parent, result(listed("model.onnx", b"net", "text/html")), objects, claim())
     assert [(s.name, s.media_type, s.size) for s in stored] == [
-        ("model.onnx", "application/x-mine", 3),
+        ("model.onnx", "application/onnx", 3),
+        ("model.py", "text/x-python", 2),
+        ("model.safetensors", "application/vnd.safetensors", 2),
+        ("page.html", "application/octet-stream", 2),
         ("report.json", "application/json", 2),
     ]
     assert stored[0].object_key == "tenants/local/jobs/job_1/2/model.onnx"

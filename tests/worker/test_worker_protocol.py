@@ -102,6 +102,18 @@ def test_a_stage_that_is_left_silently_counts_as_done():
     assert [stage.status for stage in board.snapshot().stages[:3]] == ["succeeded", "running", "pending"]
 
 
+def test_a_running_stage_says_what_it_does_and_nothing_that_a_terminal_would_act_on():
+    board = ProgressBoard()
+    board.apply(ProgressMessage(stage="recover", status="running", step=1, steps=9, message="Loss 0.236\x1b[2J\n"))
+    recover = {stage.name: stage for stage in board.snapshot().stages}["recover"]
+    assert recover.message == "Loss 0.236[2J"
+    board.apply(ProgressMessage(stage="deliver", status="running", message="Writing"))
+    stages = {stage.name: stage for stage in board.snapshot().stages}
+    assert (stages["recover"].message, stages["deliver"].message) == (None, "Writing")
+    board.apply(ProgressMessage(stage="deliver", status="succeeded", message="Written"))
+    assert {stage.message for stage in board.snapshot().stages} == {None}
+
+
 def test_endless_stages_are_not_progress():
     board = ProgressBoard()
     with pytest.raises(ProtocolError):
