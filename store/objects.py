@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat as stat_flags
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,11 +30,11 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 
 @dataclass(frozen=True)
 class StoredObject:
-    """`sha256` (hex) is known to whoever wrote the object; a later `stat` does not know it."""
+    """What a writer has stored; `sha256` is hex, of the bytes as they went in."""
 
     key: str
     size: int
-    sha256: str | None
+    sha256: str
 
 
 class ObjectWriter(Protocol):
@@ -67,11 +66,9 @@ class ObjectReader(Protocol):
 class ObjectStore(Protocol):
     def open_writer(self, key: str) -> ObjectWriter: ...
     def open_reader(self, key: str, start: int = 0, end: int | None = None) -> ObjectReader: ...
-    def stat(self, key: str) -> StoredObject | None: ...
     def delete(self, key: str) -> None: ...
     def delete_prefix(self, prefix: str) -> None: ...
     def fetch(self, key: str, path: Path) -> None: ...
-    def put_file(self, path: Path, key: str) -> StoredObject: ...
 
 
 def object_store(url: str) -> ObjectStore:
@@ -98,13 +95,6 @@ class LocalObjects:
         """Bytes `start` (inclusive) to `end` (exclusive; None means to the end). Raises ObjectMissing, ValueError."""
         return LocalReader(key, self._path(key), start, end)
 
-    def stat(self, key: str) -> StoredObject | None:
-        try:
-            found = self._path(key).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return StoredObject(key, found.st_size, None) if stat_flags.S_ISREG(found.st_mode) else None
-
     def delete(self, key: str) -> None:
         """Remove one object; a missing one is no error."""
         path = self._path(key)
@@ -124,16 +114,6 @@ class LocalObjects:
         with self.open_reader(key) as reader, Path(path).open("xb") as target:
             for chunk in reader:
                 target.write(chunk)
-
-    def put_file(self, path: Path, key: str) -> StoredObject:
-        """Store a regular file. A symbolic link is refused: the file may come from a process that is not trusted."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb", buffering=0) as source, self.open_writer(key) as writer:
-            if not stat_flags.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError(f"{path} is not a regular file.")
-            while chunk := source.read(CHUNK_BYTES):
-                writer.write(chunk)
-            return writer.commit()
 
     def _path(self, key: str) -> Path:
         segments = key.split("/")
