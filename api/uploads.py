@@ -1,6 +1,8 @@
 """Uploads: file parts go straight to the object store, piece by piece, digested on the way; memory stays flat.
 
-Nothing is kept unless the whole request succeeds: an error, a broken connection or a crash leaves no object behind.
+Nothing is kept unless the whole request succeeds: an error or a broken connection leaves no object behind. So does a
+crash, but for one moment: a process killed between the commit of an object and that of its row leaves an object that
+nothing refers to. It takes up space and can do no more harm.
 """
 
 from __future__ import annotations
