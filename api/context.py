@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -58,7 +59,7 @@ class RequestContext:
         except ClientDisconnect:
             status = 499
         except Exception:
-            logger.exception("%s %s failed [%s]", scope["method"], scope["path"], request_id)
+            logger.exception("%s %s failed [%s]", scope["method"], _quoted(scope["path"]), request_id)
             if status:
                 raise  # the answer has begun: only cutting the connection tells the client
             problem = Problem("internal", f"This is our fault. The server's log has more under {request_id}.")
@@ -66,4 +67,9 @@ class RequestContext:
         finally:
             elapsed_ms = (time.monotonic() - started) * 1000
             method = "HEAD" if head_only else scope["method"]
-            logger.info("%s %s %d %.1f ms [%s]", method, scope["path"], status, elapsed_ms, request_id)
+            logger.info("%s %s %d %.1f ms [%s]", method, _quoted(scope["path"]), status, elapsed_ms, request_id)
+
+
+def _quoted(path: str) -> str:
+    """The path with everything percent-encoded that could forge a log line or command a terminal."""
+    return quote(path, safe="/:@!$&'()*+,;=~")

@@ -12,7 +12,7 @@ from api.dependencies import PageAfter, PageLimit, PageOrder, Services, Services
 from api.forms import DATASET_FIELDS, DATASET_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.polling import retry_after_inspection
 from api.problems import problems
-from api.requests import require_multipart
+from api.requests import no_idempotency_key, require_multipart
 from api.uploads import FileRule, ReceivedFile, received_form
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
@@ -32,6 +32,7 @@ _FORM = form_schema(
 @router.post(
     "/datasets",
     status_code=201,
+    dependencies=[Depends(no_idempotency_key)],
     summary="Upload a dataset",
     responses=problems(401, 403, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},

@@ -25,7 +25,7 @@ from api.forms import (
 from api.models import model_columns
 from api.polling import job_etag, job_headers
 from api.problems import Problem, problems
-from api.requests import media_type, read_json, unsupported_media_type
+from api.requests import media_type, no_idempotency_key, read_json, unsupported_media_type
 from api.uploads import FileRule, Form, received_form
 from api.validation import check_architecture, check_options, validate
 from store.contract import JobOptions, JobRequest, JobStatus
@@ -52,6 +52,7 @@ _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobReques
 @router.post(
     "/jobs",
     status_code=201,
+    dependencies=[Depends(no_idempotency_key)],
     summary="Compress a model",
     description="From JSON that names an uploaded model, or from one form with the model itself (and its dataset).",
     responses=problems(401, 403, 404, 413, 415),
@@ -201,6 +202,7 @@ def cancel_job(
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=201,
+    dependencies=[Depends(no_idempotency_key)],
     summary="Run a finished job again, as a new one",
     responses=problems(401, 403, 404, 409),
 )

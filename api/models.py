@@ -13,7 +13,7 @@ from api.dependencies import PageAfter, PageLimit, PageOrder, Services, Services
 from api.forms import MODEL_FIELDS, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.polling import retry_after_inspection
 from api.problems import problems
-from api.requests import require_multipart
+from api.requests import no_idempotency_key, require_multipart
 from api.uploads import FileRule, ReceivedFile, received_form
 from api.validation import check_architecture
 from store.identifiers import new_id
@@ -34,6 +34,7 @@ _FORM = form_schema(
 @router.post(
     "/models",
     status_code=201,
+    dependencies=[Depends(no_idempotency_key)],
     summary="Upload a model",
     responses=problems(401, 403, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},

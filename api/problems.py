@@ -39,6 +39,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "host_not_allowed": (421, "This host name is not served here"),
     "validation_failed": (422, "The request is not valid"),
     "empty_file": (422, "The file is empty"),
+    "idempotency_unsupported": (422, "Idempotency keys are not supported"),
     "unknown_architecture": (422, "There is no such architecture"),
     "upload_rejected": (422, "The upload was rejected"),
     "internal": (500, "Something went wrong here"),

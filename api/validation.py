@@ -75,6 +75,9 @@ def json_field(name: str, adapter: TypeAdapter[Any]) -> FieldParser:
 def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: bool, at: str = "") -> None:
     """What the types alone cannot say of a job body. `dataset` tells whether it comes with one. Raises Problem."""
     errors = [] if catalogue is None else _method_errors(options, catalogue, at)
+    if catalogue is not None and options.device == "gpu" and set(catalogue.devices) <= {"cpu"}:
+        detail = "No worker of this service has a GPU; use auto or cpu."
+        errors.append(FieldError(pointer=f"{at}/device", code="no_such_device", detail=detail))
     if not dataset:
         if options.accuracy is not None:
             detail = "An accuracy floor needs a labelled dataset: name one in `dataset`, or upload one with the job."

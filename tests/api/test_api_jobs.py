@@ -96,6 +96,7 @@ JSON = {"Content-Type": "application/json"}
         ({"seed": 2**63}, "/seed", ""),
         ({"model": "resnet20"}, "/model", "match"),
         ({"limits": {"max_runtime_s": 0}}, "/limits/max_runtime_s", "greater"),
+        ({"device": "gpu"}, "/device", "use auto or cpu"),
     ],
 )
 def test_request_that_makes_no_sense_is_a_422_pointing_at_the_field(service, change, pointer, words):
@@ -103,6 +104,30 @@ def test_request_that_makes_no_sense_is_a_422_pointing_at_the_field(service, cha
     body = {"model": service.upload()["id"], "budget": HALF, **change}
     assert words in pointers(service.client.post("/v1/jobs", content=json.dumps(body), headers=JSON))[pointer]
     assert service.client.get("/v1/jobs").json()["data"] == []
+
+
+def test_gpu_may_be_asked_for_where_a_worker_has_one_or_none_has_told_yet(service):
+    assert service.job(device="gpu")["request"]["device"] == "gpu"
+    service.publish(CATALOGUE.model_copy(update={"devices": ["cpu", "NVIDIA H200"]}))
+    assert service.job(device="gpu")["status"] == "queued"
+
+
+def test_idempotency_key_is_refused_where_something_would_be_created(service):
+    key = {"Idempotency-Key": "once"}
+    job = service.job()
+    for path, sent in (
+        ("/v1/models", {"files": {"file": ("net.pt", CHECKPOINT)}}),
+        ("/v1/datasets", {"files": {"file": ("d.npz", b"PK")}}),
+        ("/v1/jobs", {"json": {"model": job["model"], "budget": HALF}}),
+        ("/v1/jobs", {"files": {"model": ("net.pt", CHECKPOINT)}, "data": {"spec": spec()}}),
+        ("/jobs", {"json": {"model": job["model"], "budget": HALF}}),
+        (f"/v1/jobs/{job['id']}/retry", {}),
+    ):
+        problem(service.client.post(path, headers=key, **sent), 422, "idempotency_unsupported")
+    assert len(service.client.get("/v1/jobs").json()["data"]) == 1
+    assert len(service.client.get("/v1/models").json()["data"]) == 1
+    assert len(service.stored_files()) == 1
+    assert service.client.post(f"/v1/jobs/{job['id']}/cancel", headers=key).json()["status"] == "cancelled"
 
 
 def test_every_error_of_a_request_is_reported_at_once(client):
