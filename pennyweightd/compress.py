@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNMET, EXIT_USAGE, exit_code
 from pennyweight.options import (
     OptionError,
     parse_budget,
@@ -23,8 +24,8 @@ from pennyweight.options import (
     parse_normalization,
 )
 from pennyweight.tables import result_table
+from pennyweight.terminal import console, print_error
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from store.contract import JobOptions, Normalization
@@ -33,12 +34,11 @@ if TYPE_CHECKING:
     from core.engine import CompressionRequest
     from core.progress import ProgressEvent
 
-EXIT_USAGE, EXIT_UNMET, EXIT_FAILED = 2, 3, 4
-UNMET_CODES = ("target_infeasible", "target_unmet", "accuracy_floor")
-USAGE_CODES = ("unknown_architecture",)
+# What the engine refuses and a server would have refused at once, with a 422.
+USAGE_CODES = ("invalid_request", "unknown_architecture")
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = console(stderr=True)
+out = console()
 
 
 def compress(
@@ -145,12 +145,11 @@ def _run(
             for path in Path(staging).iterdir():
                 path.replace(output / path.name)
     except EngineError as error:
-        code = EXIT_UNMET if error.code in UNMET_CODES else EXIT_USAGE if error.code in USAGE_CODES else EXIT_FAILED
-        _stop(f"{error.code}: {error.message}", code)
+        _stop(f"{error.code}: {error.message}", EXIT_USAGE if error.code in USAGE_CODES else exit_code(error.code))
     except OSError as error:
         _stop(f"{error.filename or output}: {error.strerror or error}", EXIT_FAILED)
     except KeyboardInterrupt:
-        _stop("interrupted; nothing was written", 130)
+        _stop("interrupted; nothing was written", EXIT_INTERRUPTED)
     return result
 
 
@@ -160,9 +159,9 @@ class _Stages:
     def __init__(self) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=32),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             TimeElapsedColumn(),
             console=err,
             transient=True,
@@ -203,5 +202,5 @@ def _words(error: OptionError | ValidationError) -> str:
 
 
 def _stop(message: str, code: int) -> None:
-    err.print(f"error: {message}", markup=False, style="red" if err.is_terminal else None)
+    print_error(err, message)
     sys.exit(code)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from pennyweight.terminal import console
 from rich.table import Table
 
 from pennyweightd.failures import Refusal, explained
@@ -44,7 +44,7 @@ def list_keys(data_dir: DataDir = None) -> None:
         for key in KeyRepository(session, LOCAL_TENANT).list():
             revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
             table.add_row(key.id, key.name, f"{key.prefix}…", f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
-        Console().print(table)
+        console().print(table)
 
 
 @app.command()

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pennyweight.client import TERMINAL, Client
 from pennyweight.errors import ApiError, JobFailed, PennyweightError
+from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNMET, EXIT_USAGE, exit_code
 from pennyweight.options import (
     OptionError,
     parse_budget,
@@ -29,9 +30,7 @@ from pennyweight.options import (
 )
 from pennyweight.stage_bar import StageBar, duration
 from pennyweight.tables import count, result_table
-
-EXIT_USAGE, EXIT_UNMET, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 4, 130
-UNMET_CODES = ("target_infeasible", "target_unmet", "accuracy_floor")
+from pennyweight.terminal import console, print_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 jobs_app = typer.Typer(no_args_is_help=True, help="List, show, follow and cancel jobs.")
@@ -46,8 +45,8 @@ Url = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 JobId = Annotated[str, typer.Argument(help="A job's id, job_…")]
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = console(stderr=True)
+out = console()
 
 
 def main() -> None:
@@ -63,9 +62,7 @@ def _reporting_errors() -> Iterator[None]:
     except OptionError as error:
         _stop(str(error), EXIT_USAGE)
     except JobFailed as error:
-        _stop(
-            f"{error.job_id} failed ({error.code}): {error}", EXIT_UNMET if error.code in UNMET_CODES else EXIT_FAILED
-        )
+        _stop(f"{error.job_id} failed ({error.code}): {error}", exit_code(error.code))
     except ApiError as error:
         request = f"  (request {error.request_id})" if error.request_id else ""
         _stop(f"{error}{request}", EXIT_USAGE if error.status in (400, 413, 415, 422) else EXIT_FAILED)
@@ -78,7 +75,7 @@ def _reporting_errors() -> Iterator[None]:
 
 
 def _stop(message: str, code: int) -> None:
-    err.print(f"[bold red]error:[/] {message}" if err.is_terminal else f"error: {message}", markup=err.is_terminal)
+    print_error(err, message)
     raise typer.Exit(code)
 
 
@@ -159,7 +156,6 @@ def compress(
             if model is not None or dataset is not None:
                 raise OptionError("--clone takes model and dataset from the job; leave MODEL and --dataset out")
             request = _given(**client.job(clone)["request"])
-            request.pop("webhook", None)
             job = client.create_job(**_renamed({**request, **options}))
         err.print(f"{job['id']}  {job['links']['self']}")
         if wait or output is not None:
@@ -215,9 +211,9 @@ def show_job(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
         if as_json:
             print(json.dumps(job, indent=2))
             return
-        out.print(f"{job['id']}  {_status(job)}  {job.get('name') or ''}".rstrip())
+        out.print(Text.assemble(f"{job['id']}  ", _status(job), f"  {job.get('name') or ''}"))
         if job["error"]:
-            out.print(f"{job['error']['code']}: {job['error']['message']}", markup=False)
+            out.print(f"{job['error']['code']}: {job['error']['message']}")
         if job["result"]:
             out.print(result_table(job["result"]))
 
@@ -229,7 +225,7 @@ def follow_job(job_id: JobId, url: Url = None) -> None:
         for event in client.events(job_id):
             data = {key: value for key, value in (event.get("data") or {}).items() if value is not None}
             words = " ".join(f"{key}={value}" for key, value in data.items() if not isinstance(value, (dict, list)))
-            out.print(f"{event['at'][:19].replace('T', ' ')}  {event['type']:<18} {words}", markup=False)
+            out.print(f"{event['at'][:19].replace('T', ' ')}  {event['type']:<18} {words}")
         if client.job(job_id)["status"] not in TERMINAL:
             _follow(client, job_id, quiet=False)
             out.print(f"{job_id} succeeded")
@@ -251,7 +247,7 @@ def download_job(
     """Fetch a job's artifacts, each checked against its sha256."""
     with _reporting_errors(), Client(url) as client:
         for path in client.download(job_id, output):
-            out.print(str(path), markup=False)
+            out.print(str(path))
 
 
 @app.command()
@@ -315,18 +311,18 @@ def _renamed(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_id" if key == "model" else key: value for key, value in request.items()}
 
 
-def _status(job: Mapping[str, Any]) -> str:
+def _status(job: Mapping[str, Any]) -> Text:
     colour = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow"}.get(
         job["status"], "default"
     )
-    words = f"[{colour}]{job['status']}[/]"
+    words = Text.assemble((job["status"], colour))
     progress = job.get("progress") or {}
     if job["status"] == "running":
-        words += f" {progress.get('fraction') or 0:.0%} {job.get('stage') or ''}"
+        words.append(f" {progress.get('fraction') or 0:.0%} {job.get('stage') or ''}")
         if progress.get("eta_s") is not None:
-            words += f", about {duration(progress['eta_s'])} left"
+            words.append(f", about {duration(progress['eta_s'])} left")
     if job["status"] == "failed" and job.get("error"):
-        words += f" ({job['error']['code']})"
+        words.append(f" ({job['error']['code']})")
     return words
 
 

@@ -39,7 +39,7 @@ _ROWS = (
 def result_table(result: Mapping[str, Any], *, title: str | None = None) -> RenderableType:
     """Before and after, then each cap with its verdict."""
     before, after = result["baseline"], result["compressed"]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=None if title is None else Text(title), title_justify="left", title_style="bold")
     table.add_column("")
     for heading in ("before", "after", "ratio"):
         table.add_column(heading, justify="right")
