@@ -44,10 +44,10 @@ def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages
 
 def describe(error: Exception) -> ErrorInfo:
     """The error as the user sees it: the engine's own code and words, or a short statement without a traceback."""
-    code = getattr(error, "code", None)
-    if isinstance(code, str) and code in ErrorCode.__members__:
+    if _is_from_engine(error):
+        # A code of the engine that jobs do not have (the API refuses such requests itself) keeps its words.
         return ErrorInfo(
-            code=ErrorCode(code),
+            code=ErrorCode.__members__.get(error.code, ErrorCode.internal),
             message=error.message,
             param=error.param,
             details=json.loads(json.dumps(error.details, default=str)),
@@ -62,6 +62,13 @@ def describe(error: Exception) -> ErrorInfo:
         code=ErrorCode.internal,
         message=f"An unexpected {type(error).__name__} stopped the task; the worker's log has the details.",
         retryable=True,
+    )
+
+
+def _is_from_engine(error: Exception) -> bool:
+    """Told by its shape: this module must not import the engine before the process is confined."""
+    return isinstance(getattr(error, "code", None), str) and all(
+        hasattr(error, name) for name in ("message", "param", "details")
     )
 
 

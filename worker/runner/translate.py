@@ -24,7 +24,7 @@ def compression_request(
     scale: float | None,
     request_sha256: str | None = None,
 ) -> CompressionRequest:
-    """What a job asks of the engine. Raises EngineError("shape_mismatch") for shapes of more than one input."""
+    """What a job asks of the engine. Raises EngineError("shape_mismatch") for shapes of other inputs than the one."""
     return CompressionRequest(
         model_path=model_path,
         architecture=architecture,
@@ -59,14 +59,19 @@ def statistics(normalization: contract.Normalization | None) -> tuple[tuple[floa
     return (tuple(normalization.mean), tuple(normalization.std)) if normalization else None
 
 
+INPUT_NAME = "input"
+"""What the one input of every registered architecture is called, in the delivered networks too."""
+
+
 def single_shape(shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> tuple[int, ...] | None:
-    """The shape of the one input that registered architectures have; a mapping with one entry names it."""
+    """The shape of the one input that registered architectures have; a mapping may name it. Raises EngineError("shape_mismatch")."""
     if isinstance(shape, Mapping):
-        if len(shape) != 1:
+        if set(shape) != {INPUT_NAME}:
+            given = ", ".join(repr(name[:80]) for name in list(shape)[:8]) or "nothing"
             raise EngineError(
                 "shape_mismatch",
-                f"input_shape names {len(shape)} inputs ({', '.join(shape) or 'none'}); this architecture has one.",
+                f"input_shape names {given}; the network has one input, called {INPUT_NAME!r}.",
                 param="/input_shape",
             )
-        shape = next(iter(shape.values()))
+        shape = shape[INPUT_NAME]
     return tuple(shape) if shape is not None else None
