@@ -17,6 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 import migrations
@@ -32,7 +33,12 @@ class Database:
     """A database by its SQLAlchemy URL. Cheap to make; connects on first use. Share one among threads, never among processes."""
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise ValueError(
+                "PENNYWEIGHT_DATABASE_URL is not a database URL such as postgresql://user:password@host/name."
+            ) from error
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise ValueError(
                 f"PENNYWEIGHT_DATABASE_URL must be a sqlite: or postgresql: URL, not {parsed.drivername!r}."
@@ -43,9 +49,17 @@ class Database:
                     "The database must be a file: threads and processes share it. Use sqlite:///path/to/file.db."
                 )
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = create_engine(
-            parsed, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, connect_args=dialect.connect_args(parsed)
-        )
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")  # which driver a bare name means is up to SQLAlchemy
+        try:
+            self._engine = create_engine(
+                parsed, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, connect_args=dialect.connect_args(parsed)
+            )
+        except ImportError as error:
+            raise ValueError(
+                f"{parsed.drivername}: URLs need a driver that is not installed ({error}). "
+                "Run: pip install 'pennyweight-server[postgres]'"
+            ) from error
         dialect.prepare(self._engine)
         self._reader = self._engine.execution_options(**dialect.READ)
         self._writer = self._engine.execution_options(**dialect.WRITE)

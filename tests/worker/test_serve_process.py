@@ -258,3 +258,24 @@ def test_migrate_and_version_say_what_they_did(tmp_path):
     assert migrated.returncode == 0 and "up to date" in migrated.stdout
     assert (tmp_path / "data" / "pennyweight.db").stat().st_mode & 0o077 == 0
     assert re.match(r"pennyweightd \d+\.\d+\.\d+", run("version").stdout)
+
+
+def test_a_postgresql_url_without_its_driver_is_one_line_with_the_command(tmp_path):
+    # The driver's name is taken for the interpreter that starts here, whether it is installed or not.
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(\"No module named 'psycopg'\")\n")
+    done = run(
+        "migrate",
+        "--data-dir",
+        str(tmp_path / "data"),
+        PENNYWEIGHT_DATABASE_URL="postgresql://nobody@127.0.0.1:9/none",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "pip install 'pennyweight-server[postgres]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_database_url_that_is_none_is_one_line(tmp_path):
+    done = run("migrate", "--data-dir", str(tmp_path / "data"), PENNYWEIGHT_DATABASE_URL="garbage")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "PENNYWEIGHT_DATABASE_URL" in done.stderr and "garbage" not in done.stderr
