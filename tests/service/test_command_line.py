@@ -187,4 +187,6 @@ def test_engine_alone_reports_mistakes_with_the_same_codes(digits_files: Digits,
     assert_mistake(
         run("pennyweightd", "compress", checkpoint, *other, "--flops", "40%", *out), 4, "architecture_mismatch"
     )
+    wrong_method = ["--flops", "40%", "--method", "nope"]
+    assert_mistake(run("pennyweightd", "compress", checkpoint, *SHAPE, *wrong_method, *out), 2, "nope")
     assert not (tmp_path / "out").exists()

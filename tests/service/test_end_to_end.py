@@ -149,6 +149,22 @@ def test_every_kind_of_cap_is_met_data_free(client: Client, random_checkpoint, b
     assert result["equivalence"]["passed"]
 
 
+def test_dataset_that_was_uploaded_before_serves_a_job(client: Client, digits_files: Digits):
+    model = client.wait_inspected(client.upload_model(digits_files.checkpoint, **OPTIONS))
+    dataset = client.wait_inspected(client.upload_dataset(digits_files.dataset, name="digits"))
+    assert (dataset["classes"], dataset["image_shape"]) == (10, [1, 8, 8])
+    job = client.create_job(
+        model["id"],
+        {"flops": {"max_ratio": 0.5}},
+        dataset=dataset["id"],
+        recovery={"epochs": 1},
+        outputs=["safetensors", "report"],
+    )
+    result = client.wait(job["id"], timeout_s=180)["result"]
+    assert job["dataset"] == dataset["id"] and result["met"]
+    assert result["compressed"]["accuracy"] > 0.5
+
+
 def test_network_already_within_its_budget_succeeds_unchanged(client: Client, digits_files: Digits):
     spec = {"budget": {"params": {"max": 10**9}}, "outputs": ["safetensors", "report"]}
     result = client.wait(client.submit(digits_files.checkpoint, spec, **OPTIONS)["id"], timeout_s=120)["result"]
