@@ -6,12 +6,16 @@
    does not depend on, as groups that are not alive at the memory peak.
 3. *Trades.* Where that leaves a rest (narrow networks, peaks that jump), one or two groups go a few rungs lower and all
    others refill; the trade that lands at the smallest loss of score is kept.
+4. *Enumeration.* A network of so few rungs that all plans can be tried, and on which the trades did not land, gets the
+   best of all plans.
 
 Never above a cap. A cost evaluation takes tens of microseconds, so all of this is milliseconds.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +33,7 @@ PROMISED = 0.99
 _DEEPEST_TRADE = 4
 _DEEPEST_PAIR = 2
 _MOST_TRADES = 2000
+_MOST_PLANS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +107,22 @@ def land(problem: Problem, path: np.ndarray) -> np.ndarray:
             high = middle
         else:
             low = middle + 1
-    return trade(problem, refill(problem, along(problem, path, high)))
+    levels = trade(problem, refill(problem, along(problem, path, high)))
+    if problem.use(levels) < PROMISED and math.prod((problem.lattice.top + 1).tolist()) <= _MOST_PLANS:
+        return _best_of_all(problem)
+    return levels
+
+
+def _best_of_all(problem: Problem) -> np.ndarray:
+    """Of all plans within the caps, the one of the highest score among those that land, else the one that comes nearest."""
+    best, best_key = None, (-1.0, 0.0)
+    for rungs in itertools.product(*(range(top + 1) for top in problem.lattice.top.tolist())):
+        levels = np.array(rungs, dtype=np.int64)
+        if problem.lattice.holds_floors(levels) and problem.fits(levels):
+            key = (min(problem.use(levels), LANDED), problem.ranking.score_kept(levels))
+            if key > best_key:
+                best, best_key = levels, key
+    return best
 
 
 def refill(problem: Problem, levels: np.ndarray, locked: Sequence[int] = ()) -> np.ndarray:

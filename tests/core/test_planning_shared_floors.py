@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.budget import Budget, Cap, Constraint
@@ -63,8 +63,9 @@ def plan_at(analysis: SyntheticAnalysis, metric: tuple[str, str | None], limit: 
 
 
 @given(seeds, metrics, st.floats(0.3, 0.95))
+@example(322, ("memory", "activations"), 0.71875)  # no trade of two groups reaches the best one
 @settings(max_examples=60, deadline=None)
-def test_landing_is_near_the_best_of_all_allowed_widths(seed, metric, ratio):
+def test_a_small_network_lands_within_one_percent_or_on_the_best_of_all_allowed_widths(seed, metric, ratio):
     analysis = random_analysis(seed, groups=4, widest=6, shared=bool(seed % 2))
     options = PlanOptions(min_channels=2)
     (cap,) = Budget((Cap(metric[0], max_ratio=ratio, kind=metric[1]),)).constraints(
@@ -76,7 +77,7 @@ def test_landing_is_near_the_best_of_all_allowed_widths(seed, metric, ratio):
         return
     landed = cap.value(plan_at(analysis, metric, cap.limit, options).predicted)
     assert landed <= best
-    assert landed >= 0.9 * best
+    assert landed == best or landed >= 0.99 * cap.limit
 
 
 @given(seeds, st.floats(0.3, 0.7), st.floats(0.01, 0.25))
