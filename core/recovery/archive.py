@@ -52,6 +52,7 @@ def shards(path: Path, *, compressed: bool) -> Iterator[tuple[str, int, BinaryIO
 def _safe_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The Parquet members, after refusing everything that no dataset needs."""
     total_bytes = 0
+    seen: set[PurePosixPath] = set()
     for count, member in enumerate(archive, start=1):
         name = member.name
         if count > MAX_MEMBERS:
@@ -65,9 +66,15 @@ def _safe_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         total_bytes += member.size
         if total_bytes > MAX_DECODED_BYTES:
             raise invalid_dataset(f"The tar archive declares more than {MAX_DECODED_BYTES:,} bytes of files.")
-        basename = PurePosixPath(name).name
-        if basename.endswith(".parquet") and not basename.startswith("."):
-            yield member
+        path = PurePosixPath(name)
+        if not path.name.endswith(".parquet") or path.name.startswith("."):
+            continue
+        if path in seen:
+            raise invalid_dataset(
+                f"The tar archive holds {name[:80]!r} twice; its examples would count double. Pack each shard once."
+            )
+        seen.add(path)
+        yield member
 
 
 def _split_of(name: str) -> int:

@@ -76,8 +76,7 @@ def checked_labels(values: np.ndarray, source: str, first_row: int = 0) -> np.nd
             f"{source}: labels have shape {list(values.shape)}; one integer per image is needed "
             "(for one-hot labels, store their argmax)."
         )
-    if values.dtype.kind not in "biuf":
-        raise invalid_dataset(f"{source}: labels are of type {values.dtype}; integers from 0 are needed.")
+    require_label_type(values.dtype, source)
     wrong = np.zeros(len(values), bool)
     if values.dtype.kind == "f":
         wrong |= ~(np.floor(values) == values)
@@ -89,6 +88,12 @@ def checked_labels(values: np.ndarray, source: str, first_row: int = 0) -> np.nd
             "(a label of -1 usually marks an unlabelled split: leave that split out)."
         )
     return values.astype(np.int64)
+
+
+def require_label_type(dtype: np.dtype, source: str) -> None:
+    """Raise EngineError("dataset_invalid") for labels that are no numbers."""
+    if dtype.kind not in "biuf":
+        raise invalid_dataset(f"{source}: labels are of type {dtype}; integers from 0 are needed.")
 
 
 def split_code(name: object, source: str, row: int) -> int:

@@ -6,9 +6,8 @@ Parquet shards. Images stay uint8 until a batch is used; shapes are kept as the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,9 @@ from core.recovery.parquet import read_parquet
 from core.recovery.splits import complete_splits
 
 DEFAULT_SCALE = 255.0
+# Beyond these, float32 inputs would be all but zero or no longer finite.
+_SCALES = (1e-3, 1e6)
+_LEAST_DEVIATION, _LARGEST_MOMENT = 1e-6, 1e6
 Normalization = tuple[Sequence[float], Sequence[float]]
 
 
@@ -80,9 +82,6 @@ class ImageDataset:
             mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in self.normalization)
             inputs.sub_(mean).div_(std)
         return inputs
-
-    def to(self, device: torch.device) -> ImageDataset:
-        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,11 @@ def _open(path: Path) -> tuple[str, Iterator[Chunk]]:
         return "parquet_tar", _read_shards(path, compressed=True)
     if head[257:262] == b"ustar":
         return "parquet_tar", _read_shards(path, compressed=False)
+    if head and not any(head):
+        raise invalid_dataset(
+            "The file begins with zeros only, as a tar archive without members does; pack shards named train*.parquet, "
+            "val*.parquet and test*.parquet into it."
+        )
     found = "is empty" if not head else f"begins with {head[:8]!r}"
     hint = " A bare .npy has no labels: use np.savez(path, x=images, y=labels)." if head[:6] == b"\x93NUMPY" else ""
     raise invalid_dataset(
@@ -211,8 +215,11 @@ def _gather(parts: list[np.ndarray], codes: np.ndarray, chunks: list[Chunk]) -> 
 
 
 def _scale(scale: float | None) -> float:
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise invalid_dataset(f"scale is {scale}; it must be a positive number that uint8 pixels are divided by.")
+    if scale is not None and not _SCALES[0] <= scale <= _SCALES[1]:
+        raise invalid_dataset(
+            f"scale is {scale:g}; it is what uint8 pixels are divided by, a number from {_SCALES[0]:g} to {_SCALES[1]:g} "
+            "(255 maps them to 0…1)."
+        )
     return DEFAULT_SCALE if scale is None else float(scale)
 
 
@@ -225,8 +232,13 @@ def _require_normalization(normalization: Normalization | None, channels: int) -
             f"normalization has {len(mean)} means and {len(std)} standard deviations, and the images have {channels} "
             "channel(s); give one of each per channel."
         )
-    if any(value <= 0 for value in std):
-        raise invalid_dataset("normalization: every standard deviation must be positive.")
+    if not all(_LEAST_DEVIATION <= value <= _LARGEST_MOMENT for value in std):
+        raise invalid_dataset(
+            f"normalization: the standard deviations are {list(std)}; each must be positive, from {_LEAST_DEVIATION:g} to "
+            f"{_LARGEST_MOMENT:g}."
+        )
+    if not all(abs(value) <= _LARGEST_MOMENT for value in mean):
+        raise invalid_dataset(f"normalization: the means are {list(mean)}; none may be beyond ±{_LARGEST_MOMENT:g}.")
 
 
 class _Moments:

@@ -1,12 +1,17 @@
 """NumPy `.npz` datasets, read without pickle and without trusting a declared size.
 
-An `.npz` is a zip of `.npy` members: a short header (element type, order, shape), then the raw elements. Images are
-streamed from the archive block by block, so that neither a deflate bomb nor a false header allocates more than it may.
+An `.npz` is a zip of `.npy` members: a short header (element type, order, shape), then the raw elements. The header is
+read here and not by NumPy, which takes any length and any element type. What it declares must agree with the member's
+size, and everything that is going to be allocated is asked for first. Images are streamed block by block, so that neither
+a deflate bomb nor a false header takes more memory than it may.
 """
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,12 +21,32 @@ from typing import IO
 
 import numpy as np
 
-from core.recovery.chunks import CHUNK_BYTES, TRAIN, Allowance, Chunk, checked_labels, invalid_dataset, split_code
+from core.recovery.chunks import (
+    CHUNK_BYTES,
+    TRAIN,
+    Allowance,
+    Chunk,
+    checked_labels,
+    invalid_dataset,
+    require_label_type,
+    split_code,
+)
 
 IMAGE_ARRAYS = ("x", "images")
 LABEL_ARRAYS = ("y", "labels")
 SPLIT_ARRAY = "split"
 _USUAL_CHANNELS = (1, 3, 4)
+_MAGIC = b"\x93NUMPY"
+# Bytes of the header's length, by format version. Version 3 only adds names of structured types, which are refused.
+_LENGTH_BYTES = {1: 2, 2: 4}
+_MAX_HEADER_BYTES = 10_000
+_MAX_AXIS = 2**40
+_MAX_AXES = 8
+# A whole-array element type as NumPy spells it: byte order, kind, and bytes (characters for text).
+_ELEMENT_TYPE = re.compile(r"[<>|=]?[biufcSUVO]\d{0,6}|[<>|=]?[mM]8(\[[^]]{0,20}\])?")
+_MAX_SPLIT_NAME_BYTES = 256
+# What each row costs beside its image: a label as int64 and a split code.
+_BYTES_BESIDE_AN_IMAGE = 9
 
 
 def read_npz(path: Path) -> Iterator[Chunk]:
@@ -29,7 +54,17 @@ def read_npz(path: Path) -> Iterator[Chunk]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield from _read(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        OSError,
+        OverflowError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeDecodeError,
+    ) as error:
         raise invalid_dataset(
             f"The .npz file cannot be read ({error}); it may be truncated. Upload it again."
         ) from error
@@ -63,16 +98,15 @@ def _read(archive: zipfile.ZipFile) -> Iterator[Chunk]:
             f"The archive holds the arrays {_names(archive)[:10]}; an image array `x` or `images` is needed "
             "(np.savez(path, x=images, y=labels))."
         )
-    stored_labels = _find(archive, LABEL_ARRAYS, allowance)
-    labels = None
-    if stored_labels is not None:
-        labels = checked_labels(_one_per_image(archive, stored_labels, images), f"array `{stored_labels.name}`")
+    _require_images(images)
+    allowance.take(images.shape[0] * _BYTES_BESIDE_AN_IMAGE, f"array `{images.name}`")
+    labels = _labels(archive, _find(archive, LABEL_ARRAYS, allowance), images)
     splits = _splits(archive, _find(archive, (SPLIT_ARRAY,), allowance), images)
     row = 0
     for block in _blocks(archive, images):
         end = row + len(block)
         yield Chunk(
-            _images(block, f"array `{images.name}`", row),
+            _in_layout(block, f"array `{images.name}`", row),
             labels[row:end] if labels is not None else None,
             splits[row:end],
         )
@@ -96,29 +130,102 @@ def _find(archive: zipfile.ZipFile, names: tuple[str, ...], allowance: Allowance
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
     name = info.filename.removesuffix(".npy")
-    with archive.open(info) as member:
-        try:
-            version = np.lib.format.read_magic(member)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in readers:
-                raise ValueError(f"format version {version}")
-            shape, fortran_order, dtype = readers[version](member)
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise invalid_dataset(f"array `{name}` has no valid NumPy header ({str(error)[:120]}).") from error
-        header_bytes = member.tell()
-    if dtype.hasobject:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise invalid_dataset(
-            f"array `{name}` holds Python objects, which only unpickling could read; store plain numbers."
+            f"array `{name}` is compressed by zip method {info.compress_type}; save it with np.savez or "
+            "np.savez_compressed."
         )
-    if not shape or any(size < 1 for size in shape):
-        raise invalid_dataset(f"array `{name}` has shape {list(shape)}; it needs at least one row.")
-    array = _Array(name, info, dtype, shape, fortran_order, header_bytes)
+    with archive.open(info) as member:
+        declared, header_bytes = _declaration(member, name)
+    dtype, shape = _element_type(declared.get("descr"), name), _shape(declared.get("shape"), name)
+    array = _Array(name, info, dtype, shape, declared.get("fortran_order") is True, header_bytes)
     if info.file_size != header_bytes + array.size_bytes:
         raise invalid_dataset(
             f"array `{name}` declares {array.size_bytes:,} bytes of {dtype} {list(shape)}, but its member in the archive "
             f"has {info.file_size - header_bytes:,}."
         )
     return array
+
+
+def _declaration(member: IO[bytes], name: str) -> tuple[dict[object, object], int]:
+    """What the header of an `.npy` member says, and the number of bytes in front of the elements."""
+    prefix = member.read(len(_MAGIC) + 2)
+    if prefix[: len(_MAGIC)] != _MAGIC or len(prefix) != len(_MAGIC) + 2:
+        raise invalid_dataset(f"array `{name}` does not begin like a NumPy array; save it with np.savez.")
+    major, minor = prefix[-2:]
+    if major not in _LENGTH_BYTES:
+        raise invalid_dataset(
+            f"array `{name}` is stored in version {major}.{minor} of the NumPy format; versions 1 and 2 hold every array "
+            "of plain numbers or text."
+        )
+    length = _read_exactly(member, _LENGTH_BYTES[major], name)
+    header_bytes = int.from_bytes(length, "little")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise invalid_dataset(
+            f"array `{name}` has a header of {header_bytes:,} bytes; the limit is {_MAX_HEADER_BYTES:,}. Save the array "
+            "anew with np.savez."
+        )
+    text = _read_exactly(member, header_bytes, name).decode("latin1")
+    try:
+        declared = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise invalid_dataset(f"array `{name}` has a header that is not NumPy's: {text[:80]!r}.") from error
+    if not isinstance(declared, dict) or not isinstance(declared.get("fortran_order"), bool):
+        raise invalid_dataset(f"array `{name}` has a header that is not NumPy's: {text[:80]!r}.")
+    return declared, len(prefix) + len(length) + header_bytes
+
+
+def _element_type(descr: object, name: str) -> np.dtype:
+    """The type of one element: a number or a piece of text, never a record, a block of numbers, or nothing at all."""
+    if not isinstance(descr, str):
+        raise invalid_dataset(
+            f"array `{name}` has elements of the compound type {str(descr)[:80]}; store each field as an array of its own."
+        )
+    try:
+        dtype = np.dtype(descr) if _ELEMENT_TYPE.fullmatch(descr) else None
+    except TypeError:
+        dtype = None
+    if dtype is None:
+        raise invalid_dataset(f"array `{name}` has elements of the unknown type {descr[:40]!r}.")
+    if dtype.hasobject:
+        raise invalid_dataset(
+            f"array `{name}` holds Python objects, which only unpickling could read; store plain numbers."
+        )
+    if dtype.itemsize == 0:
+        raise invalid_dataset(f"array `{name}` has elements of no bytes ({descr}); store plain numbers or text.")
+    return dtype
+
+
+def _shape(shape: object, name: str) -> tuple[int, ...]:
+    whole = isinstance(shape, tuple) and all(type(size) is int and 0 <= size <= _MAX_AXIS for size in shape)
+    if not whole or len(shape) > _MAX_AXES:
+        raise invalid_dataset(
+            f"array `{name}` declares the shape {str(shape)[:80]}; at most {_MAX_AXES} axes of at most {_MAX_AXIS:,} are "
+            "read."
+        )
+    if not shape or 0 in shape:
+        raise invalid_dataset(f"array `{name}` has shape {list(shape)}; it needs at least one row.")
+    return shape
+
+
+def _require_images(array: _Array) -> None:
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise invalid_dataset(
+            f"array `{array.name}` is of type {array.dtype}; images are uint8 (0–255) or floats (taken as they are)."
+        )
+    if len(array.shape) not in (3, 4):
+        raise invalid_dataset(
+            f"array `{array.name}` has shape [N, {', '.join(map(str, array.shape[1:]))}]; images are [N, C, H, W], "
+            "[N, H, W, C] or [N, H, W]."
+        )
+
+
+def _labels(archive: zipfile.ZipFile, array: _Array | None, images: _Array) -> np.ndarray | None:
+    if array is None:
+        return None
+    source = f"array `{array.name}`"
+    require_label_type(array.dtype, source)
+    return checked_labels(_one_per_image(archive, array, images), source)
 
 
 def _one_per_image(archive: zipfile.ZipFile, array: _Array, images: _Array) -> np.ndarray:
@@ -137,6 +244,10 @@ def _splits(archive: zipfile.ZipFile, array: _Array | None, images: _Array) -> n
         raise invalid_dataset(
             f"array `{array.name}` is {array.dtype} of shape {list(array.shape)}; one of the names train, val, test per "
             "image is needed."
+        )
+    if array.dtype.itemsize > _MAX_SPLIT_NAME_BYTES:
+        raise invalid_dataset(
+            f"array `{array.name}` has names of up to {array.dtype.itemsize:,} bytes; train, val and test are shorter."
         )
     names, first_rows, position = np.unique(
         _one_per_image(archive, array, images), return_index=True, return_inverse=True
@@ -169,19 +280,10 @@ def _read_exactly(member: IO[bytes], size_bytes: int, name: str) -> bytes:
     return data
 
 
-def _images(block: np.ndarray, source: str, first_row: int) -> np.ndarray:
-    """One block in NCHW as uint8 or float32."""
-    if block.dtype != np.uint8 and block.dtype.kind != "f":
-        raise invalid_dataset(
-            f"{source} is of type {block.dtype}; images are uint8 (0–255) or floats (taken as they are)."
-        )
+def _in_layout(block: np.ndarray, source: str, first_row: int) -> np.ndarray:
+    """One block of images as [n, C, H, W] in uint8 or float32."""
     if block.ndim == 3:
         block = block[:, None]
-    if block.ndim != 4:
-        raise invalid_dataset(
-            f"{source} has shape [N, {', '.join(map(str, block.shape[1:]))}]; images are [N, C, H, W], [N, H, W, C] "
-            "or [N, H, W]."
-        )
     if _channels_last(block.shape[1], block.shape[3]):
         block = block.transpose(0, 3, 1, 2)
     if block.dtype == np.uint8:

@@ -43,7 +43,7 @@ def read_parquet(file: BinaryIO, name: str, split: int | None, decoder: ImageDec
                 codes = np.full(len(images), TRAIN if split is None else split, np.int8)
             yield Chunk(images, labels, codes)
             row += len(images)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise invalid_dataset(f"{name}: the Parquet file cannot be read ({reason}).") from error
     if row == 0:

@@ -1,7 +1,9 @@
 """Datasets of every layout are read exactly, and every kind of wrong one is refused with its file, row and reason."""
 
 import io
+import math
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -66,6 +68,21 @@ def tar_of(path, members, mode="w"):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def npy(descr, shape, data=b""):
+    """An `.npy` member with any header."""
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+def npz_of(folder, method=zipfile.ZIP_STORED, **members):
+    """An `.npz` file of raw members."""
+    path = folder / "made.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
     return path
 
 
@@ -150,6 +167,127 @@ class TestNpz:
         monkeypatch.setattr(chunks.Allowance.__init__, "__defaults__", (1_000_000,))
         refused(path, "larger than the limit of 1,000,000 bytes")
 
+    @pytest.mark.parametrize(
+        ("descr", "words"),
+        [
+            ("<U0", ["array `x`", "no bytes", "<U0"]),
+            ("|V0", ["array `x`", "no bytes"]),
+            (("|u1", (12, 10)), ["array `x`", "compound", "array of its own"]),
+            ([("pixels", "|u1")], ["array `x`", "compound", "pixels"]),
+            ([("", "|V2000000000")], ["array `x`", "compound"]),
+            ("|O", ["array `x`", "Python objects"]),
+            ("<c8", ["array `x`", "complex64"]),
+            ("<M8[ns]", ["array `x`", "datetime64"]),
+            ("<f3", ["array `x`", "unknown type '<f3'"]),
+            ("i4,i4", ["array `x`", "unknown type"]),
+            (7, ["array `x`", "compound type 7"]),
+        ],
+    )
+    def test_an_element_type_that_is_no_number_is_refused_whatever_its_size(self, tmp_path, descr, words):
+        path = npz_of(tmp_path, x=npy(descr, (10**9, 12, 10)), y=npy("|u1", (40,), bytes(40)))
+        refused(path, *words)
+
+    @pytest.mark.parametrize("array", ["y", "split"])
+    @pytest.mark.parametrize(
+        "descr", ["<U0", "|S0", ("|u1", (2,)), [("a", "|u1"), ("b", "<U0")], "|O", "|V40", "<c8", "<m8[s]"]
+    )
+    def test_labels_and_splits_of_other_types_are_refused_by_name(self, tmp_path, array, descr):
+        arrays = {"x": npy("|u1", (40, 2, 2), bytes(160)), "y": npy("|u1", (40,), bytes(range(40)))}
+        refused(npz_of(tmp_path, **{**arrays, array: npy(descr, (40,))}), f"array `{array}`")
+
+    @pytest.mark.parametrize(
+        ("shape", "words"),
+        [
+            ((2**63, 2**63), ["declares the shape", "axes"]),
+            ((10**4000,) * 2, ["array `x`"]),
+            ((-4, 3, 3), ["declares the shape", "-4"]),
+            ((40, True, 3), ["declares the shape"]),
+            ([40, 3, 3], ["declares the shape"]),
+            ((1,) * 40, ["declares the shape"]),
+            ("(40, 3, 3)", ["declares the shape"]),
+            ((), ["at least one row"]),
+            ((40, 0, 3), ["at least one row"]),
+        ],
+    )
+    def test_a_shape_that_no_array_has_is_refused(self, tmp_path, shape, words):
+        refused(npz_of(tmp_path, x=npy("|u1", shape)), *words)
+
+    def test_a_long_header_is_refused_before_it_is_read(self, tmp_path):
+        path = tmp_path / "long"
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("x.npy", "w", force_zip64=True) as member,
+        ):
+            member.write(b"\x93NUMPY\x02\x00" + (2**28).to_bytes(4, "little"))
+            for _ in range(256):
+                member.write(b" " * 2**20)
+        tracemalloc.start()
+        try:
+            refused(path, "array `x`", "header of 268,435,456 bytes", "np.savez")
+            assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+        finally:
+            tracemalloc.stop()
+
+    def test_version_2_headers_are_read_like_version_1(self, tmp_path, images, labels):
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, images, version=(2, 0))
+        stored = io.BytesIO()
+        np.save(stored, labels)
+        dataset = load_dataset(npz_of(tmp_path, x=buffer.getvalue(), y=stored.getvalue()), seed=1)
+        assert dataset.image_shape == (3, 12, 10) and dataset.classes == 4
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"{'descr': '|u1', 'fortran_order': False, 'shape': (40,",
+            b"(" * 5000,
+            b"-" * 9000 + b"1",
+            b"{[]: 1}",
+            b"[1, 2]",
+            b"{'descr': '|u1', 'shape': (40, 3, 3)}",
+            b"__import__('os').getcwd()",
+            b"",
+        ],
+    )
+    def test_a_header_that_is_no_header_is_refused(self, tmp_path, header):
+        member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        refused(npz_of(tmp_path, x=member), "array `x`", "header that is not NumPy's")
+
+    @pytest.mark.parametrize(("version", "word"), [(b"\x03\x00", "version 3.0"), (b"\x09\x01", "version 9.1")])
+    def test_other_versions_of_the_format_are_refused(self, tmp_path, version, word):
+        refused(npz_of(tmp_path, x=b"\x93NUMPY" + version + bytes(40)), "array `x`", word)
+
+    @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+    def test_compression_that_numpy_does_not_use_is_refused(self, tmp_path, images, method):
+        stored = io.BytesIO()
+        np.save(stored, images)
+        refused(npz_of(tmp_path, method, x=stored.getvalue()), "array `x`", f"zip method {method}", "np.savez")
+
+    def test_many_tiny_images_count_with_what_goes_beside_them(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(chunks.Allowance.__init__, "__defaults__", (1_000_000,))
+        path = npz_of(tmp_path, x=npy("|u1", (200_000, 1, 1), bytes(200_000)))
+        refused(path, "larger than the limit of 1,000,000 bytes")
+
+    def test_damage_anywhere_is_read_or_refused_and_never_another_error(self, tmp_path, save, images, labels):
+        whole = save(
+            x=images[:12, :3, :3], y=labels[:12], split=np.array(["train"] * 10 + ["val", "test"])
+        ).read_bytes()
+        generator = np.random.default_rng(0)
+        path = tmp_path / "damaged"
+        outcomes = {"read": 0, "refused": 0}
+        for _ in range(400):
+            damaged = np.frombuffer(whole, np.uint8).copy()
+            places = generator.integers(4, len(damaged), generator.integers(1, 4))
+            damaged[places] = generator.integers(0, 256, len(places))
+            path.write_bytes(damaged.tobytes())
+            try:
+                load_dataset(path)
+                outcomes["read"] += 1
+            except EngineError as error:
+                assert error.code == "dataset_invalid"
+                outcomes["refused"] += 1
+        assert min(outcomes.values()) > 0, outcomes
+
     def test_a_truncated_file_is_refused(self, save, images, labels):
         path = save(x=images, y=labels)
         path.write_bytes(path.read_bytes()[:-200])
@@ -185,7 +323,23 @@ class TestNpz:
         for read in (load_dataset, inspect_dataset):
             refused(path, "1 means", "3 channel", read=read, normalization=((0.5,), (0.5,)))
             refused(path, "positive", read=read, normalization=((0.5,) * 3, (0.5, 0.5, 0.0)))
-            refused(path, "scale is 0", read=read, scale=0)
+            refused(path, "means", "beyond", read=read, normalization=((math.nan,) * 3, (0.5,) * 3))
+            for std in (math.nan, math.inf, 1e-30, -1.0):
+                refused(path, "positive", read=read, normalization=((0.5,) * 3, (0.5, 0.5, std)))
+
+    @pytest.mark.parametrize("scale", [0, -1, 1e-320, 1e-30, 1e30, math.inf, math.nan])
+    def test_a_scale_that_leaves_nothing_of_the_images_is_refused(self, save, images, labels, scale):
+        path = save(x=images, y=labels)
+        for read in (load_dataset, inspect_dataset):
+            refused(path, f"scale is {scale:g}", "0.001 to 1e+06", read=read, scale=scale)
+
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+    def test_every_accepted_scale_gives_finite_inputs_and_statistics(self, save, images, labels, scale):
+        path = save(x=images, y=labels)
+        profile, dataset = inspect_dataset(path, scale=scale), load_dataset(path, scale=scale)
+        assert profile.mean == pytest.approx((images / scale).mean(axis=(0, 1, 2)).tolist(), rel=0.05)
+        inputs = dataset.prepare(dataset.train.images)
+        assert inputs.isfinite().all() and inputs.std() > 0
 
 
 class TestParquet:
@@ -313,6 +467,36 @@ class TestArchives:
     )
     def test_archives_without_readable_shards_are_refused(self, tmp_path, members, words):
         refused(tar_of(tmp_path / "t", members), *words)
+
+    @pytest.mark.parametrize("again", ["data/train.parquet", "./data/train.parquet"])
+    def test_a_shard_that_is_there_twice_is_refused_and_not_counted_twice(self, tmp_path, images, labels, again):
+        data = shard(images, labels)
+        with tarfile.open(tmp_path / "t", "w") as archive:
+            for name in ("data/train.parquet", again):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        for read in (load_dataset, inspect_dataset):
+            refused(tmp_path / "t", repr(again), "twice", read=read)
+
+    @pytest.mark.parametrize("mode", ["w", "w:gz"])
+    def test_an_empty_tar_is_called_one(self, tmp_path, mode):
+        refused(tar_of(tmp_path / "t", {}, mode), "tar archive", ".parquet")
+
+    @pytest.mark.parametrize("mode", ["w", "w:gz"])
+    def test_damage_anywhere_is_read_or_refused_and_never_another_error(self, tmp_path, images, labels, mode):
+        whole = tar_of(tmp_path / "t", {"train.parquet": shard(images[:12, :3, :3], labels[:12])}, mode).read_bytes()
+        generator = np.random.default_rng(0)
+        for _ in range(150):
+            damaged = np.frombuffer(whole, np.uint8).copy()
+            # Most of a small tar is padding: aim at the header and at the beginning of the shard.
+            places = generator.integers(4, min(len(damaged), 2048), 2)
+            damaged[places] = generator.integers(0, 256, 2)
+            (tmp_path / "d").write_bytes(damaged.tobytes())
+            try:
+                load_dataset(tmp_path / "d")
+            except EngineError as error:
+                assert error.code == "dataset_invalid"
 
     def test_an_empty_shard_and_shards_with_and_without_labels_are_refused(self, tmp_path, images, labels):
         empty = shard(images[:0], pa.array([], pa.int64()))
