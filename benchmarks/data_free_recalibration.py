@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from core.network import Network
 from core.planning import plan_widths
 from core.recovery import ImageDataset, accuracy, load_dataset
 from core.recovery.recalibration import kept_channels, statistics, transfer, transfer_guard
-from core.surgery import apply
+from core.surgery import apply, kept_indices
 
 NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 RATIOS = (0.5, 0.7, 0.9)
@@ -63,9 +64,10 @@ def main() -> None:
 def _measure(
     original: Network, analysis: ChannelAnalysis, ratio: float, dataset: ImageDataset, images: int
 ) -> dict[str, Any]:
-    network = _pruned(original, analysis, ratio)
+    keep = _keep(original, analysis, ratio)
+    network = apply(original, analysis, keep)
     test = dataset.test.sample(images)
-    kept = kept_channels(network, original)
+    rows = kept_channels(original, kept_indices(analysis, keep))
     row: dict[str, Any] = {
         "original": accuracy(original, test, dataset),
         "as pruned": accuracy(network, test, dataset),
@@ -76,22 +78,23 @@ def _measure(
         "images": [(dataset.prepare(dataset.train.sample(EXAMPLES).images),)],
     }.items():
         now, before = statistics(network, batches, CPU), statistics(original, batches, CPU)
-        row[f"transfer, {name}"] = accuracy(transfer(network, now, before, kept), test, dataset)
+        row[f"transfer, {name}"] = accuracy(transfer(network, now, before, rows), test, dataset)
         anew = {found_name: found.mean.float() for found_name, found in now.items()}
         anew |= {found.var_name: found.var.float() for found in now.values()}
         row[f"anew, {name}"] = accuracy(network.with_tensors({**network.tensors, **anew}), test, dataset)
         if name == "gaussian":
             held_out = [original.random_inputs(EXAMPLES, seed=1)]
-            row["guard"] = transfer_guard(network, original, now, before, kept, held_out, CPU)
+            row["guard"] = transfer_guard(network, original, now, before, rows, held_out, CPU)
     return row
 
 
-def _pruned(original: Network, analysis: ChannelAnalysis, ratio: float) -> Network:
+def _keep(original: Network, analysis: ChannelAnalysis, ratio: float) -> np.ndarray:
+    """bool per component: the plan by magnitude for a share of the MACs."""
     method = get_method("magnitude")
     config = method.config({})
     constraints = Budget((Cap("macs", max_ratio=ratio),)).constraints(analysis.costs(analysis.full_widths))
     scores = method.scores(original, analysis, config, 0)
-    return apply(original, analysis, plan_widths(analysis, scores, constraints, method.plan_options(config)).keep)
+    return plan_widths(analysis, scores, constraints, method.plan_options(config)).keep
 
 
 def _pink_noise(network: Network, seed: int) -> torch.Tensor:

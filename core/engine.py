@@ -31,7 +31,7 @@ from core.planning import Plan, plan_widths, smallest_plan
 from core.progress import Progress, ProgressEvent, silent
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, check_baseline, check_fits, load_dataset, recover
 from core.report import compose_result
-from core.surgery import Equivalence, apply, verify
+from core.surgery import Equivalence, apply, kept_indices, verify
 
 # With `on_unmet: best_effort`, an accuracy floor that the budget breaks is kept by moving the caps this far towards the
 # original costs, one attempt after another; the last one delivers the original network.
@@ -204,7 +204,14 @@ def _compress_onto(
         with stages.run("recover"):
             config = RecoveryConfig(**request.recovery)
             recovered = recover(
-                pruned, original, dataset, config, seed=request.seed, device=device, progress=stages.listener
+                pruned,
+                original,
+                dataset,
+                config,
+                kept=kept_indices(analysis, plan.keep),
+                seed=request.seed,
+                device=device,
+                progress=stages.listener,
             )
         drop = _accuracy_drop(recovered, request)
         if drop is None or drop <= request.max_accuracy_drop:

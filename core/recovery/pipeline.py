@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +22,16 @@ from core.progress import Progress, ProgressEvent, silent
 from core.recovery.augmentation import choose_augmentation
 from core.recovery.dataset import ImageDataset
 from core.recovery.evaluation import accuracy, batch_size_for, predict
-from core.recovery.recalibration import Inputs, kept_channels, statistics, transfer, transfer_guard
+from core.recovery.recalibration import Inputs, Kept, kept_channels, statistics, transfer, transfer_guard
 from core.recovery.schedule import RecoveryConfig, plan_schedule
 from core.recovery.training import fine_tune
 
-# Images or noise samples that the statistics are taken from; 256 do as well as 512 (see recalibration).
+# Images or noise samples that the statistics are taken from, as in the table of `core.recovery.recalibration`.
 _STATISTICS_EXAMPLES = 256
 _MIN_STATISTICS_BATCH = 32
 _HELD_OUT_EXAMPLES = 2048
 RETRY_FACTOR = 0.1
+_NO_BATCH_NORM = "The network has no batch-norm with running statistics."
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class Recovered:
     network: Network
     details: dict[str, Any]
     accuracy_original: float | None = None
-    accuracy_before: float | None = None
     accuracy_after: float | None = None
     validation_drop: float | None = None
 
@@ -79,26 +80,28 @@ def recover(
     dataset: ImageDataset | None,
     config: RecoveryConfig,
     *,
+    kept: Kept,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Recovered:
     """Recover what `network` lost against `original`; see the module's text.
 
-    The dataset must fit the original (`check_fits`). Same inputs, seed and device give the same network.
+    The dataset must fit the original (`check_fits`). kept: what is left of the original's tensors
+    (`core.surgery.kept_indices`); a tensor that is not named is whole. Same inputs, seed and device give the same network.
     """
     device, report = torch.device(device), _Report(progress)
-    unchanged = _same(network, original)
+    unchanged, rows = _same(network, original), kept_channels(original, kept)
     if dataset is not None and dataset.labelled:
-        return _with_labels(network, original, dataset, config, unchanged, seed, device, report)
+        return _with_labels(network, original, dataset, config, rows, unchanged, seed, device, report)
     if unchanged:
         report.details = {"method": "none", "reason": "Nothing was removed."}
         return Recovered(network, report.finish(device))
     report.say("Transferring batch-norm statistics")
     if dataset is None:
-        found, recalibration = _on_noise(network, original, seed, device)
+        found, recalibration = _on_noise(network, original, rows, seed, device)
     else:
-        found, recalibration = _on_images(network, original, dataset, device)
+        found, recalibration = _on_images(network, original, dataset, rows, device)
     method = "batch_norm_transfer" if recalibration["kept"] else "none"
     report.details = {"method": method, "batch_norm": recalibration}
     return Recovered(found, report.finish(device))
@@ -109,6 +112,7 @@ def _with_labels(
     original: Network,
     dataset: ImageDataset,
     config: RecoveryConfig,
+    rows: Mapping[str, Tensor],
     unchanged: bool,
     seed: int,
     device: torch.device,
@@ -119,7 +123,7 @@ def _with_labels(
     if unchanged:
         report.details = {"method": "none", "reason": "Nothing was removed."}
         report.details["accuracy"] = {"original": baseline, "before": baseline, "after": baseline}
-        return Recovered(network, report.finish(device), *([baseline["test"]] * 3), 0.0)
+        return Recovered(network, report.finish(device), baseline["test"], baseline["test"], 0.0)
 
     def scored(stage: str, candidate: Network) -> _Scored:
         return _Scored(stage, candidate, accuracy(candidate, dataset.val, dataset, device=device))
@@ -127,7 +131,7 @@ def _with_labels(
     start = best = scored("pruned", network)
     stages = {start.stage: start.validation}
     before_test = accuracy(network, dataset.test, dataset, device=device)
-    transferred = _transferred_on_images(network, original, dataset, device)
+    transferred = _transferred_on_images(network, original, dataset, rows, device)
     if transferred is not None:
         best = _better(best, scored("batch_norm_transfer", transferred), stages)
     training: dict[str, Any] = {"epochs": 0}
@@ -153,7 +157,6 @@ def _with_labels(
         best.network,
         report.finish(device),
         accuracy_original=baseline["test"],
-        accuracy_before=before_test,
         accuracy_after=after_test,
         validation_drop=baseline["val"] - best.validation,
     )
@@ -216,20 +219,21 @@ def _train(
     }
 
 
-def _on_noise(network: Network, original: Network, seed: int, device: torch.device) -> tuple[Network, dict[str, Any]]:
+def _on_noise(
+    network: Network, original: Network, rows: Mapping[str, Tensor], seed: int, device: torch.device
+) -> tuple[Network, dict[str, Any]]:
     """Transfer on Gaussian noise, kept if it lowers the output error on other noise."""
-    kept = kept_channels(network, original)
-    if not kept:
-        return network, {"kept": False, "reason": _no_transfer(kept)}
+    if not rows:
+        return network, {"kept": False, "reason": _NO_BATCH_NORM}
     fit, held_out = (_noise(network, seed, stream) for stream in (0, 1))
     observed, reference = statistics(network, fit, device), statistics(original, fit, device)
-    without, with_transfer = transfer_guard(network, original, observed, reference, kept, held_out, device)
-    found = transfer(network, observed, reference, kept)
+    without, with_transfer = transfer_guard(network, original, observed, reference, rows, held_out, device)
+    found = transfer(network, observed, reference, rows)
     better = with_transfer < without and _finite(found)
     return (found if better else network), {
         "inputs": "gaussian noise",
         "examples": sum(len(inputs[0]) for inputs in fit),
-        "layers": len(kept),
+        "layers": len(rows),
         "output_error_before": round(without, 6),
         "output_error_after": round(with_transfer, 6),
         "kept": better,
@@ -237,12 +241,14 @@ def _on_noise(network: Network, original: Network, seed: int, device: torch.devi
 
 
 def _on_images(
-    network: Network, original: Network, dataset: ImageDataset, device: torch.device
+    network: Network, original: Network, dataset: ImageDataset, rows: Mapping[str, Tensor], device: torch.device
 ) -> tuple[Network, dict[str, Any]]:
     """Transfer on unlabelled images, kept if it lowers the output error on validation images."""
-    found = _transferred_on_images(network, original, dataset, device)
+    if not rows:
+        return network, {"kept": False, "reason": _NO_BATCH_NORM}
+    found = _transferred_on_images(network, original, dataset, rows, device)
     if found is None:
-        return network, {"kept": False, "reason": _no_transfer(kept_channels(network, original))}
+        return network, {"kept": False, "reason": "The transferred statistics are not finite."}
     held_out = dataset.val.sample(_HELD_OUT_EXAMPLES).images
     target = predict(original, held_out, dataset, device=device)
     without, with_transfer = (
@@ -260,30 +266,29 @@ def _on_images(
 
 
 def _transferred_on_images(
-    network: Network, original: Network, dataset: ImageDataset, device: torch.device
+    network: Network, original: Network, dataset: ImageDataset, rows: Mapping[str, Tensor], device: torch.device
 ) -> Network | None:
-    """Batch-norm statistics moved by what training images show; None where there are none or channels are unknown."""
-    kept = kept_channels(network, original)
-    if not kept:
+    """Batch-norm statistics moved by what training images show; None where there are none or they become infinite."""
+    if not rows:
         return None
     images = dataset.train.sample(_STATISTICS_EXAMPLES).images
     size = max(_MIN_STATISTICS_BATCH, batch_size_for(dataset.image_shape, device))
     batches = [(dataset.prepare(batch),) for batch in images.split(size)]
-    found = transfer(network, statistics(network, batches, device), statistics(original, batches, device), kept)
+    found = transfer(network, statistics(network, batches, device), statistics(original, batches, device), rows)
     return found if _finite(found) else None
-
-
-def _no_transfer(kept: Mapping[str, Tensor] | None) -> str:
-    if kept is None:
-        return "The channels that were kept cannot be told from the batch-norm values."
-    return "The network has no batch-norm with running statistics."
 
 
 def _noise(network: Network, seed: int, stream: int) -> Sequence[Inputs]:
     size = max(_MIN_STATISTICS_BATCH, batch_size_for(network.inputs[0].shape, torch.device("cpu")))
     count = max(1, _STATISTICS_EXAMPLES // size)
     size = min(size, _STATISTICS_EXAMPLES)
-    return [network.random_inputs(size, seed=2 * (count * seed + index) + stream) for index in range(count)]
+    return [network.random_inputs(size, _derived_seed(seed, index, stream)) for index in range(count)]
+
+
+def _derived_seed(*parts: int) -> int:
+    """A seed of its own for each combination of `parts`, in [0, 2**63): what every torch generator takes."""
+    (state,) = np.random.SeedSequence(parts).generate_state(1, np.uint64)
+    return int(state) >> 1
 
 
 def _same(network: Network, original: Network) -> bool:

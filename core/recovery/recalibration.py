@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,6 +39,8 @@ from core.analysis.schema import bind, operator_name
 from core.network import Network
 
 Inputs = tuple[Tensor, ...]
+# Per tensor that was cut, what is left of it: the kept indices along each axis, None for a whole axis.
+Kept = Mapping[str, tuple[np.ndarray | None, ...]]
 # A channel that all but stops (or starts) varying under noise says nothing about images beyond "much less" ("much more").
 _MAX_RATIO = 1e4
 # Share of a layer's mean variance that is added to both sides of a ratio, so that dead channels keep their statistics.
@@ -66,17 +69,16 @@ def transfer(
     network: Network,
     observed: Mapping[str, Statistics],
     reference: Mapping[str, Statistics],
-    kept: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
 ) -> Network:
     """`network` with its running statistics moved by the observed change (see the module's text).
 
-    observed, reference: `statistics` of the network and of its original on the same inputs. kept: per batch-norm, the
-    original's channels that the network still has.
+    observed, reference: `statistics` of the network and of its original on the same inputs. rows: `kept_channels`.
     """
     tensors = dict(network.tensors)
-    for name, now in observed.items():
-        before, rows = reference[name], kept[name]
-        mean_before, var_before = before.mean[rows], before.var[rows]
+    for name, chosen in rows.items():
+        now, before = observed[name], reference[name]
+        mean_before, var_before = before.mean[chosen], before.var[chosen]
         floor = _RATIO_FLOOR * before.var.mean() + torch.finfo(before.var.dtype).tiny
         ratio = ((now.var + floor) / (var_before + floor)).clamp(1 / _MAX_RATIO, _MAX_RATIO)
         running_mean, running_var = tensors[name], tensors[now.var_name]
@@ -90,7 +92,7 @@ def transfer_guard(
     original: Network,
     observed: Mapping[str, Statistics],
     reference: Mapping[str, Statistics],
-    kept: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
     held_out: Sequence[Inputs],
     device: torch.device,
 ) -> tuple[float, float]:
@@ -101,7 +103,7 @@ def transfer_guard(
     """
     target = _outputs(_with_statistics(original, reference), held_out, device)
     uncorrected = {
-        name: Statistics(found.mean[kept[name]], found.var[kept[name]], found.var_name)
+        name: Statistics(found.mean[rows[name]], found.var[rows[name]], found.var_name)
         for name, found in reference.items()
     }
     errors = []
@@ -112,33 +114,14 @@ def transfer_guard(
     return errors[0], errors[1]
 
 
-def kept_channels(network: Network, original: Network) -> dict[str, Tensor] | None:
-    """Per batch-norm of `network`, which channels of the original it has; None where that cannot be told for certain.
-
-    Pruning slices a batch-norm's four vectors together and in order, so a channel is known by its four values. Channels
-    that agree in all of them are told apart only if all or none were kept.
-    """
-    kept = {}
-    for call in _batch_norm_calls(network):
-        if call["running_mean"].target not in original.tensors:
-            return None
-        now, before = _channel_values(network, call), _channel_values(original, call)
-        if now.shape[1] != before.shape[1]:
-            return None
-        match = (now[:, None] == before[None]).all(dim=2)
-        if not bool((match.sum(dim=1) > 0).all()):
-            return None
-        chosen = match.any(dim=0).nonzero()[:, 0]
-        if len(chosen) != len(now) or not torch.equal(before[chosen], now):
-            return None
-        kept[call["running_mean"].target] = chosen
-    return kept
-
-
-def _channel_values(network: Network, call: Mapping[str, object]) -> Tensor:
-    """[channels, 4 or 2]: weight, bias, running mean and variance of one batch-norm."""
-    nodes = [call[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    return torch.stack([network.tensors[node.target].double() for node in nodes if node is not None], dim=1)
+def kept_channels(original: Network, kept: Kept) -> dict[str, Tensor]:
+    """Per batch-norm of `original` (by the name of its running mean), the indices of the channels that are left."""
+    rows = {}
+    for call in _batch_norm_calls(original):
+        name = call["running_mean"].target
+        (chosen,) = kept.get(name, (None,))
+        rows[name] = torch.arange(len(original.tensors[name])) if chosen is None else torch.from_numpy(chosen)
+    return rows
 
 
 def _batch_norm_calls(network: Network) -> list[Mapping[str, object]]:

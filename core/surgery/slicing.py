@@ -49,22 +49,32 @@ def apply(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Netw
 
 def slice_tensors(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Mapping[str, Tensor]:
     """Every tensor of the network cut to its kept labels; names of one storage keep sharing one."""
-    kept = analysis.kept_labels(keep)
+    indices = kept_indices(analysis, keep)
     sliced: dict[Any, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in network.tensors.items():
-        value = analysis.trace.tensors.get(name)
-        if value is None or all(kept[vector].all() for vector in value.labels.values()):
+        if name not in indices:
             tensors[name] = tensor
             continue
         key = storage_key(tensor)
         if key not in sliced:
-            for axis, vector in value.labels.items():
-                index = torch.from_numpy(np.flatnonzero(kept[vector]))
-                tensor = tensor.index_select(axis, index.to(tensor.device))
+            for axis, index in enumerate(indices[name]):
+                if index is not None:
+                    tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
             sliced[key] = tensor
         tensors[name] = sliced[key]
     return MappingProxyType(tensors)
+
+
+def kept_indices(analysis: ChannelAnalysis, keep: np.ndarray) -> dict[str, tuple[np.ndarray | None, ...]]:
+    """Per tensor that is cut, by name: the kept indices along each axis, None where the whole axis is kept."""
+    kept = analysis.kept_labels(keep)
+    indices = {}
+    for name, value in analysis.trace.tensors.items():
+        cut = {axis: np.flatnonzero(kept[vector]) for axis, vector in value.labels.items() if not kept[vector].all()}
+        if cut:
+            indices[name] = tuple(cut.get(axis) for axis in range(len(value.shape)))
+    return indices
 
 
 def _check(analysis: ChannelAnalysis, keep: np.ndarray, kept: np.ndarray) -> None:

@@ -1,4 +1,6 @@
-"""Batch-norm statistics move by the measured change, only where channels are known, and only if the guard agrees."""
+"""Batch-norm statistics move by the measured change, for the channels that were kept, and only if the guard agrees."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,9 +10,17 @@ from torch import nn
 from core.analysis import analyse
 from core.network import Network
 from core.recovery import RecoveryConfig, accuracy, load_dataset, recover
+from core.recovery.pipeline import _noise
 from core.recovery.recalibration import kept_channels, statistics, transfer, transfer_guard
-from core.surgery import apply
-from tests.core.recovery_cases import digits, plain_network, pruned_network, save_digits, trained_network
+from core.surgery import apply, kept_indices
+from tests.core.recovery_cases import (
+    digits,
+    plain_network,
+    pruned_and_kept,
+    pruned_network,
+    save_digits,
+    trained_network,
+)
 
 CPU = torch.device("cpu")
 
@@ -25,12 +35,12 @@ def small_network(seed=0):
 
 
 def prune(network, channels):
-    """Drop some of the first convolution's channels."""
+    """The network without some of the first convolution's channels, and what is left of its tensors."""
     analysis = analyse(network)
     (slices,) = [s for s in analysis.slices if s.tensor == "0.weight" and s.axis == 0]
     keep = torch.ones(analysis.components, dtype=torch.bool).numpy()
     keep[slices.component[channels]] = False
-    return apply(network, analysis, keep)
+    return apply(network, analysis, keep), kept_indices(analysis, keep)
 
 
 def batches(network, count, size=64):
@@ -62,19 +72,19 @@ def test_statistics_of_several_batches_are_those_of_their_union_for_the_first_la
 def test_transfer_changes_nothing_where_nothing_changed():
     network = small_network()
     found = statistics(network, batches(network, 2), CPU)
-    moved = transfer(network, found, found, kept_channels(network, network))
+    moved = transfer(network, found, found, kept_channels(network, {}))
     for name, tensor in network.tensors.items():
         assert torch.allclose(moved.tensors[name], tensor, atol=1e-6), name
 
 
 def test_transfer_follows_the_formula_on_the_kept_channels():
     original = small_network()
-    network = prune(original, [1, 4])
-    kept = kept_channels(network, original)
-    assert kept["1.running_mean"].tolist() == [0, 2, 3, 5] and kept["4.running_mean"].tolist() == [0, 1, 2, 3, 4]
+    network, kept = prune(original, [1, 4])
+    rows = kept_channels(original, kept)
+    assert rows["1.running_mean"].tolist() == [0, 2, 3, 5] and rows["4.running_mean"].tolist() == [0, 1, 2, 3, 4]
     data = batches(network, 2)
     now, before = statistics(network, data, CPU), statistics(original, data, CPU)
-    moved = transfer(network, now, before, kept)
+    moved = transfer(network, now, before, rows)
     name, var_name = "4.running_mean", "4.running_var"
     ratio = now[name].var / before[name].var
     expected_mean = now[name].mean + (network.tensors[name] - before[name].mean) * ratio.sqrt()
@@ -90,45 +100,73 @@ def test_a_channel_without_variance_stays_finite():
     network = small_network()
     dead = network.with_tensors({**network.tensors, "0.weight": network.tensors["0.weight"] * 0})
     data = batches(network, 1)
-    moved = transfer(dead, statistics(dead, data, CPU), statistics(network, data, CPU), kept_channels(dead, network))
+    moved = transfer(dead, statistics(dead, data, CPU), statistics(network, data, CPU), kept_channels(network, {}))
     assert all(tensor.isfinite().all() for tensor in moved.tensors.values())
 
 
-def test_kept_channels_are_unknown_where_equal_channels_were_kept_in_part():
+def test_a_freshly_initialised_batch_norm_is_transferred_like_any_other():
     original = small_network()
-    same = {name: original.tensors[name].clone() for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var")}
-    for vector in same.values():
-        vector[3] = vector[1]
-    original = original.with_tensors({**original.tensors, **same})
-    assert kept_channels(prune(original, [1]), original) is None
-    assert kept_channels(prune(original, [1, 3]), original)["1.running_mean"].tolist() == [0, 2, 4, 5]
-    assert kept_channels(prune(original, [0]), original)["1.running_mean"].tolist() == [1, 2, 3, 4, 5]
+    fresh = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
+    fresh = {f"1.{name}": torch.full((6,), value) for name, value in fresh.items()}
+    original = original.with_tensors({**original.tensors, **fresh})
+    network, kept = prune(original, [0, 5])
+    recovered = recover(network, original, None, RecoveryConfig(), kept=kept, seed=0)
+    assert recovered.details["batch_norm"]["layers"] == 2 and recovered.details["batch_norm"]["kept"]
 
 
-def test_kept_channels_are_unknown_where_values_were_rewritten():
-    original = small_network()
-    network = prune(original, [0])
-    changed = network.with_tensors({**network.tensors, "1.bias": network.tensors["1.bias"] + 1})
-    assert kept_channels(changed, original) is None
+def with_twins(network, first, second):
+    """The network with two channels of its first batch-norm equal in every vector."""
+    names = [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+    twins = {name: network.tensors[name].clone() for name in names}
+    for vector in twins.values():
+        vector[second] = vector[first]
+    return network.with_tensors({**network.tensors, **twins})
+
+
+@pytest.mark.parametrize("removed", [2, 4])
+def test_of_two_channels_with_equal_values_the_one_that_was_kept_is_meant(removed):
+    original = with_twins(small_network(), 2, 4)
+    network, kept = prune(original, [removed])
+    data = batches(network, 2)
+    now, before = statistics(network, data, CPU), statistics(original, data, CPU)
+    moved = transfer(network, now, before, kept_channels(original, kept))
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.allclose(moved.tensors[name], network.tensors[name], rtol=1e-4), name
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 - 1])
+def test_every_seed_gives_noise_of_its_own(seed):
+    network = small_network()
+    drawn = [_noise(network, seed, stream)[0][0] for stream in (0, 1)] + [_noise(network, seed ^ 1, 0)[0][0]]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+    assert torch.equal(drawn[0], _noise(network, seed, 0)[0][0])
+
+
+def test_the_largest_seed_recovers_without_data():
+    network, kept = pruned_and_kept()
+    recovered = recover(network, trained_network(), None, RecoveryConfig(), kept=kept, seed=2**63 - 1)
+    assert recovered.details["batch_norm"]["kept"]
 
 
 def test_the_guard_sees_a_better_and_a_worse_correction():
-    original, network = trained_network(), pruned_network()
-    kept = kept_channels(network, original)
+    original, (network, kept) = trained_network(), pruned_and_kept()
+    rows = kept_channels(original, kept)
     data = [original.random_inputs(256, 0)]
     held_out = [original.random_inputs(256, 1)]
     now, before = statistics(network, data, CPU), statistics(original, data, CPU)
-    without, with_transfer = transfer_guard(network, original, now, before, kept, held_out, CPU)
+    without, with_transfer = transfer_guard(network, original, now, before, rows, held_out, CPU)
     assert with_transfer < 0.95 * without
     wrong = {name: type(found)(found.mean + 3, found.var / 50, found.var_name) for name, found in now.items()}
-    without_again, with_wrong = transfer_guard(network, original, wrong, before, kept, held_out, CPU)
+    without_again, with_wrong = transfer_guard(network, original, wrong, before, rows, held_out, CPU)
     assert without_again == without and with_wrong > without
 
 
 class TestWithoutLabels:
     def test_without_data_accuracy_rises_and_only_running_statistics_change(self, tmp_path):
         dataset = load_dataset(save_digits(tmp_path))
-        recovered = recover(pruned_network(), trained_network(), None, RecoveryConfig(), seed=0)
+        recovered = recover(
+            pruned_network(), trained_network(), None, RecoveryConfig(), kept=pruned_and_kept()[1], seed=0
+        )
         before, after = (accuracy(n, dataset.test, dataset) for n in (pruned_network(), recovered.network))
         assert recovered.details["batch_norm"]["kept"] and after > before + 0.1
         for name, tensor in pruned_network().tensors.items():
@@ -137,7 +175,9 @@ class TestWithoutLabels:
 
     def test_without_data_the_result_depends_on_the_seed_alone(self):
         first, again, other = (
-            recover(pruned_network(), trained_network(), None, RecoveryConfig(), seed=seed).network.tensors
+            recover(
+                pruned_network(), trained_network(), None, RecoveryConfig(), kept=pruned_and_kept()[1], seed=seed
+            ).network.tensors
             for seed in (3, 3, 4)
         )
         assert all(torch.equal(first[name], again[name]) for name in first)
@@ -148,7 +188,9 @@ class TestWithoutLabels:
         images, _, split = digits()
         np.savez(tmp_path / "unlabelled.npz", x=images, split=split)
         dataset = load_dataset(tmp_path / "unlabelled.npz")
-        recovered = recover(pruned_network(), trained_network(), dataset, RecoveryConfig(), seed=0)
+        recovered = recover(
+            pruned_network(), trained_network(), dataset, RecoveryConfig(), kept=pruned_and_kept()[1], seed=0
+        )
         report = recovered.details["batch_norm"]
         assert report["kept"] and report["output_error_after"] < report["output_error_before"]
         before, after = (accuracy(n, labelled.test, labelled) for n in (pruned_network(), recovered.network))
@@ -157,11 +199,11 @@ class TestWithoutLabels:
     def test_a_network_without_batch_norm_comes_back_as_it_is_with_the_reason(self):
         original = plain_network()
         network = original.with_tensors({**original.tensors, "0.weight": original.tensors["0.weight"] * 0.5})
-        recovered = recover(network, original, None, RecoveryConfig(), seed=0)
+        recovered = recover(network, original, None, RecoveryConfig(), kept={}, seed=0)
         assert recovered.network is network and "no batch-norm" in recovered.details["batch_norm"]["reason"]
 
     def test_an_unchanged_network_is_left_alone(self):
-        recovered = recover(trained_network(), trained_network(), None, RecoveryConfig(), seed=0)
+        recovered = recover(trained_network(), trained_network(), None, RecoveryConfig(), kept={}, seed=0)
         assert recovered.network is trained_network() and recovered.details["method"] == "none"
 
 
@@ -169,6 +211,6 @@ class TestWithoutLabels:
 def test_a_correction_that_raises_the_output_error_is_not_kept(monkeypatch, worse):
     errors = (1.0, 1.1) if worse else (1.0, 0.9)
     monkeypatch.setattr("core.recovery.pipeline.transfer_guard", lambda *arguments: errors)
-    recovered = recover(pruned_network(), trained_network(), None, RecoveryConfig(), seed=0)
+    recovered = recover(pruned_network(), trained_network(), None, RecoveryConfig(), kept=pruned_and_kept()[1], seed=0)
     assert (recovered.network is pruned_network()) == worse
     assert recovered.details["batch_norm"]["kept"] != worse
