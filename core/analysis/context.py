@@ -7,13 +7,14 @@ the interpretation is generic and knows no operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from core.analysis.schema import set_argument
@@ -103,7 +104,8 @@ Rewrite = Callable[[Edit], None]
 class Recorder:
     """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+        self.tensors = tensors or {}
         self.label_count = 0
         self.ties: list[tuple[Labels, Labels]] = []
         self.freezes: list[Freeze] = []
@@ -111,6 +113,7 @@ class Recorder:
         self.reads: dict[str, Read] = {}
         self.rewrites: list[tuple[str, Rewrite]] = []
         self.pieces: list[tuple[str, Labels]] = []
+        self.positions: dict[str, Labels] = {}
         self.call: Call | None = None
         self._canonical: tuple[tuple[int, int], np.ndarray] | None = None
 
@@ -193,6 +196,10 @@ class Recorder:
         if len(labels) == 1:
             self.freeze(labels, "a piece of one channel", quiet=True)
         self.pieces.append((f"{self.call.node.name}{suffix}", labels))
+
+    def point(self, name: str, labels: Labels) -> None:
+        """The values of the stored tensor `name` are positions along an axis with these labels: they are renumbered."""
+        self.positions[name] = labels
 
     def checkpoint(self) -> tuple[int, ...]:
         return len(self.ties), len(self.freezes), len(self.rewrites), len(self.pieces)

@@ -47,7 +47,7 @@ class Trace:
     """Everything that one interpretation found.
 
     values: per node, a Value, a tuple of them or an int. tensors: labels of every tensor that a node reads, by each of its names.
-    ties: int64 [2, n] pairs of equal labels. faults: handlers that raised by mistake (sound, but a bug).
+    ties: int64 [2, n] pairs of equal labels. positions: stored tensors whose values number the places of labels. faults: handlers that raised by mistake (sound, but a bug).
     """
 
     label_count: int
@@ -59,6 +59,7 @@ class Trace:
     reads: Mapping[str, Read]
     rewrites: tuple[tuple[str, Rewrite], ...]
     pieces: tuple[tuple[str, Labels], ...]
+    positions: Mapping[str, Labels]
     faults: tuple[str, ...]
 
 
@@ -79,6 +80,7 @@ def trace_network(network: Network) -> Trace:
         reads=recorder.reads,
         rewrites=tuple(recorder.rewrites),
         pieces=tuple(recorder.pieces),
+        positions=recorder.positions,
         faults=tuple(interpreter.faults),
     )
 
@@ -101,7 +103,7 @@ def storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
 class _LabelInterpreter:
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.recorder = Recorder()
+        self.recorder = Recorder(network.tensors)
         self.values: dict[str, Any] = {}
         self.tensors: dict[str, Value] = {}
         self.faults: list[str] = []

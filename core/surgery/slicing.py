@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from core.analysis.channels import ChannelAnalysis
 from core.analysis.context import Edit
 from core.analysis.trace import storage_key
-from core.analysis.values import Value
+from core.analysis.values import Labels, Value
 from core.network import Network, TensorMeta
 
 
@@ -75,6 +75,14 @@ def kept_indices(analysis: ChannelAnalysis, keep: np.ndarray) -> dict[str, tuple
         if cut:
             indices[name] = tuple(cut.get(axis) for axis in range(len(value.shape)))
     return indices
+
+
+def _renumbered(tensor: Tensor, labels: Labels | None, kept: np.ndarray) -> Tensor:
+    """Positions along an axis, counted over its kept labels."""
+    if labels is None or kept[labels].all():
+        return tensor
+    new = torch.from_numpy(np.cumsum(kept[labels]) - 1).to(tensor)
+    return new[tensor]
 
 
 def _check(analysis: ChannelAnalysis, keep: np.ndarray, kept: np.ndarray) -> None:
