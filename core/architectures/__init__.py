@@ -1,6 +1,6 @@
 """Named architectures that a state_dict can be matched with: one file per family, found by the registry."""
 
-from core.architectures.family import Architecture, without_values
+from core.architectures.family import Architecture
 from core.architectures.matching import Difference, Mismatch, compare
 from core.architectures.registry import (
     ArchitectureInfo,
@@ -26,5 +26,4 @@ __all__ = [
     "mismatch",
     "nearest_names",
     "resolve_args",
-    "without_values",
 ]

@@ -85,11 +85,20 @@ class Architecture:
         except ValueError as error:
             raise EngineError("architecture_mismatch", f"{self.name}: {error}", param="/architecture_args") from error
 
+    def build_empty(self, resolved: Args) -> nn.Module:
+        """The same without values, to compare names and shapes with, or to load into.
+
+        With values where the constructor needs them: some run a part of the network to see what comes out.
+        """
+        try:
+            with without_values():
+                return self.build(resolved)
+        except EngineError:
+            return self.build(resolved)
+
     def fits(self, state: State) -> bool:
         """Whether `state` has exactly the names and shapes of this architecture, arguments inferred."""
-        with without_values():
-            module = self.build(self.resolve({}, state))
-        return not compare(module.state_dict(), state)
+        return not compare(self.build_empty(self.resolve({}, state)).state_dict(), state)
 
 
 class Family(Protocol):

@@ -1,19 +1,19 @@
 """Writes the index of a library's networks: their titles, input shapes, arguments and layouts.
 
-    python -m core.architectures.indexing torchvision timm
+    python -m core.architectures.indexing [--missing] [torchvision] [timm]
 
 Every network is built without values, twice: as it is, and with another number of classes and of input channels, which
 shows the sizes that follow from them; then it is run once. What cannot be built, or does not give tensors, is printed
-and left out. Run it after changing the version of a library.
+and left out. Run it after changing the version of a library; with `--missing`, only for networks that the index lacks.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
-import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from core.architectures.families import timm as timm_family
 from core.architectures.families import torchvision as torchvision_family
 from core.architectures.family import State, without_values
 from core.architectures.layout import Layout, OpenSize
-from core.architectures.library import Entry, write_index
+from core.architectures.library import Entry, read_index, write_index
 
 # Neither is a size that a network has for another reason; three input channels become six.
 _CLASSES = 1009
@@ -47,19 +47,25 @@ _AUXILIARY_ARGUMENTS = ("aux_logits", "aux_loss")
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    for library in sys.argv[1:] or ("torchvision", "timm"):
-        entries, version = {"torchvision": _torchvision, "timm": _timm}[library]()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("libraries", nargs="*", default=["torchvision", "timm"])
+    parser.add_argument("--missing", action="store_true")
+    arguments = parser.parse_args()
+    for library in arguments.libraries:
+        known = dict(read_index(library)) if arguments.missing else {}
+        new, version = {"torchvision": _torchvision, "timm": _timm}[library](known)
+        entries = {**known, **new}
         write_index(library, version, entries)
         print(f"{library} {version}: {len(entries)} networks")
 
 
-def _torchvision() -> tuple[dict[str, Entry], str]:
+def _torchvision(known: Container[str]) -> tuple[dict[str, Entry], str]:
     import torchvision
 
     entries = {}
     for name in torchvision.models.list_models():
         builder = torchvision.models.get_model_builder(name)
-        if any(part in builder.__module__ for part in _NOT_SINGLE_TENSOR):
+        if name in known or any(part in builder.__module__ for part in _NOT_SINGLE_TENSOR):
             continue
         with _reported(name) as result:
             result["entry"] = _torchvision_entry(name, builder)
@@ -88,12 +94,14 @@ def _torchvision_entry(name: str, builder: Any) -> Entry:
     return Entry(title, shape, arguments, takes, tuple(layouts))
 
 
-def _timm() -> tuple[dict[str, Entry], str]:
+def _timm(known: Container[str]) -> tuple[dict[str, Entry], str]:
     timm = timm_family.library()
     entries = {}
     for index, name in enumerate(timm.list_models()):
         if index % 100 == 0:
             print(f"timm: {index} …", flush=True)
+        if name in known:
+            continue
         with _reported(name) as result:
             result["entry"] = _timm_entry(name)
         if "entry" in result:
@@ -156,7 +164,10 @@ def _layout(state: State, changed: State) -> Layout:
 
 
 def _empty(build: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    with without_values():
+    try:
+        with without_values():
+            return build(name, dict(arguments)).eval()
+    except Exception:  # a constructor that runs a part of the network needs values
         return build(name, dict(arguments)).eval()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 import core.architectures.families
-from core.architectures.family import Architecture, Args, Family, State, without_values
+from core.architectures.family import Architecture, Args, Family, State
 from core.architectures.matching import Mismatch, compare
 from core.errors import EngineError
 
@@ -132,9 +132,8 @@ def fitting_architectures(state: State) -> list[str]:
 
 def mismatch(name: str, args: Args, state: State) -> Mismatch:
     """How `state` differs from the architecture, whose arguments are inferred from it as far as they can be."""
-    with without_values():
-        module = build(name, args, state)
-    return compare(module.state_dict(), state)
+    architecture = get_architecture(name)
+    return compare(architecture.build_empty(architecture.resolve(args, state)).state_dict(), state)
 
 
 def _letters(name: str) -> str:

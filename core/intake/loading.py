@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.architectures import Architecture, compare, fitting_architectures, get_architecture, without_values
+from core.architectures import Architecture, compare, fitting_architectures, get_architecture
 from core.errors import EngineError
 from core.intake.safetensors_file import PRUNED_MARK
 from core.intake.state_dict import StateDict, read_state_dict
@@ -43,8 +43,7 @@ def load_network(
         raise _already_pruned(named.name)
     given = _sized(named, architecture_args or {}, input_shape)
     args = named.resolve(given, state.tensors)
-    with without_values():
-        module = named.build(args)
+    module = named.build_empty(args)
     module, args, tensors = _matched(named, given, module, args, state)
     shape = _input_shape(named, args, input_shape)
     _load(module, tensors)
@@ -85,8 +84,7 @@ def _matched(
     if renamed.keys() != state.tensors.keys():
         again = architecture.resolve(given, renamed)
         if again != args:
-            with without_values():
-                module = architecture.build(again)
+            module = architecture.build_empty(again)
         if not compare(module.state_dict(), renamed):
             return module, again, renamed
     raise _mismatch(architecture.name, state, str(found), found.as_dict())

@@ -15,8 +15,8 @@ from core.architectures import (
     get_architecture,
     nearest_names,
     resolve_args,
-    without_values,
 )
+from core.architectures.family import without_values
 from core.architectures.library import read_index
 from core.errors import EngineError
 from core.intake import load_network, save_safetensors
