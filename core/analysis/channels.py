@@ -58,7 +58,7 @@ class WeightSlices:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Channels that cannot be removed: the layer and operator that need them, and why."""
+    """Channels that an operator needs all of: its layer and name, and what it does with them."""
 
     layer: str
     operator: str
@@ -95,6 +95,16 @@ class ChannelAnalysis:
             raise ValueError(f"keep has shape {keep.shape}, expected ({self.components},)")
         return keep[self.component_of]
 
+    def changed(self, keep: np.ndarray) -> tuple[Frozen, ...]:
+        """Operators that run over the surviving channels only, and no longer over all of them, after this choice."""
+        kept = self.kept_labels(keep)
+        found = {
+            Frozen(subset.layer, subset.operator, subset.reason): None
+            for subset in self.trace.subsets.values()
+            if not all(kept[read.labels].all() for read in subset.reads)
+        }
+        return tuple(found)
+
     def costs(self, widths: np.ndarray) -> Costs:
         """Exact costs when group g keeps widths[g] of its components, whichever they are; tens of microseconds."""
         return self.cost_table.evaluate(widths)
@@ -104,9 +114,14 @@ class ChannelAnalysis:
         return np.array([int(keep[group.components].sum()) for group in self.groups], dtype=np.int64)
 
 
-def analyse(network: Network) -> ChannelAnalysis:
-    """Find the coupled channels of `network` and everything that planning needs to know of them. Runs no tensor."""
-    trace = trace_network(network)
+def analyse(network: Network, *, survivors: bool = False) -> ChannelAnalysis:
+    """Find the coupled channels of `network` and everything that planning needs to know of them. Runs no tensor.
+
+    By default what is left computes exactly what it computed before, blind to the removed channels; an axis that a
+    norm, a mean or a softmax runs over is frozen. With `survivors` these run over the channels that are left: more can
+    be removed, and `ChannelAnalysis.changed(keep)` names the layers whose meaning changes with it.
+    """
+    trace = trace_network(network, survivors=survivors)
     count, component_of = components(trace.label_count, trace.ties)
     frozen = np.zeros(count, dtype=bool)
     for freeze in trace.freezes:

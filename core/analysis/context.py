@@ -75,11 +75,27 @@ class MacRow:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """The call contracts over `labels`: they lie along `axis` of its argument `argument`."""
+    """`labels` lie along `axis` of the call's argument `argument` (its item `index`, where that is a list)."""
 
     argument: str
     axis: int
     labels: Labels
+    index: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The call runs over the surviving positions only: what it reads is cut to them, and its result fills their places.
+
+    reads: every axis that is cut. results: labels by axis of the result (empty where the axis is reduced away).
+    reason: what the call does with the axis.
+    """
+
+    reads: tuple[Read, ...]
+    results: Mapping[int, Labels]
+    layer: str
+    operator: str
+    reason: str
 
 
 class Edit:
@@ -102,15 +118,20 @@ Rewrite = Callable[[Edit], None]
 
 
 class Recorder:
-    """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation."""
+    """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation.
 
-    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+    survivors: statistics over channels are taken over those that survive instead of freezing them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None, *, survivors: bool = False) -> None:
         self.tensors = tensors or {}
+        self.survivors = survivors
         self.label_count = 0
         self.ties: list[tuple[Labels, Labels]] = []
         self.freezes: list[Freeze] = []
         self.mac_rows: list[MacRow] = []
-        self.reads: dict[str, Read] = {}
+        self.reads: dict[str, tuple[Read, ...]] = {}
+        self.subsets: dict[str, Subset] = {}
         self.rewrites: list[tuple[str, Rewrite]] = []
         self.pieces: list[tuple[str, Labels]] = []
         self.positions: dict[str, Labels] = {}
@@ -181,10 +202,27 @@ class Recorder:
         present = tuple(vector for vector in vectors if vector is not None)
         self.mac_rows.append(MacRow(self.call.node.name, constant, present))
 
-    def read(self, argument: str, axis: int, labels: Labels | None) -> None:
+    def read(self, argument: str, axis: int, labels: Labels | None, index: int | None = None) -> None:
         """The call sums over the positions of `labels`: the masked reference zeroes the removed ones there."""
         if labels is not None:
-            self.reads[self.call.node.name] = Read(argument, axis, labels)
+            name = self.call.node.name
+            self.reads[name] = (*self.reads.get(name, ()), Read(argument, axis, labels, index))
+
+    def run_over(self, reads: Sequence[Read], reason: str, results: Mapping[int, Labels] | None = None) -> None:
+        """The call depends on all positions of the axes that `reads` name: they are frozen.
+
+        With `survivors` it runs over those that are left, as the masked reference does, and is reported. `results`:
+        the axes along which its result still has one position for each.
+        """
+        if not self.survivors:
+            for one in reads:
+                self.freeze(one.labels, reason)
+            return
+        if reads:
+            for one in reads:
+                self.piece(one.labels, "[statistics]")
+            call = self.call
+            self.subsets[call.node.name] = Subset(tuple(reads), dict(results or {}), call.layer, call.operator, reason)
 
     def rewrite(self, closure: Rewrite) -> None:
         self.rewrites.append((self.call.node.name, closure))
@@ -210,6 +248,7 @@ class Recorder:
         self._canonical = None
         del self.ties[ties:], self.freezes[freezes:], self.rewrites[rewrites:], self.pieces[pieces:]
         self.reads.pop(self.call.node.name, None)
+        self.subsets.pop(self.call.node.name, None)
 
 
 def joined_ties(ties: Sequence[tuple[Labels, Labels]]) -> np.ndarray:

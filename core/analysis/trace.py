@@ -28,6 +28,7 @@ from core.analysis.context import (
     Read,
     Recorder,
     Rewrite,
+    Subset,
     UnlabelledOperator,
     joined_ties,
     tensor_arguments,
@@ -47,7 +48,8 @@ class Trace:
     """Everything that one interpretation found.
 
     values: per node, a Value, a tuple of them or an int. tensors: labels of every tensor that a node reads, by each of its names.
-    ties: int64 [2, n] pairs of equal labels. positions: stored tensors whose values number the places of labels. faults: handlers that raised by mistake (sound, but a bug).
+    ties: int64 [2, n] pairs of equal labels. reads: what each node contracts over. subsets: nodes that run over the
+    surviving positions. positions: stored tensors whose values number the places of labels. faults: handlers that raised by mistake (sound, but a bug).
     """
 
     label_count: int
@@ -56,16 +58,20 @@ class Trace:
     values: Mapping[str, Any]
     tensors: Mapping[str, Value]
     mac_rows: tuple[MacRow, ...]
-    reads: Mapping[str, Read]
+    reads: Mapping[str, tuple[Read, ...]]
+    subsets: Mapping[str, Subset]
     rewrites: tuple[tuple[str, Rewrite], ...]
     pieces: tuple[tuple[str, Labels], ...]
     positions: Mapping[str, Labels]
     faults: tuple[str, ...]
 
 
-def trace_network(network: Network) -> Trace:
-    """Interpret `network` on labels; milliseconds, and no tensor is computed."""
-    interpreter = _LabelInterpreter(network)
+def trace_network(network: Network, *, survivors: bool = False) -> Trace:
+    """Interpret `network` on labels; milliseconds, and no tensor is computed.
+
+    survivors: let operators with statistics over channels run over those that are left.
+    """
+    interpreter = _LabelInterpreter(network, survivors)
     for node in network.graph.nodes:
         interpreter.values[node.name] = interpreter.run_node(node)
     interpreter.adopt_aliases()
@@ -78,6 +84,7 @@ def trace_network(network: Network) -> Trace:
         tensors=interpreter.tensors,
         mac_rows=tuple(recorder.mac_rows),
         reads=recorder.reads,
+        subsets=recorder.subsets,
         rewrites=tuple(recorder.rewrites),
         pieces=tuple(recorder.pieces),
         positions=recorder.positions,
@@ -101,9 +108,9 @@ def storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 class _LabelInterpreter:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, survivors: bool) -> None:
         self.network = network
-        self.recorder = Recorder(network.tensors)
+        self.recorder = Recorder(network.tensors, survivors=survivors)
         self.values: dict[str, Any] = {}
         self.tensors: dict[str, Value] = {}
         self.faults: list[str] = []

@@ -151,7 +151,8 @@ def _compare(
     plain, reference, smaller = (_Run(one.graph, one.tensors, inputs) for one in (wide, wide, narrow))
     removed = {
         name: (read.argument, read.axis, torch.from_numpy(np.flatnonzero(~kept[read.labels])))
-        for name, read in analysis.trace.reads.items()
+        for name, reads in analysis.trace.reads.items()
+        for read in reads
         if not kept[read.labels].all()
     }
     from_input = _downstream(wide.graph, lambda node: node.op == "placeholder")
