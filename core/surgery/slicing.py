@@ -49,19 +49,21 @@ def apply(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Netw
 
 def slice_tensors(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Mapping[str, Tensor]:
     """Every tensor of the network cut to its kept labels; names of one storage keep sharing one."""
+    kept = analysis.kept_labels(keep)
     indices = kept_indices(analysis, keep)
     sliced: dict[Any, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in network.tensors.items():
+        points_into = analysis.trace.positions.get(name)
         if name not in indices:
-            tensors[name] = tensor
+            tensors[name] = _renumbered(tensor, points_into, kept)
             continue
         key = storage_key(tensor)
         if key not in sliced:
             for axis, index in enumerate(indices[name]):
                 if index is not None:
                     tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
-            sliced[key] = tensor
+            sliced[key] = _renumbered(tensor, points_into, kept)
         tensors[name] = sliced[key]
     return MappingProxyType(tensors)
 

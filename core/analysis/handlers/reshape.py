@@ -197,7 +197,14 @@ def permutation(call: Call, x: Value) -> list[int]:
 
 def transposition(call: Call, x: Value) -> list[int]:
     order = list(range(x.rank))
-    first, second = (x.axis(call["dim0"]), x.axis(call["dim1"])) if call.operator == "transpose" else (0, x.rank - 1)
+    if call.operator == "mT":
+        first, second = x.rank - 2, x.rank - 1
+    elif "dim0" in call.arguments or "axis0" in call.arguments:
+        first, second = (
+            x.axis(call.get(f"dim{side}") if f"dim{side}" in call.arguments else call[f"axis{side}"]) for side in (0, 1)
+        )
+    else:
+        return order[::-1]
     order[first], order[second] = second, first
     return order
 
@@ -243,24 +250,25 @@ def _expanded(recorder: Recorder, x: Value, shape: tuple[int, ...]) -> Value:
     return Value(shape, labels)
 
 
-def spatial_shift(recorder: Recorder, call: Call) -> Value:
-    """flip and roll: positions move along `dims`, which must stay whole."""
-    x = call["self"]
-    if not call["dims"]:
-        raise UnlabelledOperator(f"{call.operator} over all axes")
-    recorder.freeze_axes(x, call["dims"], f"{call.operator} moves the positions of this axis")
-    return Value(x.shape, x.labels)
+def like(recorder: Recorder, call: Call) -> Value:
+    """view_as, reshape_as: the shape of `other`, whose axes are kept or cut together with the result's."""
+    x, other = call["self"], call["other"]
+    result = rearranged(recorder, x, call.shape)
+    for axis, size in enumerate(call.shape):
+        if size > 1:
+            recorder.tie(result.vector(axis), other.vector(axis), "takes the shape of what cannot be sliced")
+    return result
 
 
 HANDLERS = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
-    **dict.fromkeys(("flatten", "unsqueeze"), reshape_without_sizes),
+    **dict.fromkeys(("flatten", "unsqueeze", "ravel"), reshape_without_sizes),
     "unflatten": unflatten,
     "squeeze": squeeze,
     "permute": _permuted(permutation),
-    **dict.fromkeys(("transpose", "t", "numpy_T"), _permuted(transposition)),
-    "movedim": _permuted(moved),
-    "expand": expand,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT"), _permuted(transposition)),
+    **dict.fromkeys(("movedim", "moveaxis"), _permuted(moved)),
+    **dict.fromkeys(("expand", "broadcast_to"), expand),
     "expand_as": expand_as,
-    **dict.fromkeys(("flip", "roll"), spatial_shift),
+    **dict.fromkeys(("view_as", "reshape_as"), like),
 }
