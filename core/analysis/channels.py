@@ -168,20 +168,28 @@ class _VectorTable:
         self._component_of = component_of
         self._count = count
         self._by_identity: dict[int, int] = {}
-        self._by_content: dict[tuple[bytes, bytes], int] = {}
+        self._by_content: dict[bytes, int] = {}
+        self._by_counts: dict[tuple[bytes, bytes], int] = {}
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
         self._alive: list[Labels] = []
 
     def index(self, vector: Labels) -> int:
         if id(vector) not in self._by_identity:
-            present, counts = np.unique(self._component_of[vector], return_counts=True)
-            key = present.tobytes(), counts.tobytes()
-            if key not in self._by_content:
-                self._by_content[key] = len(self._rows)
-                self._rows.append((present, counts))
-            self._by_identity[id(vector)] = self._by_content[key]
+            members = self._component_of[vector]
+            content = members.tobytes()
+            if content not in self._by_content:
+                self._by_content[content] = self._counted(members)
+            self._by_identity[id(vector)] = self._by_content[content]
             self._alive.append(vector)
         return self._by_identity[id(vector)]
+
+    def _counted(self, members: np.ndarray) -> int:
+        present, counts = np.unique(members, return_counts=True)
+        key = present.tobytes(), counts.tobytes()
+        if key not in self._by_counts:
+            self._by_counts[key] = len(self._rows)
+            self._rows.append((present, counts))
+        return self._by_counts[key]
 
     def add_all(self, vectors: Iterable[Labels]) -> None:
         for vector in vectors:
@@ -257,15 +265,19 @@ def _owners(
     network: Network, trace: Trace, layers: Sequence[tuple[str, Labels]], component_of: np.ndarray, count: int
 ) -> list[str]:
     """Per component, the layer that makes its channels: one that multiplies, else whatever shows them first."""
-    owners = [""] * count
     shown = [*layers]
     for node in network.graph.nodes:
         for value in tensor_arguments([trace.values[node.name]]):
             shown += [(layer_name(node), vector) for vector in value.labels.values()]
-    for name, vector in shown:
-        for component in np.unique(component_of[vector]).tolist():
-            owners[component] = owners[component] or name
-    return owners
+    first = np.full(count, len(shown), dtype=np.int64)
+    seen: set[int] = set()
+    for index, (_, vector) in enumerate(shown):
+        if id(vector) not in seen:
+            seen.add(id(vector))
+            members = component_of[vector]
+            first[members] = np.minimum(first[members], index)
+    names = [*(name for name, _ in shown), ""]
+    return [names[index] for index in first.tolist()]
 
 
 def _frozen_report(trace: Trace) -> tuple[Frozen, ...]:

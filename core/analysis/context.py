@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from core.analysis.label_sets import LabelSets
 from core.analysis.schema import set_argument
 from core.analysis.values import Labels, Value
 from core.network import TensorMeta
@@ -136,7 +137,8 @@ class Recorder:
         self.pieces: list[tuple[str, Labels]] = []
         self.positions: dict[str, Labels] = {}
         self.call: Call | None = None
-        self._canonical: tuple[tuple[int, int], np.ndarray] | None = None
+        self._sets = LabelSets()
+        self._joined = 0
 
     def fresh(self, count: int) -> Labels:
         """`count` labels that were never used."""
@@ -169,10 +171,9 @@ class Recorder:
 
     def canonical(self, labels: np.ndarray) -> np.ndarray:
         """Labels with every set that is tied so far replaced by its smallest member."""
-        if self._canonical is None or self._canonical[0] != (len(self.ties), self.label_count):
-            roots = component_roots(self.label_count, joined_ties(self.ties))
-            self._canonical = (len(self.ties), self.label_count), roots
-        return self._canonical[1][labels]
+        self._sets.join(self.ties[self._joined :])
+        self._joined = len(self.ties)
+        return self._sets.roots(labels)
 
     def contract(self, inputs: Labels | None, weight: Labels | None) -> None:
         """Tie the channels that a layer reads to the input axis of its weight."""
@@ -245,7 +246,8 @@ class Recorder:
     def roll_back(self, checkpoint: tuple[int, ...]) -> None:
         """Forget what an abandoned call pushed. Its cost rows stay: they are facts about the call, whoever freezes it."""
         ties, freezes, rewrites, pieces = checkpoint
-        self._canonical = None
+        if self._joined > ties:
+            self._sets, self._joined = LabelSets(), 0
         del self.ties[ties:], self.freezes[freezes:], self.rewrites[rewrites:], self.pieces[pieces:]
         self.reads.pop(self.call.node.name, None)
         self.subsets.pop(self.call.node.name, None)
@@ -253,7 +255,9 @@ class Recorder:
 
 def joined_ties(ties: Sequence[tuple[Labels, Labels]]) -> np.ndarray:
     """All tied pairs as one int64 array [2, n]."""
-    return np.concatenate([np.stack(pair) for pair in ties], axis=1) if ties else np.zeros((2, 0), dtype=np.int64)
+    if not ties:
+        return np.zeros((2, 0), dtype=np.int64)
+    return np.stack([np.concatenate([pair[side] for pair in ties]) for side in (0, 1)])
 
 
 def components(label_count: int, ties: np.ndarray) -> tuple[int, np.ndarray]:
@@ -261,14 +265,6 @@ def components(label_count: int, ties: np.ndarray) -> tuple[int, np.ndarray]:
     graph = coo_array((np.ones(ties.shape[1], dtype=np.int8), (ties[0], ties[1])), shape=(label_count, label_count))
     count, of = connected_components(graph, directed=False)
     return int(count), of.astype(np.int64)
-
-
-def component_roots(label_count: int, ties: np.ndarray) -> np.ndarray:
-    """Per label, the smallest label that it is tied to."""
-    count, of = components(label_count, ties)
-    smallest = np.full(count, label_count, dtype=np.int64)
-    np.minimum.at(smallest, of, np.arange(label_count))
-    return smallest[of]
 
 
 Handler = Callable[[Recorder, Call], "Value | tuple[Value, ...]"]
