@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 
 from core.deliver.difference import relative_error
-from core.deliver.onnx_graph import OPSET, Uncovered, emit
+from core.deliver.onnx_graph import OPSET, emit
 from core.errors import EngineError
 from core.module_form import to_module
 from core.network import Network
@@ -34,13 +34,23 @@ _CHECKED_BATCHES = (1, 3)
 
 
 def write_onnx(network: Network, path: Path, *, compare: bool = True) -> None:
-    """Write, check and compare with PyTorch. Raises EngineError where the two disagree.
+    """Write by our own rules, or by torch's exporter where they do not cover an operator; check and compare with PyTorch.
 
-    compare: only a file that nobody gets, such as one whose speed is measured, may go without.
+    compare: only a file that nobody gets, such as one whose speed is measured, may go without. Raises EngineError where
+    ONNX Runtime and PyTorch disagree.
     """
     # Before the export, too: the exporter fails obscurely on what one file cannot hold.
     _require_one_file(sum(tensor.nbytes for tensor in network.tensors.values()))
-    model = _export(network)
+    try:
+        _write(emit(network), network, path, compare)
+    except Exception as reason:
+        # Whatever it is, the other way has none of these rules, and the same checks.
+        _LOGGER.warning("Writing ONNX by torch's exporter: %s", str(reason)[:300])
+        path.unlink(missing_ok=True)
+        _write(_exported_by_torch(network), network, path, compare)
+
+
+def _write(model: onnx.ModelProto, network: Network, path: Path, compare: bool) -> None:
     _require_one_file(model.ByteSize())
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -66,15 +76,6 @@ def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.Infer
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _export(network: Network) -> onnx.ModelProto:
-    """By our own rules, or by torch's exporter where they do not cover an operator."""
-    try:
-        return emit(network)
-    except Uncovered as uncovered:
-        _LOGGER.info("%s; using torch's exporter", uncovered)
-        return _exported_by_torch(network)
 
 
 def _exported_by_torch(network: Network) -> onnx.ModelProto:

@@ -15,10 +15,11 @@ from core.network import TensorMeta
 
 
 class Uncovered(Exception):
-    """Nothing here says how to emit a call."""
+    """Nothing here says how to emit a call; `is_fault` where a rule should have known and failed."""
 
-    def __init__(self, node: Node, reason: str = "no rule") -> None:
-        super().__init__(f"{node.target}: {reason}")
+    def __init__(self, node: Node, reason: str = "no rule", *, is_fault: bool = False) -> None:
+        super().__init__(f"{node.name} ({node.target}): {reason}")
+        self.is_fault = is_fault
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,16 @@ class _Emitter:
                 if node.op == "output":
                     results = [self._result(value) for value in node.args[0]]
                 else:
-                    self._set(node, self._value(node))
+                    self._set(node, self._covered_value(node))
         return self._builder.model(results, self._network.outputs)
+
+    def _covered_value(self, node: Node) -> Value:
+        try:
+            return self._value(node)
+        except Uncovered:
+            raise
+        except Exception as error:
+            raise Uncovered(node, f"{type(error).__name__}: {error}", is_fault=True) from error
 
     def _value(self, node: Node) -> Value:
         if node.op == "placeholder":

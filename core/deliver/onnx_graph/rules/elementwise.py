@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from core.deliver.onnx_graph.call import Call
+from core.deliver.onnx_graph.call import Call, Live
 
 _SAME_NAME = {
     "relu": "Relu",
@@ -24,6 +24,13 @@ _SAME_NAME = {
     "floor": "Floor",
     "ceil": "Ceil",
     "sign": "Sign",
+    "round": "Round",
+    "tan": "Tan",
+    "asin": "Asin",
+    "acos": "Acos",
+    "atan": "Atan",
+    "sinh": "Sinh",
+    "cosh": "Cosh",
     "softsign": "Softsign",
     "hardswish": "HardSwish",
     "mish": "Mish",
@@ -65,6 +72,10 @@ def _comparison(operator: str) -> Callable[[Call], str]:
     return rule
 
 
+def _unequal(call: Call) -> str:
+    return call.builder.add("Not", _comparison("Equal")(call))
+
+
 def _reversed_subtraction(call: Call) -> str:
     call.require(call["alpha"] == 1, "alpha")
     dtype = call.result.dtype
@@ -97,7 +108,9 @@ def _hard_sigmoid(call: Call) -> str:
 def _clip(low: str, high: str) -> Callable[[Call], str]:
     def rule(call: Call) -> str:
         dtype = call.result.dtype
-        bounds = [call.builder.scalar(call[name], dtype) if call.given(name) else "" for name in (low, high)]
+        limits = [call.get(name) for name in (low, high)]
+        call.require(not any(isinstance(limit, (Live, torch.Tensor)) for limit in limits), "limits per element")
+        bounds = ["" if limit is None else call.builder.scalar(limit, dtype) for limit in limits]
         return call.builder.add("Clip", call.tensor("self", dtype), *bounds)
 
     return rule
@@ -114,6 +127,16 @@ def _leaky_relu(call: Call) -> str:
 def _elu(call: Call) -> str:
     call.require(call["scale"] == 1 and call["input_scale"] == 1, "a scale")
     return call.builder.add("Elu", call.tensor("self"), alpha=float(call["alpha"]))
+
+
+def _celu(call: Call) -> str:
+    return call.builder.add("Celu", call.tensor("self"), alpha=float(call["alpha"]))
+
+
+def _log_sigmoid(call: Call) -> str:
+    """log σ(x) = −softplus(−x)"""
+    builder = call.builder
+    return builder.add("Neg", builder.add("Softplus", builder.add("Neg", call.tensor("self"))))
 
 
 def _selu(call: Call) -> str:
@@ -198,19 +221,22 @@ RULES = {
         name: _binary(operator)
         for name, operator in {"add": "Add", "sub": "Sub", "mul": "Mul", "maximum": "Max", "minimum": "Min"}.items()
     },
+    "ne": _unequal,
     "rsub": _reversed_subtraction,
-    "div": _division,
+    **dict.fromkeys(("div", "true_divide"), _division),
     "silu": _silu,
     "gelu": _gelu,
     "hardsigmoid": _hard_sigmoid,
     "hardtanh": _clip("min_val", "max_val"),
-    "clamp": _clip("min", "max"),
+    **dict.fromkeys(("clamp", "clip"), _clip("min", "max")),
     "clamp_min": _clip("min", ""),
     "clamp_max": _clip("", "max"),
     "relu6": _relu6,
     "leaky_relu": _leaky_relu,
     "elu": _elu,
     "selu": _selu,
+    "celu": _celu,
+    "log_sigmoid": _log_sigmoid,
     "softplus": _softplus,
     "prelu": _prelu,
     "square": _square,

@@ -21,11 +21,14 @@ def reduce(call: Call, operator: str) -> str:
     """The reduction over the call's axes."""
     call.require("dim" in call.values, "a reduction over the batch")
     axes, keep = call.axes("dim"), int(bool(call.get("keepdim")))
-    call.require(0 not in axes or call.rank("self") == 0, "a reduction over the batch")
+    call.require(0 not in axes, "a reduction over the batch")
     value = call.tensor("self", call.result.dtype)
-    if operator in ("ArgMax", "ArgMin"):
-        return call.builder.add(operator, value, axis=axes[0], keepdims=keep)
     return call.builder.add(operator, value, call.builder.integers(axes), keepdims=keep)
+
+
+def _position_of_maximum(call: Call) -> str:
+    call.require(call.given("dim"), "a reduction over the batch")
+    return call.builder.add("ArgMax", call.tensor("self"), axis=call.axis("dim"), keepdims=int(bool(call["keepdim"])))
 
 
 def _vector_norm(call: Call) -> str:
@@ -38,16 +41,21 @@ def _norm(call: Call) -> str:
     return reduce(call, "ReduceL1" if call["p"] == 1 else "ReduceL2")
 
 
+def _deviation(call: Call) -> str:
+    return call.builder.add("Sqrt", _variance(call))
+
+
 def _variance(call: Call) -> str:
     """mean((x − mean(x))²), over n − correction where that is asked for."""
-    call.require("correction" in call.values, "the old form of the call")
+    call.require("dim" in call.values, "a reduction over the batch")
     axes, builder = call.axes("dim"), call.builder
     call.require(0 not in axes, "a reduction over the batch")
     where, value = builder.integers(axes), call.tensor("self")
     difference = builder.add("Sub", value, builder.add("ReduceMean", value, where, keepdims=1))
     squares = builder.add("Mul", difference, difference)
     mean = builder.add("ReduceMean", squares, where, keepdims=int(bool(call["keepdim"])))
-    correction = 1 if call["correction"] is None else call["correction"]
+    correction = int(call["unbiased"]) if "unbiased" in call.values else call["correction"]
+    correction = 1 if correction is None else correction
     if correction == 0:
         return mean
     count = 1
@@ -103,10 +111,11 @@ RULES = {
     "sum": _reduction("ReduceSum"),
     "amax": _reduction("ReduceMax"),
     "amin": _reduction("ReduceMin"),
-    "argmax": _reduction("ArgMax"),
+    "argmax": _position_of_maximum,
     "linalg_vector_norm": _vector_norm,
     "norm": _norm,
     "var": _variance,
+    "std": _deviation,
     "softmax": _softmax("Softmax"),
     "_softmax": _softmax("Softmax"),
     "log_softmax": _softmax("LogSoftmax"),
