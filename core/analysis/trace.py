@@ -167,29 +167,29 @@ class _LabelInterpreter:
         if handler is None and not call.tensors:
             return unlabelled(node.meta["value"])
         if handler is None:
-            return self._freeze_call(call, f"no label rule for operator {node.target}", count_macs=True)
+            return self._freeze_call(call, f"no label rule for operator {node.target}")
         checkpoint = self.recorder.checkpoint()
         try:
             result = handler(self.recorder, call)
             return _checked(result, node)
         except UnlabelledOperator as refusal:
             self.recorder.roll_back(checkpoint)
-            return self._freeze_call(call, str(refusal), count_macs=False)
+            return self._freeze_call(call, str(refusal))
         except Exception as error:
             self.recorder.roll_back(checkpoint)
             self.faults.append(f"{node.name} ({node.target}): {type(error).__name__}: {error}")
-            return self._freeze_call(
-                call, f"the label rule of {node.target} does not cover this call", count_macs=False
-            )
+            return self._freeze_call(call, f"the label rule of {node.target} does not cover this call")
 
     def _lookup(self, node: Node) -> Any:
         return self.values[node.name]
 
-    def _freeze_call(self, call: Call, reason: str, *, count_macs: bool) -> Any:
+    def _freeze_call(self, call: Call, reason: str) -> Any:
         for value in tensor_arguments(call.arguments.values()):
             for vector in value.labels.values():
                 self.recorder.freeze(vector, reason)
-        if count_macs:
+        rows = self.recorder.mac_rows
+        if not rows or rows[-1].node != call.node.name:
+            # No rule has counted it.
             macs = _counted_macs(call.node)
             if macs:
                 self.recorder.macs(macs, [])

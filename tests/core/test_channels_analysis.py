@@ -157,7 +157,7 @@ BODIES = {
     "flip of pixels": (lambda x: x + x.flip(3), 8),
     "in-place on a view": (lambda x: _add_to_half(x), 8),
     "pixel unshuffle and shuffle": (lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2), 8),
-    "attention between pixels": (lambda x: _pixel_attention(x), 0),
+    "attention between pixels": (lambda x: _pixel_attention(x), 8),
     "masked": (lambda x: torch.where(x > 0, x, x * 0.1).clamp(-2, 2), 8),
 }
 
