@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array, csc_array
 
 from core.analysis.context import components, tensor_arguments
-from core.analysis.costs import CostTable, Product, assert_exact, build_cost_table
+from core.analysis.costs import CostTable, LiveProduct, Product, assert_exact, build_cost_table
 from core.analysis.rows import CostRow, cost_rows
 from core.analysis.schema import operator_name
 from core.analysis.trace import Trace, layer_name, trace_network
@@ -145,7 +145,12 @@ def analyse(network: Network, *, survivors: bool = False) -> ChannelAnalysis:
         params=_products(rows.params, vectors, fixed, slope),
         macs=_products(rows.macs, vectors, fixed, slope),
         weight_bytes=_products(rows.weight_bytes, vectors, fixed, slope),
-        steps=[_products(step, vectors, fixed, slope) for step in rows.steps],
+        buffers=[
+            LiveProduct(product, live.birth, live.death)
+            for live, product in zip(
+                rows.buffers, _products([live.row for live in rows.buffers], vectors, fixed, slope), strict=True
+            )
+        ],
     )
     assert_exact(table, full_widths)
     return ChannelAnalysis(
@@ -224,12 +229,13 @@ def _groups(matrix: csc_array, frozen: np.ndarray, owners: list[str]) -> tuple[G
 
 def _products(rows: Sequence[CostRow], vectors: _VectorTable, fixed: np.ndarray, slope: np.ndarray) -> list[Product]:
     """Rows over vector ids, with the vectors that cannot change folded into the constant."""
+    varies = slope.any(axis=1)
     products = []
     for row in rows:
         constant, variable = row.constant, []
         for vector in row.vectors:
             index = vectors.index(vector)
-            if slope[index].any():
+            if varies[index]:
                 variable.append(index)
             else:
                 constant *= int(fixed[index])
