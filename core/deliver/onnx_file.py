@@ -51,9 +51,10 @@ def write_onnx(network: Network, path: Path, *, compare: bool = True) -> None:
 
 
 def _write(model: onnx.ModelProto, network: Network, path: Path, compare: bool) -> None:
-    _require_one_file(model.ByteSize())
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    _require_one_file(sum(len(tensor.raw_data) for tensor in model.graph.initializer))
+    data = model.SerializeToString(deterministic=True)
+    onnx.checker.check_model(data, full_check=True)
+    path.write_bytes(data)
     if compare:
         _compare(network, path)
 
