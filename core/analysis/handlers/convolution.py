@@ -13,19 +13,23 @@ import operator
 import numpy as np
 from torch.fx import Node
 
-from core.analysis.context import Call, Edit, Recorder, UnlabelledOperator
+from core.analysis.context import Call, Edit, Read, Recorder, UnlabelledOperator
 from core.analysis.schema import bind
 from core.analysis.values import Labels, Value
 
 _KERNEL = "kernel positions"
+_ALONG = "convolves along this axis"
 
 
 def convolution(recorder: Recorder, call: Call) -> Value:
     """conv1d/2d/3d. x [N, C, …], weight [O, C/groups, …], bias [O] → [N, O, …]."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
-    _count(recorder, weight, call.shape)
+    along = _same_length(x, call)
+    _count(recorder, weight, Value(call.shape, along))
     groups = call["groups"]
-    _freeze_spatial(recorder, x, weight)
+    recorder.freeze_axes(weight, range(2, weight.rank), _KERNEL, quiet=True)
+    recorder.freeze_axes(x, [axis for axis in (0, *range(2, x.rank)) if axis not in along], _ALONG)
+    recorder.run_over([Read("input", axis, labels) for axis, labels in along.items()], _ALONG, along)
     outputs = weight.vector(0)
     if groups == 1:
         if weight.shape[1] > 1:
@@ -36,14 +40,25 @@ def convolution(recorder: Recorder, call: Call) -> Value:
     else:
         _position_mode(recorder, x, weight, groups)
     _tie_bias(recorder, bias, outputs)
-    return Value(call.shape, {1: outputs})
+    return Value(call.shape, {1: outputs, **along})
+
+
+def _same_length(x: Value, call: Call) -> dict[int, Labels]:
+    """Labels of the axes that are convolved along, position for position (channel attention by a conv1d, ECA-Net)."""
+    found = {}
+    for index, stride in enumerate(call["stride"] * (x.rank - 2) if len(call["stride"]) == 1 else call["stride"]):
+        axis = index + 2
+        if axis in x.labels and stride == 1 and call.shape[axis] == x.shape[axis]:
+            found[axis] = x.labels[axis]
+    return found
 
 
 def transposed_convolution(recorder: Recorder, call: Call) -> Value:
     """conv_transpose1d/2d/3d. x [N, C, …], weight [C, O/groups, …], bias [O] → [N, O, …]."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
-    _count(recorder, weight, x.shape)
-    _freeze_spatial(recorder, x, weight)
+    _count(recorder, weight, Value(x.shape))
+    recorder.freeze_axes(weight, range(2, weight.rank), _KERNEL, quiet=True)
+    recorder.freeze_axes(x, [0, *range(2, x.rank)], _ALONG)
     inputs = weight.vector(0)
     if weight.shape[0] > 1:
         recorder.contract(x.vector(1), inputs)
@@ -67,17 +82,14 @@ def transposed_convolution(recorder: Recorder, call: Call) -> Value:
     return Value(call.shape, {1: outputs})
 
 
-def _count(recorder: Recorder, weight: Value, spatial: tuple[int, ...]) -> None:
-    """Every weight element is used once per position; `spatial` is the shape that is walked over."""
+def _count(recorder: Recorder, weight: Value, walked: Value) -> None:
+    """Every weight element is used once per position of `walked`, its channels apart."""
     constant = math.prod(size for axis, size in enumerate(weight.shape) if axis > 1 or axis not in weight.labels)
-    recorder.macs(constant * spatial[0] * math.prod(spatial[2:]), [weight.vector(0), weight.vector(1)])
-    if len(spatial) != weight.rank:
+    constant *= math.prod(size for axis, size in enumerate(walked.shape) if axis != 1 and axis not in walked.labels)
+    lengths = [labels for axis, labels in walked.labels.items() if axis != 1]
+    recorder.macs(constant, [weight.vector(0), weight.vector(1), *lengths])
+    if walked.rank != weight.rank:
         raise UnlabelledOperator("convolution of an input without batch dimension")
-
-
-def _freeze_spatial(recorder: Recorder, x: Value, weight: Value) -> None:
-    recorder.freeze_axes(weight, range(2, weight.rank), _KERNEL, quiet=True)
-    recorder.freeze_axes(x, [0, *range(2, x.rank)], "convolves along this axis")
 
 
 def _group_mode(recorder: Recorder, call: Call, x: Value, weight: Value, groups: int) -> None:
