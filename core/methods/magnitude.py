@@ -24,6 +24,8 @@ from core.methods.options import PLAN_OPTIONS
 from core.network import Network
 from core.planning import PlanOptions
 
+_CHUNK_ELEMENTS = 2**17
+
 
 @dataclass(frozen=True)
 class MagnitudeConfig:
@@ -52,19 +54,26 @@ def scores(network: Network, analysis: ChannelAnalysis, config: MagnitudeConfig,
         axes = sorted(slices.axis for slices in found)
         power = _power(network.tensors[name].detach(), axes, config.norm)
         for slices in found:
-            others = [index for index, axis in enumerate(axes) if axis != slices.axis]
-            per_slice = (power.sum(dim=others) if others else power).cpu().numpy()
+            per_slice = power[slices.axis].cpu().numpy()
             labelled = slices.component >= 0
             total += np.bincount(slices.component[labelled], per_slice[labelled], minlength=analysis.components)
     return total ** (1 / config.norm)
 
 
-def _power(weight: Tensor, axes: list[int], norm: int) -> Tensor:
-    """Σ|w|^norm over all axes but `axes`, float64: one pass over the weight that all of its labelled axes share."""
-    rest = [axis for axis in range(weight.ndim) if axis not in axes]
-    if not rest:
-        return weight.double().abs() ** norm
-    return torch.linalg.vector_norm(weight, ord=norm, dim=rest, dtype=torch.float64) ** norm
+def _power(weight: Tensor, axes: list[int], norm: int) -> dict[int, Tensor]:
+    """Per axis of `axes`, Σ|w|^norm of its slices, float64: one pass over the weight, in parts that fit in the cache."""
+    axis_sums = {axis: weight.new_zeros(weight.shape[axis], dtype=torch.float64) for axis in axes}
+    step = max(1, _CHUNK_ELEMENTS * len(weight) // weight.numel())
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step].double()
+        part = part.abs() if norm == 1 else part.square()
+        for axis in axes:
+            others = [other for other in range(weight.ndim) if other != axis]
+            if axis == 0:
+                axis_sums[0][start : start + step] = part.sum(others)
+            else:
+                axis_sums[axis] += part.sum(others)
+    return axis_sums
 
 
 METHOD = Method(
