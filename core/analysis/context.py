@@ -121,12 +121,21 @@ Rewrite = Callable[[Edit], None]
 class Recorder:
     """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation.
 
-    survivors: statistics over channels are taken over those that survive instead of freezing them.
+    survivors: statistics over channels are taken over those that survive instead of freezing them. splits: nodes that
+    split one labelled axis into several, and into how many. choices: which of them stays free there, 0 for the longest.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor] | None = None, *, survivors: bool = False) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        survivors: bool = False,
+        choices: Mapping[str, int] | None = None,
+    ) -> None:
         self.tensors = tensors or {}
         self.survivors = survivors
+        self.splits: dict[str, int] = {}
+        self._choices = choices or {}
         self.label_count = 0
         self.ties: list[tuple[Labels, Labels]] = []
         self.freezes: list[Freeze] = []
@@ -161,6 +170,15 @@ class Recorder:
         if len(labelled) < len(vectors):
             self.freeze(labelled[0], reason)
         return labelled[0]
+
+    def free_axis(self, sizes: Mapping[int, int]) -> int:
+        """Which of the axes (with their sizes) that one labelled axis was split into goes on being sliced."""
+        order = sorted(sizes, key=lambda axis: -sizes[axis])
+        if len(order) == 1 or self.call is None:
+            return order[0]
+        name = self.call.node.name
+        self.splits[name] = len(order)
+        return order[min(self._choices.get(name, 0), len(order) - 1)]
 
     def tie_rows(self, rectangle: np.ndarray) -> Labels:
         """Tie all rows of a 2-d array of labels to its first row, which is returned."""

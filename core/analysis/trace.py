@@ -30,6 +30,7 @@ from core.analysis.context import (
     Rewrite,
     Subset,
     UnlabelledOperator,
+    components,
     joined_ties,
     tensor_arguments,
     unlabelled,
@@ -69,14 +70,36 @@ class Trace:
 def trace_network(network: Network, *, survivors: bool = False) -> Trace:
     """Interpret `network` on labels; milliseconds, and no tensor is computed.
 
-    survivors: let operators with statistics over channels run over those that are left.
+    survivors: let operators with statistics over channels run over those that are left. Where an axis is split and the
+    part that stays free turns out to be frozen, the next longest is tried: heads instead of the channels inside them.
     """
-    interpreter = _LabelInterpreter(network, survivors)
+    choices: dict[str, int] = {}
+    best, splits = _interpreted(network, survivors, choices)
+    latest = best
+    for _ in range(max(splits.values(), default=1) - 1):
+        frozen = _frozen_labels(latest)
+        stuck = {
+            node: choices.get(node, 0) + 1
+            for node, options in splits.items()
+            if choices.get(node, 0) + 1 < options
+            and any(frozen[labels].all() for labels in latest.values[node].labels.values())
+        }
+        if not stuck:
+            break
+        choices |= stuck
+        latest, _ = _interpreted(network, survivors, choices)
+        best = max(best, latest, key=_free_positions)
+    return best
+
+
+def _interpreted(network: Network, survivors: bool, choices: Mapping[str, int]) -> tuple[Trace, dict[str, int]]:
+    """What was found, and the nodes that split a labelled axis, with the number of axes that could stay free."""
+    interpreter = _LabelInterpreter(network, survivors, choices)
     for node in network.graph.nodes:
         interpreter.values[node.name] = interpreter.run_node(node)
     interpreter.adopt_aliases()
     recorder = interpreter.recorder
-    return Trace(
+    trace = Trace(
         label_count=recorder.label_count,
         ties=joined_ties(recorder.ties),
         freezes=tuple(recorder.freezes),
@@ -90,6 +113,22 @@ def trace_network(network: Network, *, survivors: bool = False) -> Trace:
         positions=recorder.positions,
         faults=tuple(interpreter.faults),
     )
+    return trace, recorder.splits
+
+
+def _frozen_labels(trace: Trace) -> np.ndarray:
+    """bool per label: tied to one that must stay."""
+    count, component_of = components(trace.label_count, trace.ties)
+    frozen = np.zeros(count, dtype=bool)
+    for freeze in trace.freezes:
+        frozen[component_of[freeze.labels]] = True
+    return frozen[component_of]
+
+
+def _free_positions(trace: Trace) -> int:
+    """How many slices of stored tensors can be removed."""
+    frozen = _frozen_labels(trace)
+    return sum(int((~frozen[labels]).sum()) for value in trace.tensors.values() for labels in value.labels.values())
 
 
 def layer_name(node: Node) -> str:
@@ -108,9 +147,9 @@ def storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 class _LabelInterpreter:
-    def __init__(self, network: Network, survivors: bool) -> None:
+    def __init__(self, network: Network, survivors: bool, choices: Mapping[str, int]) -> None:
         self.network = network
-        self.recorder = Recorder(network.tensors, survivors=survivors)
+        self.recorder = Recorder(network.tensors, survivors=survivors, choices=choices)
         self.values: dict[str, Any] = {}
         self.tensors: dict[str, Value] = {}
         self.faults: list[str] = []

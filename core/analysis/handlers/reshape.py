@@ -3,7 +3,8 @@
 A view is taken apart into blocks of equal element count. In a block with one labelled axis, the labels are spread over
 the block and looked at in its new shape: along at most one new axis they vary (a flatten repeats each label, its inverse
 undoes that: no tie is needed); where they vary along several, the longest stays free and the others are tied. That one
-heuristic gives channel shuffle, attention heads and pixel shuffle by views.
+heuristic gives channel shuffle, attention heads and pixel shuffle by views. Where the channels inside the heads turn out
+to be frozen (normalised queries, attention over channels), the interpretation is repeated with the heads free.
 """
 
 from __future__ import annotations
@@ -78,12 +79,9 @@ def rearranged(recorder: Recorder, x: Value, shape: tuple[int, ...]) -> Value:
             # All positions share one label: it can only go as a whole, which would empty the axis.
             recorder.freeze(spread.ravel()[:1], "the only channel of an axis", quiet=True)
             continue
-        longest = max(varying, key=lambda k: spread.shape[k])
-        rectangle = np.moveaxis(spread, longest, -1).reshape(-1, spread.shape[longest])
-        if len(varying) > 1:
-            labels[outputs[longest]] = recorder.tie_rows(rectangle)
-        else:
-            labels[outputs[longest]] = rectangle[0]
+        chosen = recorder.free_axis({k: spread.shape[k] for k in varying})
+        rectangle = np.moveaxis(spread, chosen, -1).reshape(-1, spread.shape[chosen])
+        labels[outputs[chosen]] = recorder.tie_rows(rectangle) if len(varying) > 1 else rectangle[0]
     return Value(shape, labels)
 
 
