@@ -99,6 +99,14 @@ class Subset:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One labelled axis became several: how many, and the labels along the one that stays free."""
+
+    options: int
+    labels: Labels
+
+
 class Edit:
     """What a rewrite closure sees: its node in the new graph, and which labels are kept."""
 
@@ -122,7 +130,7 @@ class Recorder:
     """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation.
 
     survivors: statistics over channels are taken over those that survive instead of freezing them. splits: nodes that
-    split one labelled axis into several, and into how many. choices: which of them stays free there, 0 for the longest.
+    split one labelled axis into several. choices: which of these stays free there, 0 for the longest.
     """
 
     def __init__(
@@ -134,7 +142,7 @@ class Recorder:
     ) -> None:
         self.tensors = tensors or {}
         self.survivors = survivors
-        self.splits: dict[str, int] = {}
+        self.splits: dict[str, Split] = {}
         self._choices = choices or {}
         self.label_count = 0
         self.ties: list[tuple[Labels, Labels]] = []
@@ -171,14 +179,15 @@ class Recorder:
             self.freeze(labelled[0], reason)
         return labelled[0]
 
-    def free_axis(self, sizes: Mapping[int, int]) -> int:
-        """Which of the axes (with their sizes) that one labelled axis was split into goes on being sliced."""
-        order = sorted(sizes, key=lambda axis: -sizes[axis])
+    def free_axis(self, labels: np.ndarray, axes: Sequence[int]) -> int:
+        """Which of the axes, along all of which `labels` vary, goes on being sliced."""
+        order = sorted(axes, key=lambda axis: -labels.shape[axis])
         if len(order) == 1 or self.call is None:
             return order[0]
         name = self.call.node.name
-        self.splits[name] = len(order)
-        return order[min(self._choices.get(name, 0), len(order) - 1)]
+        chosen = order[min(self._choices.get(name, 0), len(order) - 1)]
+        self.splits[name] = Split(len(order), np.moveaxis(labels, chosen, 0).reshape(labels.shape[chosen], -1)[:, 0])
+        return chosen
 
     def tie_rows(self, rectangle: np.ndarray) -> Labels:
         """Tie all rows of a 2-d array of labels to its first row, which is returned."""

@@ -28,6 +28,7 @@ from core.analysis.context import (
     Read,
     Recorder,
     Rewrite,
+    Split,
     Subset,
     UnlabelledOperator,
     components,
@@ -76,24 +77,23 @@ def trace_network(network: Network, *, survivors: bool = False) -> Trace:
     choices: dict[str, int] = {}
     best, splits = _interpreted(network, survivors, choices)
     latest = best
-    for _ in range(max(splits.values(), default=1) - 1):
+    for _ in range(max((split.options for split in splits.values()), default=1) - 1):
         frozen = _frozen_labels(latest)
         stuck = {
             node: choices.get(node, 0) + 1
-            for node, options in splits.items()
-            if choices.get(node, 0) + 1 < options
-            and any(frozen[labels].all() for labels in latest.values[node].labels.values())
+            for node, split in splits.items()
+            if choices.get(node, 0) + 1 < split.options and frozen[split.labels].all()
         }
         if not stuck:
             break
         choices |= stuck
-        latest, _ = _interpreted(network, survivors, choices)
+        latest, splits = _interpreted(network, survivors, choices)
         best = max(best, latest, key=_free_positions)
     return best
 
 
-def _interpreted(network: Network, survivors: bool, choices: Mapping[str, int]) -> tuple[Trace, dict[str, int]]:
-    """What was found, and the nodes that split a labelled axis, with the number of axes that could stay free."""
+def _interpreted(network: Network, survivors: bool, choices: Mapping[str, int]) -> tuple[Trace, dict[str, Split]]:
+    """What was found, and the nodes that split a labelled axis."""
     interpreter = _LabelInterpreter(network, survivors, choices)
     for node in network.graph.nodes:
         interpreter.values[node.name] = interpreter.run_node(node)

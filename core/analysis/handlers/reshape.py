@@ -79,7 +79,7 @@ def rearranged(recorder: Recorder, x: Value, shape: tuple[int, ...]) -> Value:
             # All positions share one label: it can only go as a whole, which would empty the axis.
             recorder.freeze(spread.ravel()[:1], "the only channel of an axis", quiet=True)
             continue
-        chosen = recorder.free_axis({k: spread.shape[k] for k in varying})
+        chosen = recorder.free_axis(spread, varying)
         rectangle = np.moveaxis(spread, chosen, -1).reshape(-1, spread.shape[chosen])
         labels[outputs[chosen]] = recorder.tie_rows(rectangle) if len(varying) > 1 else rectangle[0]
     return Value(shape, labels)
