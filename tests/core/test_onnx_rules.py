@@ -138,7 +138,18 @@ def live_sizes(self, x):
     )
 
 
+def per_image(self, x):
+    """Weights mixed from experts for every image, as in CondConv: strided and grouped, then of single points."""
+    mix = torch.sigmoid(x.mean((2, 3)))[:, :4]
+    weight = (mix @ self.experts).view(x.shape[0] * 8, 4, 3, 3)
+    y = F.conv2d(x.reshape(1, x.shape[0] * 16, 8, 8), weight, None, 2, 1, 1, x.shape[0] * 4)
+    y = y.reshape(x.shape[0], 8, 4, 4)
+    weight = (mix @ self.points).view(x.shape[0] * 6, 8, 1, 1)
+    return F.conv2d(y.reshape(1, x.shape[0] * 8, 4, 4), weight, groups=x.shape[0]).reshape(x.shape[0], 6, 4, 4)
+
+
 WITH_TENSORS = {
+    "weights of every image": Around(per_image, experts=random(4, 8 * 36), points=random(4, 48)),
     "a grouped, strided and dilated convolution": nn.Conv2d(16, 8, 3, (2, 1), (2, 1), (1, 2), groups=4),
     "a convolution that keeps the size": nn.Conv2d(16, 8, (4, 3), padding="same"),
     "a convolution without padding": nn.Conv2d(16, 8, 3, padding="valid", bias=False),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from core.deliver.onnx_graph.call import Call
+from core.deliver.onnx_graph.call import Call, Size
 
 
 def per_axis(value: Any, rank: int) -> list[int]:
@@ -19,7 +20,8 @@ def per_axis(value: Any, rank: int) -> list[int]:
 def _convolution(rank: int) -> Callable[[Call], str]:
     def rule(call: Call) -> str:
         call.require(len(call.result.shape) == rank + 2, "an image without a batch axis")
-        call.require(isinstance(call["groups"], int), "groups that depend on the batch")
+        if isinstance(call["groups"], Size):
+            return _per_image(call, rank)
         kernel = call.raw["weight"].meta["value"].shape[2:]
         dilation = per_axis(call["dilation"], rank)
         return call.builder.add(
@@ -35,6 +37,38 @@ def _convolution(rank: int) -> Callable[[Call], str]:
         )
 
     return rule
+
+
+def _per_image(call: Call, rank: int) -> str:
+    """A convolution whose weights are computed for every image: images laid side by side as channels, groups per image.
+
+    ONNX has no groups that depend on the batch. The windows under the kernel become channels by a convolution with unit
+    vectors; what is left is a product of matrices per image and group.
+    """
+    builder, shape, weight_shape = call.builder, call.shape("input"), call.shape("weight")
+    call.require(call.result.shape[0] == 1 and not call.given("bias"), "weights per image in another layout")
+    channels, groups = shape[1], call.raw["groups"].meta["value"]
+    kernel, dilation, strides = weight_shape[2:], per_axis(call["dilation"], rank), per_axis(call["stride"], rank)
+    pads = _pads(call["padding"], kernel, dilation)
+    taps, sizes = math.prod(kernel), call.result.shape[2:]
+    windows = builder.add("Reshape", call.tensor("input"), builder.integers([-1, channels, *shape[2:]]))
+    if taps > 1 or any(pads) or set(strides) != {1}:
+        units = torch.eye(taps, dtype=call.result.dtype).view(taps, 1, *kernel).repeat(channels, *[1] * (rank + 1))
+        windows = builder.add(
+            "Conv",
+            windows,
+            builder.tensor(units, f"{call.node.name}.units"),
+            kernel_shape=list(kernel),
+            strides=strides,
+            dilations=dilation,
+            pads=pads,
+            group=channels,
+        )
+    per_group = channels // groups * taps
+    windows = builder.add("Reshape", windows, builder.integers([-1, groups, per_group, math.prod(sizes)]))
+    outputs = weight_shape[0] // groups
+    weight = builder.add("Reshape", call.tensor("weight"), builder.integers([-1, groups, outputs, per_group]))
+    return builder.add("Reshape", builder.add("MatMul", weight, windows), builder.integers([1, -1, *sizes]))
 
 
 def _pads(padding: Any, kernel: tuple[int, ...], dilation: list[int]) -> list[int]:
