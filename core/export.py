@@ -15,7 +15,9 @@ The exported graph is copied once, and on the way
 from __future__ import annotations
 
 import string
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -241,4 +243,10 @@ def _int_at_batch_one(size: int | torch.SymInt) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The message of an error; where it has none (a bare assertion), the line of code that raised it."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0][:300]
+    torch_folder = str(Path(torch.__file__).parent)
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(torch_folder)]
+    return f"{type(error).__name__} at `{frames[-1].line}`"[:300]

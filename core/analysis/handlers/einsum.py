@@ -72,6 +72,11 @@ def einsum(recorder: Recorder, call: Call) -> Value:
         if name not in equation.output and holders:
             index, axis = holders[0]
             recorder.read("tensors", axis, vectors[0], index)
+            if joined[name] is not None and len(holders) > 1:
+                # A sum over a single position would be no product any more: one of each half stays.
+                half = len(joined[name]) // 2
+                recorder.piece(joined[name][:half], f"[{name}, first half]")
+                recorder.piece(joined[name][half:], f"[{name}, second half]")
     _count(recorder, equation, operands, joined)
     return Value(call.shape, {axis: joined[name] for axis, name in enumerate(equation.output)})
 
