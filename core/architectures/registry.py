@@ -39,9 +39,11 @@ class ArchitectureInfo:
 
 @functools.cache
 def _families() -> tuple[Family, ...]:
+    """The smallest first: what is here for a purpose is the likelier meaning of a name or a state_dict."""
     package = core.architectures.families
     modules = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(importlib.import_module(f"{package.__name__}.{module}").FAMILY for module in modules)
+    found = [importlib.import_module(f"{package.__name__}.{module}").FAMILY for module in modules]
+    return tuple(sorted(found, key=lambda family: len(family.names())))
 
 
 @functools.cache
@@ -107,7 +109,7 @@ def nearest_names(name: str) -> list[str]:
         for known in by_letters[letters]
     ]
     found = list(dict.fromkeys([*exact, *close]))
-    prefix = written.rpartition(":")[0] + ":"
+    prefix = written.replace("/", ":").partition(":")[0] + ":"
     return sorted(found, key=lambda known: (known not in exact, not known.startswith(prefix)))[:_NEAREST]
 
 
