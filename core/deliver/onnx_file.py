@@ -47,7 +47,18 @@ def write_onnx(network: Network, path: Path, *, compare: bool = True) -> None:
         # Whatever it is, the other way has none of these rules, and the same checks.
         _LOGGER.warning("Writing ONNX by torch's exporter: %s", str(reason)[:300])
         path.unlink(missing_ok=True)
-        _write(_exported_by_torch(network), network, path, compare)
+        _write(_by_torch(network, reason), network, path, compare)
+
+
+def _by_torch(network: Network, reason: Exception) -> onnx.ModelProto:
+    try:
+        return _exported_by_torch(network)
+    except Exception as error:
+        raise EngineError(
+            "invalid_request",
+            f"The network cannot be written as ONNX ({str(reason)[:200]}). Ask for the safetensors output instead.",
+            param="/outputs",
+        ) from error
 
 
 def _write(model: onnx.ModelProto, network: Network, path: Path, compare: bool) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from core.deliver import onnx_file
 from core.deliver.onnx_graph import Uncovered, emit
 from core.deliver.onnx_graph.rules import RULES
+from core.errors import EngineError
 from core.network import Network
 from tests.core.operator_cases import CALLS
 
@@ -302,6 +303,20 @@ def test_a_rule_that_fails_or_writes_something_else_leaves_the_file_to_the_other
     with pytest.raises(Uncovered, match="sizes") as uncovered:
         emit(network)
     assert uncovered.value.is_fault
+
+
+def test_a_network_that_neither_way_can_write_is_refused_with_the_call_that_stops_it(tmp_path):
+    def per_image_with_bias(self, x):
+        n = x.shape[0]
+        mix = torch.sigmoid(x.mean((2, 3)))
+        weight = (mix @ self.experts).view(n * 8, 16, 1, 1)
+        return F.conv2d(x.reshape(1, n * 16, 8, 8), weight, mix[:, :8].reshape(-1), groups=n).reshape(n, 8, 8, 8)
+
+    network = Network.from_module(Around(per_image_with_bias, experts=random(16, 128)), {"input": (16, 8, 8)})
+    with pytest.raises(EngineError, match=r"cannot be written as ONNX.*conv2d.*weights per image") as refused:
+        onnx_file.write_onnx(network, tmp_path / "model.onnx")
+    assert refused.value.code == "invalid_request" and refused.value.param == "/outputs"
+    assert not (tmp_path / "model.onnx").exists()
 
 
 class Outputs(nn.Module):
