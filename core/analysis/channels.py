@@ -158,7 +158,7 @@ def analyse(network: Network, *, survivors: bool = False) -> ChannelAnalysis:
         groups=groups,
         layers=tuple(_layer_width(name, vectors.index(vector), fixed, slope, full_widths) for name, vector in widths),
         slices=tuple(_slices(trace, component_of)),
-        frozen=_frozen_report(trace),
+        frozen=_frozen_report(trace, layers, component_of, count),
         full_widths=full_widths,
         cost_table=table,
         trace=trace,
@@ -286,6 +286,16 @@ def _owners(
     return [names[index] for index in first.tolist()]
 
 
-def _frozen_report(trace: Trace) -> tuple[Frozen, ...]:
-    found = {Frozen(freeze.layer, freeze.operator, freeze.reason): None for freeze in trace.freezes if not freeze.quiet}
+def _frozen_report(
+    trace: Trace, layers: Sequence[tuple[str, Labels]], component_of: np.ndarray, count: int
+) -> tuple[Frozen, ...]:
+    """What keeps the width of some layer; that pixels and constant tables stay whole is no news."""
+    widths = np.zeros(count, dtype=bool)
+    for _, vector in layers:
+        widths[component_of[vector]] = True
+    found = {
+        Frozen(freeze.layer, freeze.operator, freeze.reason): None
+        for freeze in trace.freezes
+        if not freeze.quiet and widths[component_of[freeze.labels]].any()
+    }
     return tuple(found)
