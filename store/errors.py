@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from store.contract import ErrorInfo
 
 
@@ -48,6 +50,18 @@ class ModelRejected(UploadRejected):
 class DatasetRejected(UploadRejected):
     resource = "dataset"
     param = "/dataset"
+
+
+class DatasetUnlabelled(StoreError):
+    """A request needs labels, and inspection found none in its dataset. `fields` are the request's that need them."""
+
+    def __init__(self, id: str, fields: Sequence[str]) -> None:
+        super().__init__(
+            f"The dataset {id} has no labels, and {' and '.join(fields)} need them. Leave those out, or name a dataset "
+            "with labels."
+        )
+        self.id = id
+        self.fields = tuple(fields)
 
 
 class IllegalTransition(StoreError):
