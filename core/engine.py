@@ -12,80 +12,35 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from core.analysis import Profile, profile
-from core.analysis.folding import fold_statistics
-from core.budget import Budget, Constraint, Costs
+from core.agreement import require_agreement, require_equal, require_same_function
+from core.analysis import profile
+from core.budget import Constraint, Costs
 from core.choice import Choice, Chooser, given_widths
-from core.deliver import Delivery, deliver
-from core.deliver.latency import Latency
+from core.deliver import deliver
 from core.errors import EngineError
-from core.intake import load_network
-from core.latency import REPLANS, LatencyGuide, exported_latency
-from core.measure import independent_costs
+from core.latency import REPLANS, analytic, delivered_latency, exported_latency, guide_for, guided
 from core.methods import get_method
 from core.network import Network
-from core.planning import safetensors_bytes
-from core.progress import Progress, ProgressEvent, silent
+from core.origin import Origin, load_origin
+from core.progress import Progress, Stages, silent
 from core.proposal import compose_proposal
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, check_baseline, check_fits, load_dataset, recover
 from core.report import compose_result
+from core.request import CompressionRequest
 from core.surgery import Equivalence, apply, kept_indices, verify
+
+__all__ = ["CompressionRequest", "compress", "propose", "resolve_device"]
 
 # With `on_unmet: best_effort`, an accuracy floor that the budget breaks is kept by moving the caps this far towards the
 # original costs, one attempt after another; the last one delivers the original network.
 RELAXATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Relative, for float32 weights that were computed in float64.
-_FOLDING_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class CompressionRequest:
-    """Everything that decides the outcome of one run.
-
-    methods: one mapping per step of the chain, each with its `type`. plan: `{"layers": [{"name", "out"}, …]}`, widths
-    that the planner takes as they are. recovery: keyword arguments of `RecoveryConfig`. max_accuracy_drop: largest
-    allowed loss of accuracy, as a fraction; needs a labelled dataset (`_accuracy_drop`).
-    """
-
-    model_path: Path
-    budget: Budget
-    architecture: str | None = None
-    architecture_args: Mapping[str, Any] = field(default_factory=dict)
-    input_shape: tuple[int, ...] | None = None
-    methods: tuple[Mapping[str, Any], ...] = ({"type": "auto"},)
-    plan: Mapping[str, Any] | None = None
-    dataset_path: Path | None = None
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    scale: float | None = None
-    recovery: Mapping[str, Any] = field(default_factory=dict)
-    outputs: tuple[str, ...] = ("onnx", "safetensors", "report")
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    seed: int = 0
-    on_unmet: Literal["fail", "best_effort"] = "fail"
-    max_accuracy_drop: float | None = None
-    request_sha256: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """What is compressed. upload: as it came; network: the same with folded weights, which is what gets cut.
-
-    costs: of the upload, the baseline of every ratio.
-    """
-
-    upload: Network
-    network: Network
-    folded: tuple[str, ...]
-    profile: Profile
-    costs: Costs
 
 
 @dataclass(frozen=True)
@@ -105,11 +60,11 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
     """
     started = time.monotonic()
     torch.manual_seed(request.seed)
-    stages = _Stages(progress)
+    stages = Stages(progress)
     device = resolve_device(request.device)
-    origin = _origin(request, stages)
-    _require_agreement(origin.upload, origin.costs, "The profile")
-    _require_same_function(origin, request.seed)
+    origin = load_origin(request, stages)
+    require_agreement(origin.upload, origin.costs, "The profile")
+    require_same_function(origin.upload, origin.network, origin.folded, request.seed)
     constraints = request.budget.constraints(origin.costs)
     with stages.run("plan"):
         scored_by_data = _needs_data(request)
@@ -123,8 +78,8 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
 
     with stages.run("deliver"):
         delivery = deliver(origin.network, candidate.network, request.outputs, output_folder)
-        costs = _require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
-        latency = _delivered_latency(candidate.network, delivery, constraints)
+        costs = require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
+        latency = delivered_latency(candidate.network, delivery.latency, constraints)
         measured = dataclasses.replace(
             costs, size_bytes=delivery.size_bytes, latency_ms=latency.p50 if latency else None
         )
@@ -158,25 +113,25 @@ def propose(request: CompressionRequest, progress: Progress = silent) -> dict[st
     (`feasible` false, with the nearest network); anything else that is wrong with the request raises EngineError.
     """
     torch.manual_seed(request.seed)
-    stages = _Stages(progress)
+    stages = Stages(progress)
     device = resolve_device(request.device)
-    origin = _origin(request, stages)
+    origin = load_origin(request, stages)
     constraints = request.budget.constraints(origin.costs)
     with stages.run("plan"):
         dataset = _load_dataset(request, origin.upload, device) if _needs_data(request) else None
         chooser = _chooser(request, origin, dataset, device, with_size=True)
-        capped, guide = _analytic(constraints), _guide(constraints, origin.costs)
+        capped, guide = analytic(constraints), guide_for(constraints, origin.costs)
         refusal = None
         try:
             choice = chooser.choose(capped)
             if guide is not None:
-                choice = _guided(chooser, capped, guide, choice)
+                choice = guided(chooser, capped, guide, choice)
         except EngineError as error:
             if error.code != "target_infeasible":
                 raise
             refusal, choice = error, chooser.nearest(capped)
         after = profile(apply(origin.network, choice.analysis, choice.plan.keep))
-        _require_equal(after.costs, choice.plan.predicted, "The plan")
+        require_equal(after.costs, choice.plan.predicted, "The plan")
         return compose_proposal(
             baseline=origin.profile,
             baseline_costs=origin.costs,
@@ -226,22 +181,6 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
     return dataset
 
 
-def _origin(request: CompressionRequest, stages: _Stages) -> Origin:
-    with stages.run("intake"):
-        upload = load_network(
-            request.model_path,
-            architecture=request.architecture,
-            architecture_args=request.architecture_args,
-            input_shape=request.input_shape,
-        )
-    with stages.run("profile"):
-        found = profile(upload)
-        folded = fold_statistics(upload)
-        latency_ms = exported_latency(upload).p50 if request.budget.has("latency_ms") else None
-        costs = dataclasses.replace(found.costs, size_bytes=safetensors_bytes(upload), latency_ms=latency_ms)
-    return Origin(upload, folded.network, folded.layers, found, costs)
-
-
 def _needs_data(request: CompressionRequest) -> bool:
     return get_method(request.methods[0]["type"]).needs_data and request.dataset_path is not None
 
@@ -265,21 +204,9 @@ def _chooser(
     )
 
 
-def _analytic(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
-    return tuple(constraint for constraint in constraints if constraint.analytic)
-
-
-def _guide(constraints: Sequence[Constraint], original: Costs) -> LatencyGuide | None:
-    """What stands for the cap on latency in planning, if there is one."""
-    for constraint in constraints:
-        if not constraint.analytic:
-            return LatencyGuide(constraint.limit, [(original.macs, original.latency_ms)])
-    return None
-
-
 def _choose(chooser: Chooser, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
     """The plan within the caps that can be planned for; with best effort the nearest one."""
-    capped = _analytic(constraints)
+    capped = analytic(constraints)
     try:
         return chooser.choose(capped)
     except EngineError as error:
@@ -288,22 +215,9 @@ def _choose(chooser: Chooser, constraints: Sequence[Constraint], request: Compre
         raise
 
 
-def _guided(chooser: Chooser, capped: Sequence[Constraint], guide: LatencyGuide, choice: Choice) -> Choice:
-    """A plan with as few MACs as the latency seems to need, or as can be; `choice` where that has them already."""
-    cap = guide.constraint()
-    if cap is None or cap.met_by(choice.plan.predicted):
-        return choice
-    try:
-        return chooser.choose([*capped, cap])
-    except EngineError as error:
-        if error.code != "target_infeasible":
-            raise
-        return chooser.nearest([*capped, cap])
-
-
 def _applied(origin: Origin, choice: Choice) -> Network:
     pruned = apply(origin.network, choice.analysis, choice.plan.keep)
-    _require_agreement(pruned, choice.plan.predicted, "The plan")
+    require_agreement(pruned, choice.plan.predicted, "The plan")
     return pruned
 
 
@@ -313,17 +227,17 @@ def _apply_within_latency(
     chooser: Chooser,
     request: CompressionRequest,
     origin: Origin,
-    stages: _Stages,
+    stages: Stages,
 ) -> tuple[Choice, Network]:
     """Apply `choice`; under a cap on latency measure what comes out and, after a miss, plan again with fewer MACs."""
-    guide = _guide(constraints, origin.costs)
+    guide = guide_for(constraints, origin.costs)
     if guide is None:
         with stages.run("apply"):
             return choice, _applied(origin, choice)
-    capped = _analytic(constraints)
+    capped = analytic(constraints)
     for _ in range(1 + REPLANS):
         with stages.run("plan"):
-            choice = _guided(chooser, capped, guide, choice)
+            choice = guided(chooser, capped, guide, choice)
         with stages.run("apply"):
             pruned = _applied(origin, choice)
             latency = exported_latency(pruned)
@@ -347,21 +261,6 @@ def _apply_within_latency(
     return choice, pruned
 
 
-def _delivered_latency(network: Network, delivery: Delivery, constraints: Sequence[Constraint]) -> Latency | None:
-    """Of what is delivered, where it was exported or is capped.
-
-    Whatever else runs on the machine only ever adds to it, so a miss is measured again and the least counts.
-    """
-    latency = delivery.latency
-    for cap in constraints:
-        if not cap.analytic:
-            latency = latency or exported_latency(network)
-            for _ in range(REPLANS):
-                if latency.p50 > cap.limit:
-                    latency = min(latency, exported_latency(network), key=lambda found: found.p50)
-    return latency
-
-
 def _compress_onto(
     constraints: Sequence[Constraint],
     choice: Choice,
@@ -370,7 +269,7 @@ def _compress_onto(
     origin: Origin,
     dataset: ImageDataset | None,
     device: torch.device,
-    stages: _Stages,
+    stages: Stages,
 ) -> Candidate:
     """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
@@ -446,36 +345,6 @@ def _relax(constraint: Constraint, baseline: Costs, fraction: float) -> Constrai
     )
 
 
-def _require_agreement(network: Network, expected: Costs, what: str) -> Costs:
-    """Count the network again by other means than the analysis; a budget kept by a wrong count is not kept."""
-    counted = independent_costs(network)
-    _require_equal(counted, expected, what)
-    return counted
-
-
-def _require_equal(counted: Costs, expected: Costs, what: str) -> None:
-    if counted != expected.counted:
-        raise EngineError(
-            "internal",
-            f"{what} says {expected.counted.as_dict()} and another count says {counted.as_dict()}; nothing is delivered.",
-        )
-
-
-def _require_same_function(origin: Origin, seed: int) -> None:
-    """Folded weights must not change what the network computes; the masked reference starts from the folded one."""
-    if not origin.folded:
-        return
-    inputs = origin.upload.random_inputs(batch=2, seed=seed, dtype=torch.float64)
-    wanted, found = (net.to(torch.float64).run(*inputs) for net in (origin.upload, origin.network))
-    for one, other in zip(wanted, found, strict=True):
-        error = float((one - other).norm() / one.norm().clamp_min(1e-30))
-        # Stored weights are float32; a fault is orders of magnitude larger.
-        if not error <= _FOLDING_TOLERANCE:
-            raise EngineError(
-                "internal", f"Folding weights ({', '.join(origin.folded[:3])}, …) changes an output by {error:.1e}."
-            )
-
-
 def _require_met(result: Mapping[str, Any], request: CompressionRequest) -> None:
     if result["met"] or request.on_unmet == "best_effort":
         return
@@ -486,16 +355,3 @@ def _require_met(result: Mapping[str, Any], request: CompressionRequest) -> None
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Stages:
-    """Tells the listener where the pipeline is."""
-
-    def __init__(self, listener: Progress) -> None:
-        self.listener = listener
-
-    @contextmanager
-    def run(self, stage: str) -> Iterator[None]:
-        self.listener(ProgressEvent(stage, "running"))
-        yield
-        self.listener(ProgressEvent(stage, "succeeded"))

@@ -9,12 +9,15 @@ two points says how many MACs the cap allows.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.budget import Constraint
+from core.budget import Constraint, Costs
+from core.choice import Choice, Chooser
 from core.deliver.latency import Latency, measure_latency
 from core.deliver.onnx_file import write_onnx
+from core.errors import EngineError
 from core.network import Network
 
 # After a miss, plans are made again at most this often.
@@ -60,3 +63,42 @@ class LatencyGuide:
             if before > macs and before_ms > latency_ms:
                 wanted = macs - (latency_ms - aim) * (before - macs) / (before_ms - latency_ms)
         return Constraint("macs", None, int(min(max(wanted, _DEEPEST_CUT * macs), _LEAST_CUT * macs)))
+
+
+def analytic(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
+    return tuple(constraint for constraint in constraints if constraint.analytic)
+
+
+def guide_for(constraints: Sequence[Constraint], original: Costs) -> LatencyGuide | None:
+    """What stands for the cap on latency in planning, if there is one."""
+    for constraint in constraints:
+        if not constraint.analytic:
+            return LatencyGuide(constraint.limit, [(original.macs, original.latency_ms)])
+    return None
+
+
+def guided(chooser: Chooser, capped: Sequence[Constraint], guide: LatencyGuide, choice: Choice) -> Choice:
+    """A plan with as few MACs as the latency seems to need, or as can be; `choice` where that has them already."""
+    cap = guide.constraint()
+    if cap is None or cap.met_by(choice.plan.predicted):
+        return choice
+    try:
+        return chooser.choose([*capped, cap])
+    except EngineError as error:
+        if error.code != "target_infeasible":
+            raise
+        return chooser.nearest([*capped, cap])
+
+
+def delivered_latency(network: Network, latency: Latency | None, constraints: Sequence[Constraint]) -> Latency | None:
+    """Of what is delivered, where it was exported (`latency`) or is capped.
+
+    Whatever else runs on the machine only ever adds to it, so a miss is measured again and the least counts.
+    """
+    for cap in constraints:
+        if not cap.analytic:
+            latency = latency or exported_latency(network)
+            for _ in range(REPLANS):
+                if latency.p50 > cap.limit:
+                    latency = min(latency, exported_latency(network), key=lambda found: found.p50)
+    return latency
