@@ -17,6 +17,8 @@ from core.analysis.values import Labels, Value
 
 _PASSING = {"lift_fresh_copy", "detach_", "detach", "alias", "clone"}
 _PICKING = {"index", "index_select"}
+# Lists that read every position more often than this are those of tables (relative positions), not of channels.
+_MOST_PICKS = 4
 
 
 def index(recorder: Recorder, call: Call) -> Value:
@@ -60,6 +62,8 @@ def index_select(recorder: Recorder, call: Call) -> Value:
 
 def _picked(recorder: Recorder, labels: Labels, positions: Value, node: Node) -> Labels:
     """Labels of the picked positions; the stored list of them is cut and renumbered."""
+    if positions.numel > _MOST_PICKS * len(labels):
+        raise UnlabelledOperator("a table that is read by number")
     name, tensor = _stored_list(recorder, node)
     if recorder.positions.get(name, labels) is not labels:
         raise UnlabelledOperator("one list of positions for several axes")
@@ -78,7 +82,7 @@ def _stored_list(recorder: Recorder, node: Node) -> tuple[str, Tensor]:
         source = source.args[0]
     if source.op != "get_attr":
         raise UnlabelledOperator("positions that are computed")
-    reads = [one for one in source.graph.nodes if one.op == "get_attr" and one.target == source.target]
+    reads = [one for one in source.graph.find_nodes(op="get_attr") if one.target == source.target]
     waiting = [user for read in reads for user in read.users]
     while waiting:
         user = waiting.pop()
