@@ -72,7 +72,7 @@ def verify(
     for draw in range(_DRAWS):
         if not silent or problem or any(one.problem for one in results):
             break
-        copy = responsive_copy(network, seed + draw, inputs)
+        copy = responsive_copy(network, seed + draw, inputs, analysis.trace, kept)
         twin = replace(pruned, tensors=slice_tensors(copy, analysis, keep))
         compared = _compare(copy, analysis, kept, twin, inputs)
         results += compared.values()
