@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 
-from api import catalogue, datasets, documentation, jobs, models, operations, outcomes, problems
+from api import catalogue, datasets, documentation, jobs, models, operations, outcomes, plans, problems
 from api.context import RequestContext
 from api.dependencies import Services
 from api.security import LoopbackGuard, keys_required
@@ -24,7 +24,15 @@ from store.database import Database
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
 
-VERSIONED = (models.router, datasets.router, jobs.router, outcomes.router, catalogue.router, operations.versioned)
+VERSIONED = (
+    models.router,
+    datasets.router,
+    plans.router,
+    jobs.router,
+    outcomes.router,
+    catalogue.router,
+    operations.versioned,
+)
 UNVERSIONED = (operations.router, documentation.pages)
 PREFIX = "/v1"
 

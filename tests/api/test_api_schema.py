@@ -47,7 +47,13 @@ def finished(tmp_path_factory, migrated) -> Iterator[tuple[Service, dict[str, st
         job = service.job()
         service.inspect_model()
         service.finish_job()
-        yield service, {"model_id": job["model"], "dataset_id": dataset, "job_id": job["id"], "name": "model.onnx"}
+        plan = service.plan(job["model"])
+        service.finish_plan()
+        ids = {"model_id": job["model"], "dataset_id": dataset, "job_id": job["id"], "plan_id": plan}
+        with pytest.MonkeyPatch.context() as patch:
+            # Nobody makes the plans that are asked for, and 30 s each would be long.
+            patch.setattr("api.plans.WAIT_S", 0.01)
+            yield service, {**ids, "name": "model.onnx"}
 
 
 @SCHEMA.parametrize()

@@ -110,9 +110,17 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
         dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK")}).json()
         service.inspect_model()
         service.finish_job()
-        ids = {"model_id": job["model"], "dataset_id": dataset["id"], "job_id": job["id"], "name": "model.onnx"}
+        plan = service.plan(job["model"], "mine")
+        service.finish_plan()
+        ids = {
+            "model_id": job["model"],
+            "dataset_id": dataset["id"],
+            "job_id": job["id"],
+            "plan_id": plan,
+            "name": "model.onnx",
+        }
         with_ids = [(method, path) for method, path in routes(service) if "{" in path]
-        assert len(with_ids) >= 11
+        assert len(with_ids) >= 12
         for method, path in with_ids:
             for headers, expected in ((other, {404}), (mine, {200, 201, 204, 409})):
                 if headers is mine and method == "delete":
