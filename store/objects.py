@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None: ...
     def delete_prefix(self, prefix: str) -> None: ...
     def fetch(self, key: str, path: Path) -> None: ...
+    def keys(self, *, older_than_s: float) -> Iterator[str]: ...
 
 
 def object_store(url: str) -> ObjectStore:
@@ -114,6 +116,17 @@ class LocalObjects:
         with self.open_reader(key) as reader, Path(path).open("xb") as target:
             for chunk in reader:
                 target.write(chunk)
+
+    def keys(self, *, older_than_s: float) -> Iterator[str]:
+        """Keys of the objects that became visible longer ago than this, in no order. May run while others write."""
+        latest = time.time() - older_than_s
+        for folder, subfolders, files in os.walk(self._root):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in files:
+                path = Path(folder) / name
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < latest:
+                        yield path.relative_to(self._root).as_posix()
 
     def _path(self, key: str) -> Path:
         segments = key.split("/")
@@ -165,6 +178,7 @@ class LocalWriter:
         """Make the object visible, replacing one of the same key; when this returns, it survives a power cut."""
         if not self._open:
             raise ValueError(f"The writer of {self._key} is closed.")
+        os.utime(self._descriptor)  # the age of an object counts from here, however long its upload took
         os.fsync(self._descriptor)
         self._move_into_place()
         self._close()

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     require_keys: bool = False
     """Ask for an API key on loopback too; bound to any other address one is always needed."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
+    max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
+    """What one task may write to disk, its uploads included."""
 
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""
