@@ -12,9 +12,7 @@ Resources are the API's own JSON objects (dicts), so nothing is lost between ser
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,11 +23,11 @@ from urllib.parse import quote
 
 import httpx
 
-from pennyweight.errors import ApiError, DownloadCorrupt, InvalidAddress, JobFailed, ServiceUnreachable
+from pennyweight.addresses import DEFAULT_URL, check_address, checked_id
+from pennyweight.errors import ApiError, DownloadCorrupt, JobFailed, ServiceUnreachable
 from pennyweight.plans import Plan
-from pennyweight.transfer import ByteCounter, ByteListener, CountedFile
+from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = ("succeeded", "failed", "cancelled")
 _CHUNK_BYTES = 1 << 20
 # A service that restarts in the middle of a wait is away for seconds; its jobs are not.
@@ -52,7 +50,7 @@ class Client:
     ) -> None:
         self.base_url = (base_url or os.environ.get("PENNYWEIGHT_URL") or DEFAULT_URL).rstrip("/")
         key = api_key or os.environ.get("PENNYWEIGHT_API_KEY")
-        _check_address(self.base_url)
+        check_address(self.base_url)
         self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -86,7 +84,7 @@ class Client:
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
         """Upload a checkpoint; returns the Model, `inspecting` at first."""
-        fields = _fields(
+        fields = fields_of(
             architecture=architecture, architecture_args=architecture_args, input_shape=input_shape, name=name
         )
         return self._upload("/v1/models", {"file": Path(path)}, fields, on_bytes)
@@ -101,21 +99,21 @@ class Client:
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
         """Upload a dataset; returns the Dataset, `inspecting` at first."""
-        fields = _fields(normalization=normalization, scale=scale, name=name)
+        fields = fields_of(normalization=normalization, scale=scale, name=name)
         return self._upload("/v1/datasets", {"file": Path(path)}, fields, on_bytes)
 
     def model(self, model_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/models/{_id(model_id)}")
+        return self._json("GET", f"/v1/models/{checked_id(model_id)}")
 
     def dataset(self, dataset_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/datasets/{_id(dataset_id)}")
+        return self._json("GET", f"/v1/datasets/{checked_id(dataset_id)}")
 
     def wait_inspected(self, resource: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll a Model or Dataset until it is ready. Raises JobFailed with the reason where it is rejected."""
         kind = {"model": "models", "dataset": "datasets"}[resource["object"]]
         deadline = time.monotonic() + timeout_s
         while True:
-            current = self._json("GET", f"/v1/{kind}/{_id(resource['id'])}")
+            current = self._json("GET", f"/v1/{kind}/{checked_id(resource['id'])}")
             if current["status"] == "rejected":
                 raise JobFailed(current["id"], current["error"], current)
             if current["status"] == "ready":
@@ -143,12 +141,12 @@ class Client:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
             time.sleep(min(_retry_after(response, default=1.0), 5.0))
-            response = self._send("GET", f"/v1/plans/{_id(plan['id'])}")
+            response = self._send("GET", f"/v1/plans/{checked_id(plan['id'])}")
         return _made(plan)
 
     def plan(self, plan_id: str) -> Plan:
         """A plan as it is now. Raises JobFailed where it could not be made."""
-        return _made(Plan(self._json("GET", f"/v1/plans/{_id(plan_id)}")))
+        return _made(Plan(self._json("GET", f"/v1/plans/{checked_id(plan_id)}")))
 
     # --- jobs
 
@@ -173,7 +171,7 @@ class Client:
         files = {"model": Path(model_path)}
         if dataset_path is not None:
             files["dataset"] = Path(dataset_path)
-        fields = _fields(
+        fields = fields_of(
             spec=dict(spec),
             architecture=architecture,
             architecture_args=architecture_args,
@@ -184,7 +182,7 @@ class Client:
         return self._upload("/v1/jobs", files, fields, on_bytes)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/jobs/{_id(job_id)}")
+        return self._json("GET", f"/v1/jobs/{checked_id(job_id)}")
 
     def jobs(self, *, status: str | None = None, limit: int = 20) -> Iterator[dict[str, Any]]:
         """The newest `limit` jobs, page by page."""
@@ -192,10 +190,10 @@ class Client:
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """All events of a job, oldest first."""
-        yield from self._list(f"/v1/jobs/{_id(job_id)}/events", {"order": "asc"}, None)
+        yield from self._list(f"/v1/jobs/{checked_id(job_id)}/events", {"order": "asc"}, None)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{_id(job_id)}/cancel")
+        return self._json("POST", f"/v1/jobs/{checked_id(job_id)}/cancel")
 
     def wait(
         self, job_id: str, *, on_change: JobListener | None = None, timeout_s: float | None = None
@@ -210,7 +208,9 @@ class Client:
         while True:
             pause_s = 1.0
             try:
-                response = self._send("GET", f"/v1/jobs/{_id(job_id)}", headers={"If-None-Match": etag} if etag else {})
+                response = self._send(
+                    "GET", f"/v1/jobs/{checked_id(job_id)}", headers={"If-None-Match": etag} if etag else {}
+                )
                 lost_since = None
                 pause_s = min(_retry_after(response, default=1.0), 5.0)
                 if response.status_code != httpx.codes.NOT_MODIFIED:
@@ -229,7 +229,7 @@ class Client:
             time.sleep(pause_s)
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
-        return list(self._list(f"/v1/jobs/{_id(job_id)}/artifacts", {}, None))
+        return list(self._list(f"/v1/jobs/{checked_id(job_id)}/artifacts", {}, None))
 
     def download(self, job_id: str, folder: str | Path) -> list[Path]:
         """All artifacts of a job, each checked against its sha256 before it gets its name."""
@@ -253,7 +253,7 @@ class Client:
         partial, digest = folder / f".{name}.part", hashlib.sha256()
         try:
             with self._http.stream(
-                "GET", f"/v1/jobs/{_id(job_id)}/artifacts/{quote(name)}", follow_redirects=True
+                "GET", f"/v1/jobs/{checked_id(job_id)}/artifacts/{quote(name)}", follow_redirects=True
             ) as response:
                 if response.is_error:
                     response.read()
@@ -319,11 +319,6 @@ class Client:
         )
 
 
-def _fields(**values: Any) -> dict[str, str]:
-    """Multipart fields: text as it is, everything else as JSON, those left out dropped."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _given(values).items()}
-
-
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
@@ -359,19 +354,3 @@ def _succeeded(job: dict[str, Any]) -> dict[str, Any]:
     if job["status"] == "cancelled":
         raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."}, job)
     raise JobFailed(job["id"], job["error"], job)
-
-
-def _check_address(url: str) -> None:
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InvalidAddress(f"{url!r} is no address of a service ({error}); one looks like {DEFAULT_URL}") from error
-    if parts.scheme not in ("http", "https") or not parts.host or not 0 <= (parts.port or 0) <= 65535:
-        raise InvalidAddress(f"{url!r} is no address of a service; one looks like {DEFAULT_URL}")
-
-
-def _id(text: str) -> str:
-    """An id as it may stand in a path. Raises InvalidAddress for what could be read as another path."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
-        raise InvalidAddress(f"{text!r} is not an id; ids look like job_01J9Z3K4M5N6P7Q8R9S0T1V2W3")
-    return text
