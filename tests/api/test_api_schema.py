@@ -47,7 +47,17 @@ def finished(tmp_path_factory, migrated) -> Iterator[tuple[Service, dict[str, st
         job = service.job()
         service.inspect_model()
         service.finish_job()
-        yield service, {"model_id": job["model"], "dataset_id": dataset, "job_id": job["id"], "name": "model.onnx"}
+        upload = service.client.post("/v1/uploads", json={"filename": "a", "size": 9, "purpose": "dataset"}).json()
+        yield (
+            service,
+            {
+                "model_id": job["model"],
+                "dataset_id": dataset,
+                "job_id": job["id"],
+                "name": "model.onnx",
+                "upload_id": upload["id"],
+            },
+        )
 
 
 @SCHEMA.parametrize()

@@ -110,7 +110,9 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
         dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK")}).json()
         service.inspect_model()
         service.finish_job()
+        upload = service.client.post("/v1/uploads", json={"filename": "a", "size": 9, "purpose": "dataset"}).json()
         ids = {"model_id": job["model"], "dataset_id": dataset["id"], "job_id": job["id"], "name": "model.onnx"}
+        ids |= {"upload_id": upload["id"], "number": "1"}
         with_ids = [(method, path) for method, path in routes(service) if "{" in path]
         assert len(with_ids) >= 11
         for method, path in with_ids:
