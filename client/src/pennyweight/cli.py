@@ -250,6 +250,20 @@ def download_job(
             out.print(str(path))
 
 
+@jobs_app.command("bundle")
+def bundle_job(
+    job_id: JobId,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The zip file to write.")],
+    layout: Annotated[
+        str, typer.Option(help="flat: every artifact; triton: a model repository for Triton Inference Server.")
+    ] = "flat",
+    url: Url = None,
+) -> None:
+    """Fetch a job's artifacts as one zip file."""
+    with _reporting_errors(), Client(url) as client:
+        out.print(str(client.bundle(job_id, output, layout=layout)))
+
+
 @app.command()
 def methods(url: Url = None, as_json: AsJson = False) -> None:
     """The compression methods that the service offers."""

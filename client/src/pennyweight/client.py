@@ -11,9 +11,9 @@ Resources are the API's own JSON objects (dicts), so nothing is lost between ser
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +23,8 @@ from typing import IO, Any
 
 import httpx
 
-from pennyweight.errors import ApiError, DownloadCorrupt, JobFailed, ServiceUnreachable
+from pennyweight.errors import JobFailed, ServiceUnreachable, api_error
+from pennyweight.transfers import PARTS_FROM_BYTES, ByteListener, PartsUpload, fetch
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -32,7 +33,6 @@ _CHUNK_BYTES = 1 << 20
 _RECONNECT_S = 120.0
 
 JobListener = Callable[[Mapping[str, Any]], None]
-ByteListener = Callable[[int, int], None]
 
 
 class Client:
@@ -80,11 +80,11 @@ class Client:
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a checkpoint; returns the Model, `inspecting` at first."""
-        fields = _fields(
+        """Upload a checkpoint; returns the Model, `inspecting` at first. A large one that was interrupted goes on."""
+        values = _given(
             architecture=architecture, architecture_args=architecture_args, input_shape=input_shape, name=name
         )
-        return self._upload("/v1/models", {"file": Path(path)}, fields, on_bytes)
+        return self._upload_one("model", Path(path), values, _ByteCounter(on_bytes, Path(path)))
 
     def upload_dataset(
         self,
@@ -95,9 +95,9 @@ class Client:
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a dataset; returns the Dataset, `inspecting` at first."""
-        fields = _fields(normalization=normalization, scale=scale, name=name)
-        return self._upload("/v1/datasets", {"file": Path(path)}, fields, on_bytes)
+        """Upload a dataset; returns the Dataset, `inspecting` at first. A large one that was interrupted goes on."""
+        values = _given(normalization=normalization, scale=scale, name=name)
+        return self._upload_one("dataset", Path(path), values, _ByteCounter(on_bytes, Path(path)))
 
     def model(self, model_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/models/{model_id}")
@@ -125,7 +125,7 @@ class Client:
 
     def create_job(self, model_id: str, budget: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Create a job; `options` are the other fields of API.md's job request."""
-        return self._json("POST", "/v1/jobs", json={"model": model_id, "budget": budget, **_given(options)})
+        return self._json("POST", "/v1/jobs", json={"model": model_id, "budget": budget, **_given(**options)})
 
     def submit(
         self,
@@ -140,19 +140,19 @@ class Client:
         scale: float | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Model, dataset and job in one request; `spec` is a job request without its model."""
-        files = {"model": Path(model_path)}
-        if dataset_path is not None:
-            files["dataset"] = Path(dataset_path)
-        fields = _fields(
-            spec=dict(spec),
-            architecture=architecture,
-            architecture_args=architecture_args,
-            input_shape=input_shape,
-            normalization=normalization,
-            scale=scale,
-        )
-        return self._upload("/v1/jobs", files, fields, on_bytes)
+        """Model, dataset and job in one request, or one after another if the files are large; `spec` is a job request
+        without its model."""
+        files = {"model": Path(model_path), **({} if dataset_path is None else {"dataset": Path(dataset_path)})}
+        about_model = _given(architecture=architecture, architecture_args=architecture_args, input_shape=input_shape)
+        about_dataset = _given(normalization=normalization, scale=scale)
+        counter = _ByteCounter(on_bytes, *files.values())
+        if counter.total < PARTS_FROM_BYTES:
+            values = {"spec": dict(spec), **about_model, **about_dataset}
+            return self._upload_form("/v1/jobs", files, values, counter)
+        job = {**spec, "model": self._upload_one("model", files["model"], about_model, counter)["id"]}
+        if "dataset" in files:
+            job["dataset"] = self._upload_one("dataset", files["dataset"], about_dataset, counter)["id"]
+        return self._json("POST", "/v1/jobs", json=job)
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{job_id}")
@@ -203,10 +203,41 @@ class Client:
         return list(self._list(f"/v1/jobs/{job_id}/artifacts", {}, None))
 
     def download(self, job_id: str, folder: str | Path) -> list[Path]:
-        """All artifacts of a job, each checked against its sha256 before it gets its name."""
+        """All artifacts of a job, each checked against its sha256 before it gets its name.
+
+        What an interrupted call left in the folder is continued.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        return [self._download(job_id, artifact, target) for artifact in self.artifacts(job_id)]
+        return [
+            fetch(
+                self._http,
+                f"/v1/jobs/{job_id}/artifacts/{artifact['name']}",
+                target,
+                name=Path(artifact["name"]).name,
+                size=artifact["size"],
+                sha256=artifact["sha256"],
+            )
+            for artifact in self.artifacts(job_id)
+        ]
+
+    def bundle(self, job_id: str, path: str | Path, *, layout: str = "flat") -> Path:
+        """All artifacts of a job as one zip file at `path`; the layout `triton` is a model repository for Triton."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            with self._http.stream("GET", f"/v1/jobs/{job_id}/bundle", params={"layout": layout}) as response:
+                if response.is_error:
+                    response.read()
+                    raise api_error(response)
+                with partial.open("wb") as file:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        file.write(chunk)
+            return partial.replace(target)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     # --- what can be asked for
 
@@ -218,43 +249,24 @@ class Client:
 
     # --- internals
 
-    def _download(self, job_id: str, artifact: Mapping[str, Any], folder: Path) -> Path:
-        name = Path(artifact["name"]).name
-        partial, digest = folder / f".{name}.part", hashlib.sha256()
-        try:
-            with self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts/{name}", follow_redirects=True) as response:
-                if response.is_error:
-                    response.read()
-                    raise _api_error(response)
-                with partial.open("wb") as file:
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
-                        digest.update(chunk)
-                        file.write(chunk)
-        except httpx.HTTPError as error:
-            partial.unlink(missing_ok=True)
-            raise self._unreachable(error) from error
-        if digest.hexdigest() != artifact["sha256"]:
-            partial.unlink()
-            raise DownloadCorrupt(
-                f"{name} arrived with sha256 {digest.hexdigest()}, not {artifact['sha256']}; download it again."
-            )
-        return partial.replace(folder / name)
+    def _upload_one(self, purpose: str, path: Path, values: Mapping[str, Any], counter: _ByteCounter) -> dict[str, Any]:
+        if path.stat().st_size < PARTS_FROM_BYTES:
+            return self._upload_form(f"/v1/{purpose}s", {"file": path}, values, counter)
+        return PartsUpload(self._http, path, {"purpose": purpose, **values}, counter.add).run()
 
-    def _upload(
-        self, url: str, files: Mapping[str, Path], fields: Mapping[str, str], on_bytes: ByteListener | None
+    def _upload_form(
+        self, url: str, files: Mapping[str, Path], values: Mapping[str, Any], counter: _ByteCounter
     ) -> dict[str, Any]:
         with ExitStack() as stack:
-            total = sum(path.stat().st_size for path in files.values())
-            progress = _ByteCounter(total, on_bytes)
             parts = {
                 part: (
                     path.name,
-                    _CountedFile(stack.enter_context(path.open("rb")), progress),
+                    _CountedFile(stack.enter_context(path.open("rb")), counter),
                     "application/octet-stream",
                 )
                 for part, path in files.items()
             }
-            return self._json("POST", url, data=dict(fields), files=parts)
+            return self._json("POST", url, data=_form_fields(values), files=parts)
 
     def _list(self, url: str, query: Mapping[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
         after: str | None = None
@@ -277,7 +289,7 @@ class Client:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         if response.is_error:
-            raise _api_error(response)
+            raise api_error(response)
         return response
 
     def _unreachable(self, error: Exception) -> ServiceUnreachable:
@@ -288,13 +300,19 @@ class Client:
 
 
 class _ByteCounter:
-    def __init__(self, total: int, listener: ByteListener | None) -> None:
-        self.total, self.sent, self.listener = total, 0, listener
+    """Adds up what has been sent of some files, from any thread, and tells a listener."""
+
+    def __init__(self, listener: ByteListener | None, *files: Path) -> None:
+        self.total = sum(path.stat().st_size for path in files)
+        self._listener = listener
+        self._sent = 0
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        self.sent += count
-        if self.listener is not None:
-            self.listener(self.sent, self.total)
+        with self._lock:
+            self._sent += count
+            if self._listener is not None:
+                self._listener(self._sent, self.total)
 
 
 class _CountedFile:
@@ -318,12 +336,12 @@ class _CountedFile:
         return self._file.tell()
 
 
-def _fields(**values: Any) -> dict[str, str]:
-    """Multipart fields: text as it is, everything else as JSON, those left out dropped."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _given(values).items()}
+def _form_fields(values: Mapping[str, Any]) -> dict[str, str]:
+    """Multipart fields: text as it is, everything else as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -332,18 +350,6 @@ def _retry_after(response: httpx.Response, default: float) -> float:
         return float(response.headers["Retry-After"])
     except (KeyError, ValueError):
         return default
-
-
-def _api_error(response: httpx.Response) -> ApiError:
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {
-            "detail": f"{response.request.method} {response.request.url} answered {response.status_code} without a problem document."
-        }
-    return ApiError(response.status_code, problem)
 
 
 def _succeeded(job: dict[str, Any]) -> dict[str, Any]:

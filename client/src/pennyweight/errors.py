@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 
 class PennyweightError(Exception):
     """Base of every error of this client."""
@@ -25,6 +27,18 @@ class ApiError(PennyweightError):
         lines = [str(problem.get("detail") or problem.get("title") or f"HTTP {status}")]
         lines += [f"  {e.get('pointer') or '/'}: {e.get('detail')}" for e in problem.get("errors") or []]
         super().__init__("\n".join(lines))
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The refusal that a response is."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        request = f"{response.request.method} {response.request.url.copy_with(query=None)}"
+        problem = {"detail": f"{request} answered {response.status_code} without a problem document."}
+    return ApiError(response.status_code, problem)
 
 
 class JobFailed(PennyweightError):
