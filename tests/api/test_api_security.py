@@ -122,7 +122,7 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
                     continue
                 answer = service.client.request(method, path.format(**ids), headers=headers)
                 assert answer.status_code in expected, (method, path, answer.text)
-        for path in ("/v1/models", "/v1/datasets", "/v1/jobs"):
+        for path in ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs"):
             assert service.client.get(path, headers=other).json()["data"] == []
             assert len(service.client.get(path).json()["data"]) >= 1
         foreign = service.client.post("/v1/jobs", json={"model": job["model"], "budget": HALF}, headers=other)
