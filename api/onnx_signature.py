@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-MAX_FIELDS = 1 << 20
+MAX_FIELDS = 1 << 18
 """In all messages together; a large network has some ten thousand."""
 
 MAX_VALUE_BYTES = 1 << 16

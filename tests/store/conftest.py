@@ -11,7 +11,6 @@ import pytest
 from store.database import Database
 from store.tables import Tenant
 from tests.store.house import OTHER_TENANT, House
-from tests.store.object_stores import moto_endpoint, s3_environment
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +44,3 @@ def new_house(migrated_file: Path, tmp_path: Path) -> Iterator[Callable[[], Hous
 @pytest.fixture
 def house(new_house: Callable[[], House]) -> House:
     return new_house()
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[str]:
-    """The endpoint of an S3 that moto plays, credentials for it (and for the real one) in the environment."""
-    with s3_environment(), moto_endpoint() as endpoint:
-        yield endpoint

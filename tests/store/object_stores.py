@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pytest
@@ -63,12 +64,13 @@ def s3_url(kind: str, endpoint: str | None) -> str:
 
 
 @contextmanager
-def opened(kind: str, folder: Path, endpoint: str | None) -> Iterator[ObjectStore]:
-    """An empty store of this kind; what is left in it is removed at the end."""
+def opened(kind: str, folder: Path, endpoint: str | None, *, public: bool = False) -> Iterator[ObjectStore]:
+    """An empty store of this kind; what is left in it is removed at the end. `public`: clients may go there directly."""
     if kind == "local":
         yield LocalObjects(folder)
         return
-    store = object_store(s3_url(kind, endpoint))
+    url = s3_url(kind, endpoint)
+    store = object_store(url, parse_qs(urlsplit(url).query)["endpoint"][0] if public else None)
     yield store
     store.parts.abort_older_than(-60)
     for key in stored(store):
