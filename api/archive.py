@@ -11,7 +11,7 @@ from datetime import datetime
 
 from store.objects import CHUNK_BYTES, ObjectReader
 
-_ZIP64_BYTES = zipfile.ZIP64_LIMIT
+ZIP64_BYTES = zipfile.ZIP64_LIMIT
 _LOCAL_HEADER, _DESCRIPTOR, _CENTRAL_HEADER, _END = 30, 16, 46, 22
 _FILE_MODE = 0o100644
 
@@ -31,7 +31,7 @@ def zip_size(members: Sequence[Member]) -> int | None:
         _LOCAL_HEADER + _DESCRIPTOR + _CENTRAL_HEADER + 2 * len(member.name.encode()) + member.size
         for member in members
     )
-    return total if total < _ZIP64_BYTES else None
+    return total if total < ZIP64_BYTES else None
 
 
 def zip_stream(members: Sequence[Member], modified: datetime) -> Iterator[bytes]:
@@ -44,7 +44,7 @@ def zip_stream(members: Sequence[Member], modified: datetime) -> Iterator[bytes]
             entry.create_system = 3  # Unix, whose file modes those are
             with (
                 member.open() as source,
-                archive.open(entry, "w", force_zip64=member.size >= _ZIP64_BYTES) as target,
+                archive.open(entry, "w", force_zip64=member.size >= ZIP64_BYTES) as target,
             ):
                 while piece := source.read(CHUNK_BYTES):
                     target.write(piece)

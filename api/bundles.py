@@ -19,7 +19,7 @@ from api.dependencies import Services, ServicesOf, TenantId, known_query
 from api.onnx_signature import read_signature
 from api.problems import Problem, problems
 from store.jobs import JobRepository
-from store.tables import Artifact, Job
+from store.tables import Artifact, Job, Model
 
 router = APIRouter(tags=["jobs"])
 
@@ -51,9 +51,10 @@ def get_bundle(
     with services.database.read() as session:
         jobs = JobRepository(session, tenant_id)
         job, artifacts = jobs.get(job_id), jobs.artifacts(job_id)
+        model = session.get(Model, job.model_id)  # it may have been deleted since
     if not artifacts:
         raise Problem("nothing_to_bundle", f"The job {job_id} is {job.status.value} and has no artifacts.")
-    name = triton.model_name(job.name or job.id)
+    name = triton.model_name(job.name or (job.id if model is None else model.name))
     etag = _etag(layout, name, artifacts)
     headers = {
         "ETag": etag,
