@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 
 class JobStatus(StrEnum):
@@ -32,20 +32,29 @@ class InspectionStatus(StrEnum):
     rejected = "rejected"
 
 
+class PlanStatus(StrEnum):
+    planning = "planning"
+    ready = "ready"
+    failed = "failed"
+
+
 class WorkKind(StrEnum):
-    """What a worker can claim. Inspections are short work (CPU, at most five minutes) and have a slot of their own."""
+    """What a worker can claim. Short work (CPU, at most five minutes) has a slot of its own, beside the one for jobs."""
 
     job = "job"
+    plan = "plan"
     inspect_model = "inspect_model"
     inspect_dataset = "inspect_dataset"
 
 
-SHORT_WORK = frozenset({WorkKind.inspect_model, WorkKind.inspect_dataset})
+SHORT_WORK = frozenset(set(WorkKind) - {WorkKind.job})
 
 
 class ErrorCode(StrEnum):
-    """Codes of a failed job or a rejected upload."""
+    """Codes of a failed job or plan, or of a rejected upload. `invalid_request` is what only the engine can know: a
+    plan that names a layer which the model does not have."""
 
+    invalid_request = "invalid_request"
     invalid_model = "invalid_model"
     unsafe_model = "unsafe_model"
     unsupported_format = "unsupported_format"
@@ -81,10 +90,17 @@ class Reported(Resource):
 # --- What is asked -------------------------------------------------------------------------------------------------
 
 
+def _at_least_one(value: float) -> float:
+    """What is counted comes in whole units, so an absolute limit below 1 is a fraction in the wrong field."""
+    if value < 1:
+        raise ValueError("an absolute limit is at least 1; a fraction of the original goes into max_ratio")
+    return value
+
+
 class Cap(Request):
     """An upper limit: absolute (`max`) or a fraction of the original (`max_ratio`), exactly one of them."""
 
-    max: Annotated[float, Field(gt=0)] | None = None
+    max: Annotated[float, Field(gt=0), AfterValidator(_at_least_one)] | None = None
     max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -132,6 +148,11 @@ class Recovery(Request):
     batch_size: Annotated[int, Field(ge=2, le=8192)] | None = None
     distill: bool | None = None
 
+    @property
+    def trains(self) -> bool:
+        """Whether training is asked for, not merely left to the engine or switched off."""
+        return self.epochs != 0 and any(value is not None for value in self.model_dump().values())
+
 
 class Limits(Request):
     max_runtime_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 7200
@@ -145,6 +166,30 @@ class Accuracy(Request):
 
     max_drop: Annotated[float, Field(ge=0, le=1)]
     metric: Literal["top1"] = "top1"
+
+
+LayerName = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+
+
+class LayerWidth(Request):
+    """How many output channels a layer is to have. `GET /v1/plans/{id}` shows a layer's name, width, `min` and `max`."""
+
+    name: LayerName
+    out: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class WidthPlan(Request):
+    """Widths that are taken as they are; layers not named are planned as usual, and every cap still holds."""
+
+    layers: Annotated[list[LayerWidth], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _each_layer_once(self) -> WidthPlan:
+        widths: dict[str, int] = {}
+        for layer in self.layers:
+            if widths.setdefault(layer.name, layer.out) != layer.out:
+                raise ValueError(f"the layer {layer.name!r} is given two widths, {widths[layer.name]} and {layer.out}")
+        return self
 
 
 OutputName = Literal["onnx", "safetensors", "report"]
@@ -161,6 +206,7 @@ class JobOptions(Request):
     budget: Budget
     accuracy: Accuracy | None = None
     methods: Annotated[list[Method], Field(min_length=1, max_length=1)] = Field(default_factory=lambda: [Method()])
+    plan: WidthPlan | None = None
     recovery: Recovery = Field(default_factory=Recovery)
     outputs: Annotated[list[OutputName], Field(min_length=1)] = Field(
         default_factory=lambda: ["onnx", "safetensors", "report"]
@@ -171,9 +217,14 @@ class JobOptions(Request):
     on_unmet: Literal["fail", "best_effort"] = "fail"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    @property
+    def label_users(self) -> list[str]:
+        """The fields that need a labelled dataset, as this request fills them in."""
+        return [*(["accuracy"] if self.accuracy else []), *(["recovery"] if self.recovery.trains else [])]
+
 
 class JobRequest(JobOptions):
-    """The body of `POST /v1/jobs`."""
+    """The body of `POST /v1/jobs` and of `POST /v1/plans`."""
 
     model: Annotated[str, StringConstraints(pattern=r"^mdl_[0-9A-Z]{26}$")]
 
@@ -247,7 +298,7 @@ class DatasetInspection(Resource):
 
 class StageProgress(Resource):
     name: str
-    status: Literal["pending", "running", "succeeded", "failed", "skipped"]
+    status: Literal["pending", "running", "succeeded", "failed", "cancelled", "skipped"]
     step: int | None = None
     steps: int | None = None
     message: str | None = None
@@ -317,6 +368,36 @@ class JobResult(Reported):
     recovery: dict[str, Any] | None = None
     artifacts: list[ArtifactInfo]
     provenance: dict[str, Any]
+
+
+class PlannedLayer(Reported):
+    """One layer before and after: `out` (channels), `params`, `macs`. `min` and `max` bound what a job's `plan` may say;
+    layers of one `group` share their channels, so they get their widths together."""
+
+    name: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    min: int
+    max: int
+    group: str
+
+
+class PlanOutcome(Reported):
+    """What a job with this request would do, predicted exactly and without doing it.
+
+    An infeasible budget is an answer too: `feasible` is false, `smallest` is the nearest that can be reached, and
+    `error` says what a job would fail with.
+    """
+
+    feasible: bool
+    predicted: dict[str, Any]
+    baseline: dict[str, Any]
+    constraints: list[ConstraintResult]
+    layers: list[PlannedLayer]
+    frozen: list[dict[str, Any]]
+    smallest: dict[str, Any] | None = None
+    note: str = ""
+    error: ErrorInfo | None = None
 
 
 class MethodInfo(Resource):

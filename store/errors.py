@@ -52,6 +52,18 @@ class DatasetRejected(UploadRejected):
     param = "/dataset"
 
 
+class DatasetUnlabelled(StoreError):
+    """A request needs labels, and inspection found none in its dataset. `fields` are the request's that need them."""
+
+    def __init__(self, id: str, fields: Sequence[str]) -> None:
+        super().__init__(
+            f"The dataset {id} has no labels, and {' and '.join(fields)} need them. Leave those out, or name a dataset "
+            "with labels."
+        )
+        self.id = id
+        self.fields = tuple(fields)
+
+
 class IllegalTransition(StoreError):
     """A job status change that the transition table does not allow: a programming error, never a user's."""
 

@@ -1,7 +1,8 @@
 """The tables. A job's row is the truth about it; `work` is what a worker may claim; nothing else holds state.
 
-Every row of a tenant says so, or hangs on one that does. `work.id` is the id of its subject (a job, a model or a dataset). Ids of
-models and datasets in `jobs` are kept after those are deleted, so they are not foreign keys.
+Every row of a tenant says so, or hangs on one that does. `work.id` is the id of its subject (a job, a plan, a
+model or a dataset). Ids of models and datasets in `jobs` and `plans` are kept after those are deleted, so they are not
+foreign keys.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from store.contract import InspectionStatus, JobStatus, WorkKind
+from store.contract import InspectionStatus, JobStatus, PlanStatus, WorkKind
 from store.dialect import EnumText, UtcDateTime
 
 LOCAL_TENANT = "local"
@@ -50,6 +51,7 @@ class Base(DeclarativeBase):
         list[int] | dict[str, list[int]]: JSON(none_as_null=True),
         JobStatus: EnumText(JobStatus),
         InspectionStatus: EnumText(InspectionStatus),
+        PlanStatus: EnumText(PlanStatus),
         WorkKind: EnumText(WorkKind),
         WorkState: EnumText(WorkState),
     }
@@ -224,8 +226,32 @@ class Artifact(Base):
     created_at: Mapped[datetime]
 
 
+class Plan(Base):
+    """What a job with this request would do. `result` is a `PlanOutcome`, `error` why there is none."""
+
+    __tablename__ = "plans"
+    __table_args__ = (
+        Index(None, "tenant_id", "id"),
+        Index(None, "model_id"),
+        Index(None, "dataset_id"),
+        _one_of("status", PlanStatus),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    model_id: Mapped[str] = mapped_column(Id)
+    dataset_id: Mapped[str | None] = mapped_column(Id)
+    status: Mapped[PlanStatus]
+    request: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
 class Work(Base):
-    """One claimable thing. `attempt` only fences; `losses` counts expired leases."""
+    """One claimable thing. `attempt` only fences; `losses` counts expired leases, `troubles` how often a worker gave it
+    back for reasons of its own."""
 
     __tablename__ = "work"
     __table_args__ = (
@@ -243,6 +269,7 @@ class Work(Base):
     state: Mapped[WorkState]
     attempt: Mapped[int]
     losses: Mapped[int]
+    troubles: Mapped[int]
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires_at: Mapped[datetime | None]
     available_at: Mapped[datetime]

@@ -90,5 +90,5 @@ def _ended(progress: Mapping[str, Any] | None, to: JobStatus, now: datetime) -> 
         ended.fraction = 1.0
     for stage in ended.stages:
         if stage.status == "running":
-            stage.status = "succeeded" if to is JobStatus.succeeded else "failed"
+            stage.status = to.value
     return ended.model_dump(mode="json")

@@ -11,7 +11,8 @@ However it goes, it ends in exactly one of these, and every write carries the cl
     Fenced     the lease is gone                  → nothing: another worker decides
 
 Trouble of the worker's own (a full disk, no memory for a process, storage that does not answer) says nothing about the
-work: it is released without a loss, later each time, and the exception goes on to the slot, which backs off.
+work: it waits without a loss, longer each time, and the exception goes on to the slot, which backs off. Trouble that does
+not end after `store.waiting.TROUBLE_LIMIT` times ends the work with words about it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,25 @@ from store.contract import (
     JobResult,
     JobStatus,
     ModelInspection,
+    PlanOutcome,
     WorkKind,
 )
 from store.database import Database
 from store.errors import ObjectMissing
 from store.layout import job_prefix
 from store.objects import ObjectStore
-from store.work import cancel_job, fail_job, finish_dataset, finish_job, finish_model, lose, reject, release
+from store.work import (
+    cancel_job,
+    fail_job,
+    finish_dataset,
+    finish_job,
+    finish_model,
+    finish_plan,
+    lose,
+    reject,
+    release,
+    trouble,
+)
 from worker.lease import Lease, Timing
 from worker.outputs import delete_outputs, store_outputs
 from worker.process import RunnerProcess
@@ -74,9 +87,18 @@ LONGEST_TROUBLE_DELAY_S = 300.0
 CODES_WITH_LOG = frozenset({ErrorCode.internal, ErrorCode.out_of_memory, ErrorCode.worker_lost})
 
 
+Result = JobResult | PlanOutcome | ModelInspection | DatasetInspection
+_RESULTS: Mapping[WorkKind, type[Result]] = {
+    WorkKind.job: JobResult,
+    WorkKind.plan: PlanOutcome,
+    WorkKind.inspect_model: ModelInspection,
+    WorkKind.inspect_dataset: DatasetInspection,
+}
+
+
 @dataclass(frozen=True)
 class Finished:
-    result: JobResult | ModelInspection | DatasetInspection
+    result: Result
 
 
 @dataclass(frozen=True)
@@ -149,15 +171,16 @@ class Attempt:
                     runner.kill()
                     logger.info("Attempt %d of %s: %s.", self._claim.attempt, self._claim.id, type(end).__name__)
                     self._settle(end, runner)
-            except Exception:
-                delay_s = trouble_delay_s(self._claim.attempt)
+            except Exception as error:
+                delay_s = trouble_delay_s(self._claim.troubles)
                 logger.error(
-                    "Attempt %d of %s failed on this worker; it is tried again in %g s at the earliest.",
+                    "Attempt %d of %s failed on this worker; if it is tried again, in %g s at the earliest.",
                     self._claim.attempt,
                     self._claim.id,
                     delay_s,
                 )
-                lease.settle(lambda: release(self._services.database, self._claim, delay_s=delay_s))
+                what = _in_words(error)
+                lease.settle(lambda: trouble(self._services.database, self._claim, delay_s=delay_s, what=what))
                 raise
 
     # --- while the runner works ---
@@ -237,12 +260,8 @@ class Attempt:
 
     # --- how it ended ---
 
-    def _validated(self, result: dict[str, Any]) -> JobResult | ModelInspection | DatasetInspection:
-        shape = {
-            WorkKind.job: JobResult,
-            WorkKind.inspect_model: ModelInspection,
-            WorkKind.inspect_dataset: DatasetInspection,
-        }[self._claim.kind]
+    def _validated(self, result: dict[str, Any]) -> Result:
+        shape = _RESULTS[self._claim.kind]
         try:
             return shape.model_validate(result)
         except ValidationError as error:
@@ -325,6 +344,8 @@ class Attempt:
         match end:
             case Finished(result=JobResult() as result):
                 self._finish_job(result, runner)
+            case Finished(result=PlanOutcome() as outcome):
+                lease.settle(lambda: finish_plan(database, claim, outcome))
             case Finished(result=ModelInspection() as found):
                 lease.settle(lambda: finish_model(database, claim, found))
             case Finished(result=DatasetInspection() as found):
@@ -334,7 +355,9 @@ class Attempt:
             case TimedOut():
                 limit = f"{claim.max_runtime_s} s"
                 message = f"This took longer than the {limit} that it may (limits.max_runtime_s) and was stopped."
-                if claim.kind is not WorkKind.job:
+                if claim.kind is WorkKind.plan:
+                    message = f"Making this plan took longer than {limit} and was stopped; a job has more time."
+                elif claim.kind is not WorkKind.job:
                     message = f"Inspecting this file took longer than {limit} and was stopped."
                 self._fail(ErrorInfo(code=ErrorCode.timeout, message=message), None)
             case Cancelled():
@@ -379,9 +402,14 @@ class Attempt:
             self._services.objects.delete_prefix(f"{job_prefix(self._claim.tenant_id, self._claim.id)}/{attempt}")
 
 
-def trouble_delay_s(attempt: int) -> float:
-    """Seconds until work is tried again after its n-th attempt met trouble of the worker's own: twice as long each time."""
-    return min(TROUBLE_DELAY_S * 2 ** min(attempt - 1, 16), LONGEST_TROUBLE_DELAY_S)
+def trouble_delay_s(troubles: int) -> float:
+    """Seconds until work is tried again that has met so many troubles of workers' own before: twice as long each time."""
+    return min(TROUBLE_DELAY_S * 2 ** min(troubles, 16), LONGEST_TROUBLE_DELAY_S)
+
+
+def _in_words(error: Exception) -> str:
+    """The kind of trouble, without the paths and addresses that its message may hold: tenants read this."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def out_of_memory_kills() -> int:

@@ -70,7 +70,34 @@ def inspect_model(task, folder: Path, tell):
     }
 
 
-COMMANDS = {"job": run, "inspect_model": inspect_model, "inspect_dataset": inspect_dataset, "catalogue": catalogue}
+def make_plan(task, folder: Path, tell):
+    script = json.loads((folder / task.model.file).read_text())
+    tell(ProgressMessage(stage="plan", status="running"))
+    if script["do"] != "succeed":
+        globals()[f"do_{script['do']}"](script, folder, tell)
+    costs = {key: value for key, value in MEASURED.items() if key != "size_bytes"}
+    widths = {layer.name: layer.out for layer in task.request.plan.layers} if task.request.plan else {}
+    layer = {"name": "conv1", "before": {"out": 16}, "after": {"out": widths.get("conv1", 9)}}
+    return {
+        "feasible": True,
+        "predicted": costs,
+        "baseline": costs,
+        "constraints": [],
+        "layers": [{**layer, "min": 4, "max": 16, "group": "conv1"}],
+        "frozen": [],
+        "smallest": None,
+        "note": "",
+        "error": None,
+    }
+
+
+COMMANDS = {
+    "job": run,
+    "plan": make_plan,
+    "inspect_model": inspect_model,
+    "inspect_dataset": inspect_dataset,
+    "catalogue": catalogue,
+}
 
 
 def result(folder: Path, **changes):

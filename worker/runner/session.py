@@ -45,7 +45,7 @@ def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages
 def describe(error: Exception) -> ErrorInfo:
     """The error as the user sees it: the engine's own code and words, or a short statement without a traceback."""
     if _is_from_engine(error):
-        # A code of the engine that jobs do not have (the API refuses such requests itself) keeps its words.
+        # A code of the engine that jobs do not have keeps its words.
         return ErrorInfo(
             code=ErrorCode.__members__.get(error.code, ErrorCode.internal),
             message=error.message,
