@@ -138,9 +138,7 @@ def _start(folder: Path, processes: list[subprocess.Popen[bytes]]) -> str:
         (etc / f"{kind}.conf").write_text(STORAGE.format(kind=kind, port=port, **names))
         builder = f"{kind}.builder"
         for arguments in (("create", "2", "1", "0"), ("add", f"r1z1-127.0.0.1:{port}/d1", "1"), ("rebalance",)):
-            subprocess.run(
-                ["swift-ring-builder", builder, *arguments], cwd=etc, check=True, stdout=subprocess.DEVNULL
-            )
+            subprocess.run(["swift-ring-builder", builder, *arguments], cwd=etc, check=True, stdout=subprocess.DEVNULL)
     (etc / "proxy.conf").write_text(PROXY.format(port=ports[-2], **names))
     commands = {kind: [f"swift-{kind}-server", str(etc / f"{kind}.conf")] for kind in (*SERVERS, "proxy")}
     commands["memcached"] = ["memcached", "-l", "127.0.0.1", "-p", str(ports[-1]), "-U", "0", "-m", "32"]
