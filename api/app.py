@@ -26,6 +26,7 @@ from api import (
     models,
     operations,
     outcomes,
+    plans,
     problems,
 )
 from api.context import RequestContext
@@ -39,6 +40,7 @@ VERSIONED = (
     models.router,
     datasets.router,
     direct_uploads.router,
+    plans.router,
     jobs.router,
     outcomes.router,
     bundles.router,

@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, a log line, an answer to HEAD, and a problem document if it breaks."""
+"""The outermost layer: every request gets an id, a log line (polls only where they go wrong), an answer to HEAD, and a problem document if it breaks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ class RequestContext:
         finally:
             elapsed_ms = (time.monotonic() - started) * 1000
             method = "HEAD" if head_only else scope["method"]
-            logger.info("%s %s %d %.1f ms [%s]", method, _quoted(scope["path"]), status, elapsed_ms, request_id)
+            # Polls and health checks that go well are most of the traffic and none of the news.
+            level = logging.DEBUG if scope["method"] == "GET" and 0 < status < 400 else logging.INFO
+            logger.log(level, "%s %s %d %.1f ms [%s]", method, _quoted(scope["path"]), status, elapsed_ms, request_id)
 
 
 def _quoted(path: str) -> str:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
 from api.forms import DATASET_FIELDS, DATASET_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.polling import retry_after_inspection
 from api.problems import problems
@@ -21,6 +21,8 @@ from store.pages import DEFAULT_LIMIT
 from store.tables import Dataset
 
 router = APIRouter(tags=["datasets"])
+
+AfterId = page_after("ds")
 
 _FORM = form_schema(
     files={"file": "Images with labels: .npz, or a .tar of Parquet shards."},
@@ -87,7 +89,7 @@ def list_datasets(
     services: ServicesOf,
     tenant_id: TenantId,
     limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
+    after: AfterId = None,
     order: PageOrder = "desc",
 ) -> resources.DatasetList:
     with services.database.read() as session:

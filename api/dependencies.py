@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
@@ -16,6 +17,7 @@ from api.security import keys_required, tenant_of
 from store.catalogue import CatalogueRepository
 from store.contract import Catalogue
 from store.database import Database
+from store.identifiers import Prefix
 from store.objects import ObjectStore
 from store.pages import MAX_LIMIT
 from store.settings import Settings
@@ -95,24 +97,41 @@ TenantId = Annotated[str, Depends(_tenant)]
 PageLimit = Annotated[
     int, Query(ge=1, description=f"How many entries at most; more than {MAX_LIMIT} is taken as {MAX_LIMIT}.")
 ]
-PageAfter = Annotated[str | None, Query(max_length=255, description="The cursor `next` of the page before.")]
+_CURSOR = "The cursor `next` of the page before."
+PageAfter = Annotated[str | None, Query(max_length=255, description=_CURSOR)]
+
+
+def page_after(prefix: Prefix) -> Any:
+    """The type of the cursor of a list whose entries have ids of this kind. An entry that is gone still has a place."""
+    return Annotated[str | None, Query(pattern=f"^{prefix}_[0-9A-HJKMNP-TV-Z]{{26}}$", description=_CURSOR)]
+
+
 PageOrder = Annotated[Literal["asc", "desc"], Query(description="By age: newest first is `desc`.")]
 
 
-def known_query(*names: str, prefixes: tuple[str, ...] = ()) -> Callable[[Request], None]:
-    """A dependency that refuses other query parameters: a misspelt filter must not look like an unfiltered list."""
+def known_query(
+    *names: str, prefixes: tuple[str, ...] = (), repeatable: tuple[str, ...] = ()
+) -> Callable[[Request], None]:
+    """A dependency that refuses other query parameters, and the same one twice unless it is `repeatable`: a filter that
+    is misspelt, or of which only the last value would count, must not look like one that was applied."""
 
     def check(request: Request) -> None:
-        unknown = [
+        given = Counter(name for name, _ in request.query_params.multi_items())
+        wrong = [
             FieldError(
                 pointer=f"/{name}",
                 code="unknown_parameter",
                 detail=f"Unknown query parameter. Known: {', '.join(names)}.",
             )
-            for name in request.query_params
+            for name in given
             if name not in names and not name.startswith(prefixes)
         ]
-        if unknown:
-            raise invalid(unknown)
+        wrong += [
+            FieldError(pointer=f"/{name}", code="duplicate", detail=f"Given {count} times; it takes one value.")
+            for name, count in given.items()
+            if count > 1 and name not in repeatable
+        ]
+        if wrong:
+            raise invalid(wrong)
 
     return check

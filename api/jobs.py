@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from api import resources
 from api.content import matches
 from api.datasets import dataset_columns
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
 from api.forms import (
     DATASET_FIELDS,
     DATASET_PROPERTIES,
@@ -39,6 +39,8 @@ from store.pages import DEFAULT_LIMIT
 from store.tables import Job
 
 router = APIRouter(tags=["jobs"])
+
+AfterId = page_after("job")
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _FORM = form_schema(
@@ -143,9 +145,14 @@ def _label_filters(request: Request) -> dict[str, str]:
 @router.get(
     "/jobs",
     summary="List jobs",
-    description="`status` may be repeated; `label.KEY=VALUE` may be repeated and keeps jobs that carry all of them.",
+    description=(
+        "`status` may be repeated: jobs with any of them. `label.KEY=VALUE` may be given for several keys: jobs that carry "
+        "all of them. A job has one value for a key, so the same key twice is refused."
+    ),
     responses=problems(401),
-    dependencies=[Depends(known_query("status", "limit", "after", "order", prefixes=("label.",)))],
+    dependencies=[
+        Depends(known_query("status", "limit", "after", "order", prefixes=("label.",), repeatable=("status",)))
+    ],
 )
 def list_jobs(
     request: Request,
@@ -154,7 +161,7 @@ def list_jobs(
     labels: Annotated[dict[str, str], Depends(_label_filters)],
     status: Annotated[list[JobStatus] | None, Query()] = None,
     limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
+    after: AfterId = None,
     order: PageOrder = "desc",
 ) -> resources.JobList:
     with services.database.read() as session:

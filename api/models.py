@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.content import download
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
 from api.forms import MODEL_FIELDS, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.polling import retry_after_inspection
 from api.problems import problems
@@ -23,6 +23,8 @@ from store.pages import DEFAULT_LIMIT
 from store.tables import Model
 
 router = APIRouter(tags=["models"])
+
+AfterId = page_after("mdl")
 
 _FORM = form_schema(
     files={"file": "A state_dict: .safetensors, .pt, .pth or .th."},
@@ -91,7 +93,7 @@ def list_models(
     services: ServicesOf,
     tenant_id: TenantId,
     limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
+    after: AfterId = None,
     order: PageOrder = "desc",
 ) -> resources.ModelList:
     with services.database.read() as session:

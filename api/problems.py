@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from store.errors import (
     Conflict,
+    DatasetUnlabelled,
     NotFound,
     ObjectMissing,
     PartsGone,
@@ -158,7 +159,9 @@ def install(app: FastAPI) -> None:
     def _not_found(request: Request, error: NotFound) -> JSONResponse:
         if error.param is None:
             return problem_response(request, Problem("not_found", str(error)))
-        return problem_response(request, Problem.at(error.param, "not_found", str(error), code="not_found"))
+        return problem_response(
+            request, Problem.at(_at(request, error.param), "not_found", str(error), code="not_found")
+        )
 
     @app.exception_handler(ObjectMissing)
     def _object_missing(request: Request, error: ObjectMissing) -> JSONResponse:
@@ -184,7 +187,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(UploadRejected)
     def _rejected(request: Request, error: UploadRejected) -> JSONResponse:
-        return problem_response(request, Problem.at(error.param, error.error.code, str(error), code="upload_rejected"))
+        pointer = _at(request, error.param)
+        return problem_response(request, Problem.at(pointer, error.error.code, str(error), code="upload_rejected"))
+
+    @app.exception_handler(DatasetUnlabelled)
+    def _unlabelled(request: Request, error: DatasetUnlabelled) -> JSONResponse:
+        errors = [
+            FieldError(pointer=_at(request, f"/{field}"), code="dataset_unlabelled", detail=str(error))
+            for field in error.fields
+        ]
+        return problem_response(request, Problem("validation_failed", str(error), errors=errors))
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -209,6 +221,12 @@ def install(app: FastAPI) -> None:
             case _:
                 raise error
         return problem_response(request, problem)
+
+
+def _at(request: Request, field: str) -> str:
+    """The pointer of a job's field: in a form, the job is the part `spec`."""
+    is_form = request.headers.get("content-type", "").lower().startswith("multipart/")
+    return f"/spec{field}" if is_form else field
 
 
 _EVERYWHERE = (400, 421, 422, 500, 503)

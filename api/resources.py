@@ -10,10 +10,12 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from api.problems import Problem
 from store import tables
 from store.contract import (
     ArchitectureInfo,
     ArtifactInfo,
+    ConstraintResult,
     ErrorInfo,
     InspectionStatus,
     JobProgress,
@@ -21,6 +23,8 @@ from store.contract import (
     JobStatus,
     MethodInfo,
     ModelProfile,
+    PlannedLayer,
+    PlanStatus,
 )
 from store.pages import MAX_LIMIT
 
@@ -179,6 +183,62 @@ class Job(BaseModel):
         )
 
 
+class PlanLinks(BaseModel):
+    self: str
+
+
+class Plan(BaseModel):
+    """`status`: planning, ready or failed. The rest is null or empty until it is ready; a plan that is ready and not
+    `feasible` carries the `error` that a job would fail with."""
+
+    id: str
+    object: Literal["plan"] = "plan"
+    status: PlanStatus
+    model: str
+    dataset: str | None
+    feasible: bool | None
+    predicted: dict[str, Any] | None
+    baseline: dict[str, Any] | None
+    constraints: list[ConstraintResult]
+    layers: list[PlannedLayer]
+    frozen: list[dict[str, Any]]
+    smallest: dict[str, Any] | None
+    note: str
+    request: dict[str, Any]
+    error: ErrorInfo | None
+    created_at: datetime
+    finished_at: datetime | None
+    links: PlanLinks
+
+    @classmethod
+    def of(cls, row: tables.Plan, base_url: str) -> Self:
+        nothing = {
+            "feasible": None,
+            "predicted": None,
+            "baseline": None,
+            "constraints": [],
+            "layers": [],
+            "frozen": [],
+            "smallest": None,
+            "note": "",
+            "error": row.error,
+        }
+        return cls.model_validate(
+            {
+                **nothing,
+                **(row.result or {}),
+                "id": row.id,
+                "status": row.status,
+                "model": row.model_id,
+                "dataset": row.dataset_id,
+                "request": row.request,
+                "created_at": row.created_at,
+                "finished_at": row.finished_at,
+                "links": {"self": f"{base_url}/v1/plans/{row.id}"},
+            }
+        )
+
+
 class _List(BaseModel):
     """A page: `next` is the `after` of the following page, null on the last one."""
 
@@ -218,11 +278,14 @@ class ArchitectureList(_List):
 def slice_of(
     rows: Sequence[Row], cursor: Callable[[Row], str], *, limit: int, after: str | None
 ) -> tuple[list[Row], bool, str | None]:
-    """One page of a short list held in memory, in its own order: rows, has_more, next. An unknown cursor gives none."""
+    """One page of a short list held in memory, in its own order: rows, has_more, next. Raises Problem for a cursor that
+    names no row."""
     limit = min(limit, MAX_LIMIT)
     start = 0
     if after is not None:
-        start = next((index + 1 for index, row in enumerate(rows) if cursor(row) == after), len(rows))
+        start = next((index + 1 for index, row in enumerate(rows) if cursor(row) == after), -1)
+        if start < 0:
+            raise Problem.at("/after", "unknown_cursor", f"No entry of this list is called {after[:100]!r}.")
     page = list(rows[start : start + limit])
     has_more = start + limit < len(rows)
     return page, has_more, cursor(page[-1]) if has_more else None

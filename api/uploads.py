@@ -25,7 +25,8 @@ from store.objects import ObjectStore, ObjectWriter, StoredObject
 WRITE_BYTES = 1 << 20
 """File data is collected to this size before a worker thread digests and writes it."""
 
-MAX_FIELD_BYTES = 64 << 10
+MAX_FIELD_BYTES = 1 << 20
+"""A `spec` can name the width of every layer of a large network."""
 _FRAMING_BYTES = 1 << 20
 """What fields, headers and boundaries can add to the files of a request."""
 

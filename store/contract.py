@@ -181,7 +181,7 @@ class LayerWidth(Request):
 class WidthPlan(Request):
     """Widths that are taken as they are; layers not named are planned as usual, and every cap still holds."""
 
-    layers: Annotated[list[LayerWidth], Field(min_length=1, max_length=10_000)]
+    layers: Annotated[list[LayerWidth], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _each_layer_once(self) -> WidthPlan:

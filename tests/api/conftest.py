@@ -20,13 +20,23 @@ import uvicorn
 
 from api.app import create_app
 from store.catalogue import CatalogueRepository
-from store.contract import Catalogue, ErrorCode, ErrorInfo, JobResult, ModelInspection, WorkKind
+from store.contract import (
+    Catalogue,
+    ErrorCode,
+    ErrorInfo,
+    JobRequest,
+    JobResult,
+    ModelInspection,
+    PlanOutcome,
+    WorkKind,
+)
 from store.database import Database
 from store.keys import KeyRepository
 from store.objects import LocalObjects, ObjectStore
+from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
-from store.work import StoredArtifact, claim, finish_job, finish_model, reject
+from store.work import StoredArtifact, claim, finish_job, finish_model, finish_plan, reject
 
 CHECKPOINT = b"weights " * 1000
 HALF = {"flops": {"max_ratio": 0.5}}
@@ -88,6 +98,34 @@ class Service:
         error = ErrorInfo(code=ErrorCode.unsafe_model, message="It names os.system.")
         reject(self.database, self.claim(WorkKind.inspect_model), error)
 
+    def plan(self, model: str, tenant: str = LOCAL_TENANT) -> str:
+        """A plan in the making, put there without asking over HTTP, which would wait for it."""
+        with self.database.transaction() as session:
+            request = JobRequest.model_validate({"model": model, "budget": HALF})
+            return PlanRepository(session, tenant).create(request).id
+
+    def finish_plan(self, **changes: Any) -> None:
+        """What a worker does with the oldest plan whose model is ready."""
+        finish_plan(self.database, self.claim(WorkKind.plan), PlanOutcome.model_validate({**OUTCOME, **changes}))
+
+    @contextmanager
+    def planner(self, **changes: Any) -> Iterator[None]:
+        """A worker that makes plans while the block runs."""
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.wait(0.02):
+                if (found := self.claim(WorkKind.plan)) is not None:
+                    finish_plan(self.database, found, PlanOutcome.model_validate({**OUTCOME, **changes}))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def finish_job(self, files: Mapping[str, bytes] | None = None) -> None:
         """What a worker does with the oldest job whose model is ready: these artifacts, or one."""
         work, artifacts = self.claim(WorkKind.job), []
@@ -119,6 +157,24 @@ RESULT = {
     "layers": [],
     "frozen": [],
     "provenance": {"version": "0.1.0"},
+}
+OUTCOME = {
+    "feasible": True,
+    "predicted": PROFILE,
+    "baseline": PROFILE,
+    "constraints": RESULT["constraints"],
+    "layers": [
+        {
+            "name": "layer1.0.conv1",
+            "before": {"out": 16, "params": 2304, "macs": 2359296},
+            "after": {"out": 9, "params": 1296, "macs": 1327104},
+            "min": 4,
+            "max": 16,
+            "group": "layer1.0.conv1",
+        }
+    ],
+    "frozen": [{"layer": "linear", "operator": "output", "reason": "it is an output of the network"}],
+    "note": "flops is used to 99.9 %",
 }
 CATALOGUE = Catalogue.model_validate(
     {

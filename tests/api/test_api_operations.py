@@ -43,8 +43,8 @@ def test_a_worker_that_has_fallen_silent_is_stale_until_it_is_heard_of_again(ser
         session.execute(update(Worker).values(seen_at=service.database.now(session) - timedelta(seconds=100)))
     answer = service.client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert answer.json()["worker"]["status"] == "stale"
-    assert re.search(r"for 1\d\d s", answer.json()["worker"]["detail"])
+    worker = answer.json()["worker"]
+    assert worker["status"] == "stale" and re.search(r"\b1\d\d s", worker["detail"])
     with service.database.transaction() as session:
         CatalogueRepository(session).seen("worker")
     assert service.client.get("/readyz").json()["status"] == "ready"
@@ -120,6 +120,21 @@ def test_failure_of_ours_is_a_500_that_tells_only_the_request_id(service, monkey
     assert document["request_id"] == "find-me"
     assert "secret" not in answer.text
     assert "find-me" in caplog.text and "secret internals" in caplog.text
+
+
+def test_log_tells_of_changes_and_of_refusals_and_not_of_every_poll(service, caplog):
+    job = service.job()["id"]
+    with caplog.at_level(logging.INFO, logger="api"):
+        for path in ("/healthz", "/readyz", f"/v1/jobs/{job}", "/v1/jobs"):
+            assert service.client.get(path).status_code == 200
+        service.client.get(f"/v1/jobs/{job}", headers={"If-None-Match": "*"})
+        service.client.get("/v1/jobs/job_nowhere")
+        service.client.post(f"/v1/jobs/{job}/cancel")
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" ")[:3] for line in lines] == [
+        ["GET", "/v1/jobs/job_nowhere", "404"],
+        ["POST", f"/v1/jobs/{job}/cancel", "200"],
+    ]
 
 
 def test_path_cannot_forge_a_line_of_the_log(client, caplog):

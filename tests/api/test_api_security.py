@@ -110,11 +110,19 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
         dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK")}).json()
         service.inspect_model()
         service.finish_job()
+        plan = service.plan(job["model"], "mine")
+        service.finish_plan()
+        ids = {
+            "model_id": job["model"],
+            "dataset_id": dataset["id"],
+            "job_id": job["id"],
+            "plan_id": plan,
+            "name": "model.onnx",
+        }
         upload = service.client.post("/v1/uploads", json={"filename": "a", "size": 9, "purpose": "dataset"}).json()
-        ids = {"model_id": job["model"], "dataset_id": dataset["id"], "job_id": job["id"], "name": "model.onnx"}
         ids |= {"upload_id": upload["id"], "number": "1"}
         with_ids = [(method, path) for method, path in routes(service) if "{" in path]
-        assert len(with_ids) >= 11
+        assert len(with_ids) >= 12
         for method, path in with_ids:
             # A part without its bytes is a 422 of its owner.
             for headers, expected in ((other, {404}), (mine, {200, 201, 204, 409, 422})):

@@ -40,7 +40,9 @@ def index(recorder: Recorder, call: Call) -> Value:
                 labels[position] = x.labels[axis]
             position += 1
     if len(indexed) == 1 and ranks == [1] and indexed[0] in x.labels:
-        labels[first] = _picked(recorder, x.labels[indexed[0]], given[indexed[0]], call.raw["indices"][indexed[0]])
+        picked = _picked(recorder, x.labels[indexed[0]], given[indexed[0]], call.raw["indices"][indexed[0]])
+        if picked is not None:
+            labels[first] = picked
     else:
         recorder.freeze_axes(x, indexed, "positions of this axis are picked by number")
     for axis in indexed:
@@ -54,19 +56,25 @@ def index_select(recorder: Recorder, call: Call) -> Value:
     dim = x.axis(call["dim"])
     labels = dict(x.labels)
     if dim in labels:
-        labels[dim] = _picked(recorder, labels[dim], positions, call.raw["index"])
-    else:
+        picked = _picked(recorder, labels.pop(dim), positions, call.raw["index"])
+        if picked is not None:
+            labels[dim] = picked
+    if dim not in labels:
         recorder.freeze_axes(positions, range(positions.rank), "positions by number", quiet=True)
     return Value(call.shape, labels)
 
 
-def _picked(recorder: Recorder, labels: Labels, positions: Value, node: Node) -> Labels:
-    """Labels of the picked positions; the stored list of them is cut and renumbered."""
-    if positions.numel > _MOST_PICKS * len(labels):
-        raise UnlabelledOperator("a table that is read by number")
-    name, tensor = _stored_list(recorder, node)
-    if recorder.positions.get(name, labels) is not labels:
-        raise UnlabelledOperator("one list of positions for several axes")
+def _picked(recorder: Recorder, labels: Labels, positions: Value, node: Node) -> Labels | None:
+    """Labels of the picked positions; the stored list of them is cut and renumbered. None where the axis must stay."""
+    try:
+        if positions.numel > _MOST_PICKS * len(labels):
+            raise UnlabelledOperator("a table that is read by number")
+        name, tensor = _stored_list(recorder, node)
+        if recorder.positions.get(name, labels) is not labels:
+            raise UnlabelledOperator("one list of positions for several axes")
+    except UnlabelledOperator as refusal:
+        recorder.freeze(labels, str(refusal))
+        return None
     picked = labels[tensor.cpu().numpy()]
     if len(picked) > 1:
         recorder.tie(positions.vector(0), picked, "positions that cannot be sliced")
