@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from api.problems import Problem
@@ -190,6 +190,8 @@ class PlanLinks(BaseModel):
 class Plan(BaseModel):
     """`status`: planning, ready or failed. The rest is null or empty until it is ready; a plan that is ready and not
     `feasible` carries the `error` that a job would fail with."""
+
+    model_config = ConfigDict(extra="allow")
 
     id: str
     object: Literal["plan"] = "plan"

@@ -96,6 +96,7 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
             equivalence=candidate.equivalence,
             recovered=candidate.recovered,
             delivery=delivery,
+            original_latency=origin.latency or delivery.original_latency,
             latency=latency,
             device=str(device),
             input_sha256=_sha256(request.model_path),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from core.analysis import Profile, profile
 from core.analysis.folding import fold_statistics
 from core.budget import Costs
+from core.deliver.latency import Latency
 from core.intake import load_network
 from core.latency import exported_latency
 from core.network import Network
@@ -20,7 +21,7 @@ from core.request import CompressionRequest
 class Origin:
     """What is compressed. upload: as it came; network: the same with folded weights, which is what gets cut.
 
-    costs: of the upload, the baseline of every ratio.
+    costs: of the upload, the baseline of every ratio. latency: of the upload, where it is capped.
     """
 
     upload: Network
@@ -28,6 +29,7 @@ class Origin:
     folded: tuple[str, ...]
     profile: Profile
     costs: Costs
+    latency: Latency | None
 
 
 def load_origin(request: CompressionRequest, stages: Stages) -> Origin:
@@ -42,6 +44,8 @@ def load_origin(request: CompressionRequest, stages: Stages) -> Origin:
     with stages.run("profile"):
         found = profile(upload)
         folded = fold_statistics(upload)
-        latency_ms = exported_latency(upload).p50 if request.budget.has("latency_ms") else None
-        costs = dataclasses.replace(found.costs, size_bytes=safetensors_bytes(upload), latency_ms=latency_ms)
-    return Origin(upload, folded.network, folded.layers, found, costs)
+        latency = exported_latency(upload) if request.budget.has("latency_ms") else None
+        costs = dataclasses.replace(
+            found.costs, size_bytes=safetensors_bytes(upload), latency_ms=latency.p50 if latency else None
+        )
+    return Origin(upload, folded.network, folded.layers, found, costs, latency)

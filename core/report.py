@@ -35,6 +35,7 @@ def compose_result(
     equivalence: Equivalence,
     recovered: Recovered,
     delivery: Delivery,
+    original_latency: Latency | None,
     latency: Latency | None,
     device: str,
     input_sha256: str,
@@ -49,7 +50,7 @@ def compose_result(
     return {
         "met": all(constraint["met"] for constraint in met),
         "constraints": met,
-        "baseline": _costs(baseline_costs, recovered.accuracy_original, delivery.original_latency),
+        "baseline": _costs(baseline_costs, recovered.accuracy_original, original_latency),
         "compressed": _costs(measured, recovered.accuracy_after, latency),
         "equivalence": {
             "max_relative_error": equivalence.max_relative_error,

@@ -118,13 +118,21 @@ class MemoryCap(Cap):
     kind: Literal["weights", "activations", "total"] = "total"
 
 
+class LatencyCap(Cap):
+    """A cap in milliseconds: ONNX Runtime on the worker's CPU, one thread, batch 1, the median run."""
+
+    max: Annotated[float, Field(gt=0)] | None = None
+
+
 class Budget(Request):
-    """At least one cap; every cap must hold."""
+    """At least one cap; every cap must hold. `size` is in bytes, of the delivered weights file."""
 
     params: Cap | None = None
     flops: Cap | None = None
     macs: Cap | None = None
     memory: MemoryCap | None = None
+    size: Cap | None = None
+    latency_ms: LatencyCap | None = None
 
     @model_validator(mode="after")
     def _not_empty(self) -> Budget:

@@ -94,7 +94,7 @@ def test_magnitude_is_the_norm_over_all_slices_of_matrices(coupled, norm):
                 total += sum(float((one.abs() ** norm).sum()) for one in found)
         expected.append(total ** (1 / norm))
     found = scores_by("magnitude", network, analysis, {"norm": norm})
-    np.testing.assert_allclose(found[prunable(analysis)], expected, rtol=1e-12)
+    np.testing.assert_allclose(found[prunable(analysis)], expected, rtol=1e-6)
 
 
 def test_batch_norm_scale_is_the_norm_of_the_scales_and_magnitude_where_there_are_none(coupled):
@@ -248,4 +248,4 @@ def test_a_tensor_under_two_names_counts_once():
     total = sum(network.tensors[name].double().abs().sum() for name in ("a.weight", "stem.weight", "head.weight"))
     # The matrix lies along the same components with both of its axes.
     twice = network.tensors["a.weight"].double().abs().sum()
-    assert found.sum() == pytest.approx(float(total + twice), rel=1e-9)
+    assert found.sum() == pytest.approx(float(total + twice), rel=1e-6)

@@ -13,24 +13,28 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 
-from pennyweight.errors import JobFailed, ServiceUnreachable, api_error
-from pennyweight.transfers import PARTS_FROM_BYTES, ByteListener, PartsUpload, fetch
+from pennyweight.errors import InvalidAddress, JobFailed, ServiceUnreachable, api_error
+from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
+from pennyweight.plans import Plan
+from pennyweight.transfer import ByteCounter, ByteListener, CountedFile
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = ("succeeded", "failed", "cancelled")
 _CHUNK_BYTES = 1 << 20
 # A service that restarts in the middle of a wait is away for seconds; its jobs are not.
 _RECONNECT_S = 120.0
+_PLAN_TIMEOUT = httpx.Timeout(60.0)
 
 JobListener = Callable[[Mapping[str, Any]], None]
 
@@ -48,6 +52,7 @@ class Client:
     ) -> None:
         self.base_url = (base_url or os.environ.get("PENNYWEIGHT_URL") or DEFAULT_URL).rstrip("/")
         key = api_key or os.environ.get("PENNYWEIGHT_API_KEY")
+        _check_address(self.base_url)
         self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -82,9 +87,14 @@ class Client:
     ) -> dict[str, Any]:
         """Upload a checkpoint; returns the Model, `inspecting` at first. A large one that was interrupted goes on."""
         values = _given(
-            architecture=architecture, architecture_args=architecture_args, input_shape=input_shape, name=name
+            {
+                "architecture": architecture,
+                "architecture_args": architecture_args,
+                "input_shape": input_shape,
+                "name": name,
+            }
         )
-        return self._upload_one("model", Path(path), values, _ByteCounter(on_bytes, Path(path)))
+        return self._upload_one("model", Path(path), values, _counter(on_bytes, Path(path)))
 
     def upload_dataset(
         self,
@@ -96,23 +106,23 @@ class Client:
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
         """Upload a dataset; returns the Dataset, `inspecting` at first. A large one that was interrupted goes on."""
-        values = _given(normalization=normalization, scale=scale, name=name)
-        return self._upload_one("dataset", Path(path), values, _ByteCounter(on_bytes, Path(path)))
+        values = _given({"normalization": normalization, "scale": scale, "name": name})
+        return self._upload_one("dataset", Path(path), values, _counter(on_bytes, Path(path)))
 
     def model(self, model_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/models/{model_id}")
+        return self._json("GET", f"/v1/models/{_id(model_id)}")
 
     def dataset(self, dataset_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/datasets/{dataset_id}")
+        return self._json("GET", f"/v1/datasets/{_id(dataset_id)}")
 
     def wait_inspected(self, resource: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll a Model or Dataset until it is ready. Raises JobFailed with the reason where it is rejected."""
         kind = {"model": "models", "dataset": "datasets"}[resource["object"]]
         deadline = time.monotonic() + timeout_s
         while True:
-            current = self._json("GET", f"/v1/{kind}/{resource['id']}")
+            current = self._json("GET", f"/v1/{kind}/{_id(resource['id'])}")
             if current["status"] == "rejected":
-                raise JobFailed(current["id"], current["error"])
+                raise JobFailed(current["id"], current["error"], current)
             if current["status"] == "ready":
                 return current
             if time.monotonic() > deadline:
@@ -121,11 +131,35 @@ class Client:
                 )
             time.sleep(0.3)
 
+    # --- plans
+
+    def create_plan(
+        self, model_id: str, budget: Mapping[str, Any], *, timeout_s: float = 300.0, **options: Any
+    ) -> Plan:
+        """What a job with these arguments would do (see `create_job`), layer by layer, without doing it.
+
+        An infeasible budget is an answer too: `plan["feasible"]` is False. Raises JobFailed where there is no answer.
+        """
+        body = {"model": model_id, "budget": budget, **_given(options)}
+        deadline = time.monotonic() + timeout_s
+        # The service keeps us waiting for up to 30 s, which is no sign that it is gone.
+        response = self._send("POST", "/v1/plans", json=body, timeout=_PLAN_TIMEOUT)
+        while (plan := Plan(response.json()))["status"] == "planning":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
+            time.sleep(min(_retry_after(response, default=1.0), 5.0))
+            response = self._send("GET", f"/v1/plans/{_id(plan['id'])}")
+        return _made(plan)
+
+    def plan(self, plan_id: str) -> Plan:
+        """A plan as it is now. Raises JobFailed where it could not be made."""
+        return _made(Plan(self._json("GET", f"/v1/plans/{_id(plan_id)}")))
+
     # --- jobs
 
     def create_job(self, model_id: str, budget: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Create a job; `options` are the other fields of API.md's job request."""
-        return self._json("POST", "/v1/jobs", json={"model": model_id, "budget": budget, **_given(**options)})
+        return self._json("POST", "/v1/jobs", json={"model": model_id, "budget": budget, **_given(options)})
 
     def submit(
         self,
@@ -143,9 +177,11 @@ class Client:
         """Model, dataset and job in one request, or one after another if the files are large; `spec` is a job request
         without its model."""
         files = {"model": Path(model_path), **({} if dataset_path is None else {"dataset": Path(dataset_path)})}
-        about_model = _given(architecture=architecture, architecture_args=architecture_args, input_shape=input_shape)
-        about_dataset = _given(normalization=normalization, scale=scale)
-        counter = _ByteCounter(on_bytes, *files.values())
+        about_model = _given(
+            {"architecture": architecture, "architecture_args": architecture_args, "input_shape": input_shape}
+        )
+        about_dataset = _given({"normalization": normalization, "scale": scale})
+        counter = _counter(on_bytes, *files.values())
         if counter.total < PARTS_FROM_BYTES:
             values = {"spec": dict(spec), **about_model, **about_dataset}
             return self._upload_form("/v1/jobs", files, values, counter)
@@ -155,7 +191,7 @@ class Client:
         return self._json("POST", "/v1/jobs", json=job)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/jobs/{job_id}")
+        return self._json("GET", f"/v1/jobs/{_id(job_id)}")
 
     def jobs(self, *, status: str | None = None, limit: int = 20) -> Iterator[dict[str, Any]]:
         """The newest `limit` jobs, page by page."""
@@ -163,10 +199,10 @@ class Client:
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """All events of a job, oldest first."""
-        yield from self._list(f"/v1/jobs/{job_id}/events", {"order": "asc"}, None)
+        yield from self._list(f"/v1/jobs/{_id(job_id)}/events", {"order": "asc"}, None)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+        return self._json("POST", f"/v1/jobs/{_id(job_id)}/cancel")
 
     def wait(
         self, job_id: str, *, on_change: JobListener | None = None, timeout_s: float | None = None
@@ -181,7 +217,7 @@ class Client:
         while True:
             pause_s = 1.0
             try:
-                response = self._send("GET", f"/v1/jobs/{job_id}", headers={"If-None-Match": etag} if etag else {})
+                response = self._send("GET", f"/v1/jobs/{_id(job_id)}", headers={"If-None-Match": etag} if etag else {})
                 lost_since = None
                 pause_s = min(_retry_after(response, default=1.0), 5.0)
                 if response.status_code != httpx.codes.NOT_MODIFIED:
@@ -200,7 +236,7 @@ class Client:
             time.sleep(pause_s)
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
-        return list(self._list(f"/v1/jobs/{job_id}/artifacts", {}, None))
+        return list(self._list(f"/v1/jobs/{_id(job_id)}/artifacts", {}, None))
 
     def download(self, job_id: str, folder: str | Path) -> list[Path]:
         """All artifacts of a job, each checked against its sha256 before it gets its name.
@@ -212,7 +248,7 @@ class Client:
         return [
             fetch(
                 self._http,
-                f"/v1/jobs/{job_id}/artifacts/{artifact['name']}",
+                f"/v1/jobs/{_id(job_id)}/artifacts/{quote(artifact['name'])}",
                 target,
                 name=Path(artifact["name"]).name,
                 size=artifact["size"],
@@ -226,7 +262,7 @@ class Client:
         target = Path(path)
         partial = target.with_name(f".{target.name}.part")
         try:
-            with self._http.stream("GET", f"/v1/jobs/{job_id}/bundle", params={"layout": layout}) as response:
+            with self._http.stream("GET", f"/v1/jobs/{_id(job_id)}/bundle", params={"layout": layout}) as response:
                 if response.is_error:
                     response.read()
                     raise api_error(response)
@@ -250,19 +286,19 @@ class Client:
 
     # --- internals
 
-    def _upload_one(self, purpose: str, path: Path, values: Mapping[str, Any], counter: _ByteCounter) -> dict[str, Any]:
+    def _upload_one(self, purpose: str, path: Path, values: Mapping[str, Any], counter: ByteCounter) -> dict[str, Any]:
         if path.stat().st_size < PARTS_FROM_BYTES:
             return self._upload_form(f"/v1/{purpose}s", {"file": path}, values, counter)
         return PartsUpload(self._http, path, {"purpose": purpose, **values}, counter.add).run()
 
     def _upload_form(
-        self, url: str, files: Mapping[str, Path], values: Mapping[str, Any], counter: _ByteCounter
+        self, url: str, files: Mapping[str, Path], values: Mapping[str, Any], counter: ByteCounter
     ) -> dict[str, Any]:
         with ExitStack() as stack:
             parts = {
                 part: (
                     path.name,
-                    _CountedFile(stack.enter_context(path.open("rb")), counter),
+                    CountedFile(stack.enter_context(path.open("rb")), counter),
                     "application/octet-stream",
                 )
                 for part, path in files.items()
@@ -287,7 +323,7 @@ class Client:
     def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, url, **options)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         if response.is_error:
             raise api_error(response)
@@ -300,49 +336,16 @@ class Client:
         )
 
 
-class _ByteCounter:
-    """Adds up what has been sent of some files, from any thread, and tells a listener."""
-
-    def __init__(self, listener: ByteListener | None, *files: Path) -> None:
-        self.total = sum(path.stat().st_size for path in files)
-        self._listener = listener
-        self._sent = 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._sent += count
-            if self._listener is not None:
-                self._listener(self._sent, self.total)
-
-
-class _CountedFile:
-    """A file whose reads are counted, with what httpx asks of a file: its length and the right to rewind."""
-
-    def __init__(self, file: IO[bytes], counter: _ByteCounter) -> None:
-        self._file, self._counter = file, counter
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._counter.add(len(data))
-        return data
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
 def _form_fields(values: Mapping[str, Any]) -> dict[str, str]:
     """Multipart fields: text as it is, everything else as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _counter(listener: ByteListener | None, *files: Path) -> ByteCounter:
+    return ByteCounter(sum(path.stat().st_size for path in files), listener)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -353,9 +356,31 @@ def _retry_after(response: httpx.Response, default: float) -> float:
         return default
 
 
+def _made(plan: Plan) -> Plan:
+    if plan["status"] == "failed":
+        raise JobFailed(plan["id"], plan["error"], plan)
+    return plan
+
+
 def _succeeded(job: dict[str, Any]) -> dict[str, Any]:
     if job["status"] == "succeeded":
         return job
     if job["status"] == "cancelled":
-        raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."})
-    raise JobFailed(job["id"], job["error"])
+        raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."}, job)
+    raise JobFailed(job["id"], job["error"], job)
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InvalidAddress(f"{url!r} is no address of a service ({error}); one looks like {DEFAULT_URL}") from error
+    if parts.scheme not in ("http", "https") or not parts.host or not 0 <= (parts.port or 0) <= 65535:
+        raise InvalidAddress(f"{url!r} is no address of a service; one looks like {DEFAULT_URL}")
+
+
+def _id(text: str) -> str:
+    """An id as it may stand in a path. Raises InvalidAddress for what could be read as another path."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
+        raise InvalidAddress(f"{text!r} is not an id; ids look like job_01J9Z3K4M5N6P7Q8R9S0T1V2W3")
+    return text

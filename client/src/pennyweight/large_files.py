@@ -31,8 +31,6 @@ _PAUSE_S = 0.5
 _COMPLETION_TIMEOUT_S = 900.0
 """The service reads the whole file once before it answers."""
 
-ByteListener = Callable[[int, int], None]
-
 
 class PartsUpload:
     """One file on its way up. `announcement` is the body of `POST /v1/uploads` without filename, size and digest."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pennyweight import Client, transfers
+from pennyweight import Client, large_files
 from pennyweight import client as client_module
 from pennyweight.errors import ApiError, DownloadCorrupt, ServiceUnreachable
 
@@ -25,8 +25,8 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 @pytest.fixture(autouse=True)
 def small_and_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "PARTS_FROM_BYTES", 1 << 20)
-    monkeypatch.setattr(transfers, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(transfers, "PARALLEL_PARTS", 2)
+    monkeypatch.setattr(large_files, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(large_files, "PARALLEL_PARTS", 2)
 
 
 @pytest.fixture

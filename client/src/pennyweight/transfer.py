@@ -1,0 +1,45 @@
+"""Files on their way to the service, counted as they are read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import IO
+
+ByteListener = Callable[[int, int], None]
+"""Called with the bytes sent so far and the bytes in all."""
+
+
+class ByteCounter:
+    """How much of some files has been sent, by whichever thread; what has to be sent again is taken off."""
+
+    def __init__(self, total: int, listener: ByteListener | None) -> None:
+        self.total, self.sent, self.listener = total, 0, listener
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.sent += count
+            if self.listener is not None:
+                self.listener(self.sent, self.total)
+
+
+class CountedFile:
+    """A file whose reads are counted, with what httpx asks of a file: its length and the right to rewind."""
+
+    def __init__(self, file: IO[bytes], counter: ByteCounter) -> None:
+        self._file, self._counter = file, counter
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._counter.add(len(data))
+        return data
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
