@@ -2,7 +2,7 @@
 
 Nothing is kept unless the whole request succeeds: an error or a broken connection leaves no object behind. So does a
 crash, but for one moment: a process killed between the commit of an object and that of its row leaves an object that
-nothing refers to. It takes up space and can do no more harm.
+nothing refers to, until a sweeper removes it (`store.orphans`).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def compose_proposal(
             "step": planned[row["name"]].step,
             "group": planned[row["name"]].group,
         }
-        for row in layer_rows(baseline, after)
+        for row in layer_rows(baseline, after, choice.plan)
         if row["name"] in planned
     ]
     predicted = choice.plan.predicted

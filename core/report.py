@@ -13,6 +13,7 @@ from core.choice import Choice
 from core.deliver import Delivery
 from core.deliver.latency import Latency
 from core.network import Network
+from core.planning import Plan
 from core.recovery import Recovered
 from core.surgery import Equivalence
 from core.version import VERSION
@@ -60,7 +61,7 @@ def compose_result(
             "unproven": list(equivalence.unproven),
         },
         "sparse": None,
-        "layers": layer_rows(baseline, profile(compressed)),
+        "layers": layer_rows(baseline, profile(compressed), plan),
         "frozen": frozen_rows(choice.analysis.frozen),
         "faults": list(choice.analysis.faults),
         "folded": list(folded),
@@ -87,9 +88,12 @@ def compose_result(
     }
 
 
-def layer_rows(before: Profile, after: Profile) -> list[dict[str, Any]]:
-    """Per layer with parameters, in execution order: output width, parameters and MACs, before and after."""
-    kept = _by_name(after.layers)
+def layer_rows(before: Profile, after: Profile, plan: Plan) -> list[dict[str, Any]]:
+    """Per layer with parameters, in execution order: output width, parameters and MACs, before and after.
+
+    Where the plan names a layer, its width is the one that a plan may change.
+    """
+    kept, planned = _by_name(after.layers), {layer.name: layer for layer in plan.layers}
     rows = []
     for name, calls in _by_name(before.layers).items():
         row = _row(calls)
@@ -97,6 +101,8 @@ def layer_rows(before: Profile, after: Profile) -> list[dict[str, Any]]:
             # A layer that only standardised a weight is gone once that weight is folded.
             gone = {"out": row["out"], "params": 0, "macs": 0}
             left = _row(kept[name]) if name in kept else gone
+            if name in planned:
+                row["out"], left["out"] = planned[name].before, planned[name].after
             rows.append({"name": name, "type": _main(calls).type, "before": row, "after": left})
     return rows
 

@@ -18,6 +18,9 @@ from sqlalchemy.types import TypeDecorator
 BUSY_TIMEOUT_S = 30.0
 """How long a SQLite connection waits for the single writer before it gives up with `database is locked`."""
 
+CONNECT_TIMEOUT_S = 10
+"""How long PostgreSQL may take to answer at all; a host that drops packets would hold a start for minutes."""
+
 READ = {"pennyweight_access": "read", "postgresql_readonly": True}
 WRITE = {"pennyweight_access": "write"}
 
@@ -79,7 +82,9 @@ def _postgresql_now(element: database_now, compiler: Any, **_: Any) -> str:
 
 def connect_args(url: URL) -> dict[str, Any]:
     """Driver arguments for `create_engine`."""
-    return {"timeout": BUSY_TIMEOUT_S} if url.get_backend_name() == "sqlite" else {}
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_TIMEOUT_S}
+    return {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
 
 
 def prepare(engine: Engine) -> None:

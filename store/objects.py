@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None: ...
     def delete_prefix(self, prefix: str) -> None: ...
     def fetch(self, key: str, path: Path) -> None: ...
+    def keys(self, *, older_than_s: float) -> Iterator[str]: ...
     def check(self) -> None:
         """Raises OSError unless objects can be kept here now."""
 
@@ -142,6 +144,17 @@ class LocalObjects:
             for chunk in reader:
                 target.write(chunk)
 
+    def keys(self, *, older_than_s: float) -> Iterator[str]:
+        """Keys of the objects that became visible longer ago than this, in no order. May run while others write."""
+        latest = time.time() - older_than_s
+        for folder, subfolders, files in os.walk(self._root):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in files:
+                path = Path(folder) / name
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < latest:
+                        yield path.relative_to(self._root).as_posix()
+
     def check(self) -> None:
         """Writing proves more than reading: a full or read-only disk shows. The probe is never committed."""
         with self.open_writer("probe") as writer:
@@ -198,6 +211,7 @@ class LocalWriter:
         """Make the object visible, replacing one of the same key; when this returns, it survives a power cut."""
         if not self._open:
             raise ValueError(f"The writer of {self._key} is closed.")
+        os.utime(self._descriptor)  # the age of an object counts from here, however long its upload took
         os.fsync(self._descriptor)
         move_into_place(self._path, self._target, self._root)
         self._close()

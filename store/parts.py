@@ -149,6 +149,7 @@ class LocalParts:
             with _locked(folder):
                 check_complete(upload, _complete_parts(upload, folder))
                 assembled = _digested(folder / "data")
+                os.utime(folder / "data")  # the age of an object counts from here
                 move_into_place(folder / "data", target, self._root)
         except PartsGone:
             with suppress(ObjectMissing):

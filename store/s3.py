@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class S3Objects:
         One by one: deleting many in one request wants a checksum that not every store and version agree about.
         """
         check_key(prefix)
-        for key in self._keys(f"{prefix}/"):
+        for key, _ in self._entries(f"{prefix}/"):
             self.delete(key)
         self.delete(prefix)
 
@@ -61,6 +62,11 @@ class S3Objects:
         with self.open_reader(key) as reader, Path(path).open("xb") as target:
             for chunk in reader:
                 target.write(chunk)
+
+    def keys(self, *, older_than_s: float) -> Iterator[str]:
+        """Keys of the objects that are older than this, in no order. Amazon counts from the beginning of their upload."""
+        latest = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        return (key for key, modified in self._entries("") if modified < latest)
 
     def check(self) -> None:
         """Raises StorageUnavailable unless the bucket is there and takes our credentials."""
@@ -75,13 +81,13 @@ class S3Objects:
             ResponseContentType=media_type,
         )
 
-    def _keys(self, prefix: str) -> Iterator[str]:
-        """Every key that starts so, a page of at most 1,000 at a time."""
+    def _entries(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """Every key that starts so, with its age; a page of at most 1,000 at a time."""
         whole, cut = self._connection.name_of(prefix), len(self._connection.name_of(""))
         more: dict[str, Any] = {}
         while True:
             page = self._connection.call("list_objects_v2", Prefix=whole, **more)
-            yield from (entry["Key"][cut:] for entry in page.get("Contents", ()))
+            yield from ((entry["Key"][cut:], entry["LastModified"]) for entry in page.get("Contents", ()))
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}

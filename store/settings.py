@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
     upload_expires_s: Annotated[float, Field(gt=0)] = 24 * 3600
     """How long an upload in parts may take, interruptions included."""
+    max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
+    """What one task may write to disk, its uploads included."""
 
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""

@@ -60,7 +60,7 @@ from store.work import (
 )
 from worker.lease import Lease, Timing
 from worker.outputs import delete_outputs, store_outputs
-from worker.process import RunnerProcess
+from worker.process import RunnerProcess, bytes_below
 from worker.progress import ProgressBoard
 from worker.protocol import (
     INPUT_FOLDER,
@@ -77,6 +77,7 @@ from worker.protocol import (
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2
+MEASURE_EVERY_S = 2.0
 CANCEL_GRACE_S = 5.0
 # A runner that has closed its messages is ending; its interpreter may take a moment.
 END_GRACE_S = 10.0
@@ -137,12 +138,14 @@ End = Finished | Failed | TimedOut | Cancelled | Stopped | Crashed | Fenced
 
 @dataclass(frozen=True)
 class Services:
-    """What every attempt of a worker shares. crashes: the signal that last ended each work item's runner here."""
+    """What every attempt of a worker shares. scratch_bytes: what one runner's folder may hold. crashes: the signal that
+    last ended each work item's runner here."""
 
     database: Database
     objects: ObjectStore
     timing: Timing
     stopping: threading.Event
+    scratch_bytes: int
     crashes: dict[str, int] = field(default_factory=dict)
 
 
@@ -153,7 +156,7 @@ class Attempt:
         self._services = services
         self._claim = claim
         self._take_runner = take_runner
-        self._started = time.monotonic()
+        self._started = self._measure_at = time.monotonic()
         self._lease = Lease(services.database, claim, services.timing)
 
     def nudge(self) -> None:
@@ -195,7 +198,7 @@ class Attempt:
                 return self._file_missing(error)
             runner.start(task)
             while runner.talking:
-                if end := self._interruption():
+                if end := self._interruption(runner):
                     return end
                 for message in runner.read(LOOK_EVERY_S):
                     if isinstance(message, ProgressMessage):
@@ -246,7 +249,7 @@ class Attempt:
         path.chmod(RUNNER_READABLE)
         return f"{INPUT_FOLDER}/{name}"
 
-    def _interruption(self) -> End | None:
+    def _interruption(self, runner: RunnerProcess | None = None) -> End | None:
         """Why the runner should not go on, the strongest reason first."""
         if self._lease.lost:
             return Fenced()
@@ -256,6 +259,11 @@ class Attempt:
             return Cancelled()
         if time.monotonic() - self._started > self._claim.max_runtime_s:
             return TimedOut()
+        if runner is not None and time.monotonic() >= self._measure_at:
+            self._measure_at = time.monotonic() + MEASURE_EVERY_S
+            limit = self._services.scratch_bytes
+            if bytes_below(runner.folder, stop_at=limit) > limit:
+                return Failed(_scratch_full(limit))
         return None
 
     # --- how it ended ---
@@ -405,6 +413,14 @@ class Attempt:
 def trouble_delay_s(troubles: int) -> float:
     """Seconds until work is tried again that has met so many troubles of workers' own before: twice as long each time."""
     return min(TROUBLE_DELAY_S * 2 ** min(troubles, 16), LONGEST_TROUBLE_DELAY_S)
+
+
+def _scratch_full(limit: int) -> ErrorInfo:
+    message = (
+        f"The task wrote more than the {limit / 2**30:.3g} GiB of files that it may and was stopped. Use a smaller model "
+        "or dataset, or a worker with a larger PENNYWEIGHT_MAX_SCRATCH_BYTES."
+    )
+    return ErrorInfo(code=ErrorCode.too_large, message=message)
 
 
 def _in_words(error: Exception) -> str:

@@ -99,10 +99,12 @@ class Supervisor:
         remove_leftovers(self._scratch, set(), older_than_s=0)
         self.confinement = choose_confinement(self._scratch, (str(self._settings.data_dir),))
         timing = Timing(lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s)
-        services = Services(self._database, self._objects, timing, self._stopping)
+        limit = self._settings.max_scratch_bytes
+        services = Services(self._database, self._objects, timing, self._stopping, scratch_bytes=limit)
         self._slots = [Slot(spec, services, self._settings.poll_s, self.confinement) for spec in self._slot_specs()]
         self._sweeper = Sweeper(
             self._database,
+            self._objects,
             self._scratch,
             self._folders_in_use,
             self.wake,

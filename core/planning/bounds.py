@@ -95,11 +95,15 @@ class Bounds:
 
 
 def layers_by_name(analysis: ChannelAnalysis) -> dict[str, LayerWidth]:
-    """The layers that can be named: those that multiply (the first of each name), not the pieces of splits."""
+    """The layers that can be named: those that multiply, not the pieces of splits.
+
+    A name that multiplies several times (experts and the convolution that they make) stands for the first width that
+    can change.
+    """
     found: dict[str, LayerWidth] = {}
     for layer in analysis.layers:
-        if not layer.name.endswith("]"):
-            found.setdefault(layer.name, layer)
+        if not layer.name.endswith("]") and (layer.name not in found or (layer.terms and not found[layer.name].terms)):
+            found[layer.name] = layer
     return found
 
 

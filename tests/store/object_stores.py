@@ -83,4 +83,4 @@ def stored(store: ObjectStore) -> list[str]:
         return sorted(str(path.relative_to(store._root)) for path in store._root.rglob("*") if path.is_file())
     assert isinstance(store, S3Objects)
     uploads = store._connection.call("list_multipart_uploads", Prefix=store._connection.name_of("")).get("Uploads", ())
-    return sorted([*store._keys(""), *(f".parts/{upload['Key']}" for upload in uploads)])
+    return sorted([*store.keys(older_than_s=-60), *(f".parts/{upload['Key']}" for upload in uploads)])

@@ -146,3 +146,10 @@ def test_an_object_of_many_pieces_and_of_none_comes_back_whole(objects: ObjectSt
 def test_a_store_that_works_says_so(objects: ObjectStore) -> None:
     objects.check()
     assert stored(objects) == []
+
+
+def test_keys_are_those_of_objects_that_are_old_enough(objects: ObjectStore) -> None:
+    for key in ("a/b", "a/c/d", "e"):
+        put(objects, key, b"x")
+    assert sorted(objects.keys(older_than_s=-60)) == ["a/b", "a/c/d", "e"]
+    assert list(objects.keys(older_than_s=60)) == []

@@ -183,6 +183,20 @@ def do_memory_bomb(script, folder, tell):
         held.append(bytearray(2**26))
 
 
+def do_fill_disk(script, folder, tell):
+    path = folder / ("output" if script.get("in_output") else "tmp") / "deep" / "er"
+    path.mkdir(parents=True)
+    number = 0
+    while True:
+        (path / f"{number}").write_bytes(bytes(2**20))
+        number += 1
+        time.sleep(0.005)
+
+
+def do_full_disk(script, folder, tell):
+    raise OSError(28, "No space left on device", "/a/path/of/the/server")
+
+
 def do_fork_bomb(script, folder, tell):
     children = 0
     while True:

@@ -83,6 +83,23 @@ def test_a_hostile_task_fails_its_own_job_and_the_next_one_succeeds(bench, monke
     assert bench.ended(second).status is JobStatus.succeeded
 
 
+@pytest.mark.parametrize("in_output", [False, True])
+def test_a_task_that_fills_the_disk_is_stopped_with_words_and_leaves_nothing(bench, monkeypatch, in_output):
+    monkeypatch.setattr("worker.attempt.MEASURE_EVERY_S", 0.1)
+    bench.settings = bench.settings.model_copy(update={"max_scratch_bytes": 32 * 2**20})
+    bench.supervisor()
+    job = bench.ended(bench.add_job("fill_disk", in_output=in_output))
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "too_large")
+    assert "0.0312 GiB" in job.error["message"] and "PENNYWEIGHT_MAX_SCRATCH_BYTES" in job.error["message"]
+    bench.when(lambda: not bench.scratch_folders())
+
+
+def test_a_full_disk_under_a_task_is_told_as_such(bench):
+    bench.supervisor()
+    error = bench.ended(bench.add_job("full_disk")).error
+    assert error["retryable"] and "disk is full" in error["message"] and "/a/path" not in error["message"]
+
+
 def test_a_link_among_the_outputs_is_not_followed(bench):
     bench.supervisor()
     id = bench.add_job("link", target=str(bench.settings.data_dir / "pennyweight.db"))
