@@ -23,7 +23,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,23 @@ from store.work import (
     release,
     trouble,
 )
+from worker.endings import (
+    MEMORY_USED_UP,
+    RESULTS,
+    Cancelled,
+    Crashed,
+    End,
+    Failed,
+    Fenced,
+    Finished,
+    Result,
+    Stopped,
+    TimedOut,
+    in_words,
+    out_of_memory_kills,
+    scratch_full,
+    too_slow,
+)
 from worker.lease import Lease, Timing
 from worker.outputs import delete_outputs, store_outputs
 from worker.process import RunnerProcess, bytes_below
@@ -86,54 +103,6 @@ STOP_NOTICE_S = 2.0
 TROUBLE_DELAY_S = 2.0
 LONGEST_TROUBLE_DELAY_S = 300.0
 CODES_WITH_LOG = frozenset({ErrorCode.internal, ErrorCode.out_of_memory, ErrorCode.worker_lost})
-
-
-Result = JobResult | PlanOutcome | ModelInspection | DatasetInspection
-_RESULTS: Mapping[WorkKind, type[Result]] = {
-    WorkKind.job: JobResult,
-    WorkKind.plan: PlanOutcome,
-    WorkKind.inspect_model: ModelInspection,
-    WorkKind.inspect_dataset: DatasetInspection,
-}
-
-
-@dataclass(frozen=True)
-class Finished:
-    result: Result
-
-
-@dataclass(frozen=True)
-class Failed:
-    error: ErrorInfo
-    best: JobResult | None = None
-
-
-@dataclass(frozen=True)
-class TimedOut:
-    pass
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    pass
-
-
-@dataclass(frozen=True)
-class Stopped:
-    pass
-
-
-@dataclass(frozen=True)
-class Crashed:
-    signal_number: int
-
-
-@dataclass(frozen=True)
-class Fenced:
-    pass
-
-
-End = Finished | Failed | TimedOut | Cancelled | Stopped | Crashed | Fenced
 
 
 @dataclass(frozen=True)
@@ -182,7 +151,7 @@ class Attempt:
                     self._claim.id,
                     delay_s,
                 )
-                what = _in_words(error)
+                what = in_words(error)
                 lease.settle(lambda: trouble(self._services.database, self._claim, delay_s=delay_s, what=what))
                 raise
 
@@ -263,13 +232,13 @@ class Attempt:
             self._measure_at = time.monotonic() + MEASURE_EVERY_S
             limit = self._services.scratch_bytes
             if bytes_below(runner.folder, stop_at=limit) > limit:
-                return Failed(_scratch_full(limit))
+                return Failed(scratch_full(limit))
         return None
 
     # --- how it ended ---
 
     def _validated(self, result: dict[str, Any]) -> Result:
-        shape = _RESULTS[self._claim.kind]
+        shape = RESULTS[self._claim.kind]
         try:
             return shape.model_validate(result)
         except ValidationError as error:
@@ -322,11 +291,7 @@ class Attempt:
         if status == -signal.SIGTERM and self._services.stopping.wait(STOP_NOTICE_S):
             return Stopped()
         if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
-            message = "The system killed this task because the worker's memory was used up. "
-            message += (
-                "Use a smaller batch size (recovery.batch_size), a smaller dataset, or a worker with more memory."
-            )
-            return self._failed(ErrorInfo(code=ErrorCode.out_of_memory, message=message), runner)
+            return self._failed(MEMORY_USED_UP, runner)
         if status < 0:
             return self._crashed(-status, runner)
         message = (
@@ -361,13 +326,7 @@ class Attempt:
             case Failed(error=error, best=best):
                 self._fail(error, best)
             case TimedOut():
-                limit = f"{claim.max_runtime_s} s"
-                message = f"This took longer than the {limit} that it may (limits.max_runtime_s) and was stopped."
-                if claim.kind is WorkKind.plan:
-                    message = f"Making this plan took longer than {limit} and was stopped; a job has more time."
-                elif claim.kind is not WorkKind.job:
-                    message = f"Inspecting this file took longer than {limit} and was stopped."
-                self._fail(ErrorInfo(code=ErrorCode.timeout, message=message), None)
+                self._fail(too_slow(claim), None)
             case Cancelled():
                 lease.settle(lambda: cancel_job(database, claim))
             case Stopped():
@@ -413,26 +372,6 @@ class Attempt:
 def trouble_delay_s(troubles: int) -> float:
     """Seconds until work is tried again that has met so many troubles of workers' own before: twice as long each time."""
     return min(TROUBLE_DELAY_S * 2 ** min(troubles, 16), LONGEST_TROUBLE_DELAY_S)
-
-
-def _scratch_full(limit: int) -> ErrorInfo:
-    message = (
-        f"The task wrote more than the {limit / 2**30:.3g} GiB of files that it may and was stopped. Use a smaller model "
-        "or dataset, or a worker with a larger PENNYWEIGHT_MAX_SCRATCH_BYTES."
-    )
-    return ErrorInfo(code=ErrorCode.too_large, message=message)
-
-
-def _in_words(error: Exception) -> str:
-    """The kind of trouble, without the paths and addresses that its message may hold: tenants read this."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-
-
-def out_of_memory_kills() -> int:
-    """How often the kernel has killed a process for memory since it started; 0 where it does not say."""
-    counters = Path("/proc/vmstat")
-    lines = counters.read_text().splitlines() if counters.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 def _digest(request: Any) -> str:

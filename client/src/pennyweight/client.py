@@ -11,9 +11,7 @@ Resources are the API's own JSON objects (dicts), so nothing is lost between ser
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,12 +22,12 @@ from urllib.parse import quote
 
 import httpx
 
-from pennyweight.errors import InvalidAddress, JobFailed, ServiceUnreachable, api_error
+from pennyweight.addresses import DEFAULT_URL, check_address, checked_id
+from pennyweight.errors import JobFailed, ServiceUnreachable, api_error
 from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
 from pennyweight.plans import Plan
-from pennyweight.transfer import ByteCounter, ByteListener, CountedFile
+from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = ("succeeded", "failed", "cancelled")
 _CHUNK_BYTES = 1 << 20
 # A service that restarts in the middle of a wait is away for seconds; its jobs are not.
@@ -52,7 +50,7 @@ class Client:
     ) -> None:
         self.base_url = (base_url or os.environ.get("PENNYWEIGHT_URL") or DEFAULT_URL).rstrip("/")
         key = api_key or os.environ.get("PENNYWEIGHT_API_KEY")
-        _check_address(self.base_url)
+        check_address(self.base_url)
         self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -110,17 +108,17 @@ class Client:
         return self._upload_one("dataset", Path(path), values, _counter(on_bytes, Path(path)))
 
     def model(self, model_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/models/{_id(model_id)}")
+        return self._json("GET", f"/v1/models/{checked_id(model_id)}")
 
     def dataset(self, dataset_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/datasets/{_id(dataset_id)}")
+        return self._json("GET", f"/v1/datasets/{checked_id(dataset_id)}")
 
     def wait_inspected(self, resource: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll a Model or Dataset until it is ready. Raises JobFailed with the reason where it is rejected."""
         kind = {"model": "models", "dataset": "datasets"}[resource["object"]]
         deadline = time.monotonic() + timeout_s
         while True:
-            current = self._json("GET", f"/v1/{kind}/{_id(resource['id'])}")
+            current = self._json("GET", f"/v1/{kind}/{checked_id(resource['id'])}")
             if current["status"] == "rejected":
                 raise JobFailed(current["id"], current["error"], current)
             if current["status"] == "ready":
@@ -148,12 +146,12 @@ class Client:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
             time.sleep(min(_retry_after(response, default=1.0), 5.0))
-            response = self._send("GET", f"/v1/plans/{_id(plan['id'])}")
+            response = self._send("GET", f"/v1/plans/{checked_id(plan['id'])}")
         return _made(plan)
 
     def plan(self, plan_id: str) -> Plan:
         """A plan as it is now. Raises JobFailed where it could not be made."""
-        return _made(Plan(self._json("GET", f"/v1/plans/{_id(plan_id)}")))
+        return _made(Plan(self._json("GET", f"/v1/plans/{checked_id(plan_id)}")))
 
     # --- jobs
 
@@ -191,7 +189,7 @@ class Client:
         return self._json("POST", "/v1/jobs", json=job)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/jobs/{_id(job_id)}")
+        return self._json("GET", f"/v1/jobs/{checked_id(job_id)}")
 
     def jobs(self, *, status: str | None = None, limit: int = 20) -> Iterator[dict[str, Any]]:
         """The newest `limit` jobs, page by page."""
@@ -199,10 +197,10 @@ class Client:
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """All events of a job, oldest first."""
-        yield from self._list(f"/v1/jobs/{_id(job_id)}/events", {"order": "asc"}, None)
+        yield from self._list(f"/v1/jobs/{checked_id(job_id)}/events", {"order": "asc"}, None)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{_id(job_id)}/cancel")
+        return self._json("POST", f"/v1/jobs/{checked_id(job_id)}/cancel")
 
     def wait(
         self, job_id: str, *, on_change: JobListener | None = None, timeout_s: float | None = None
@@ -217,7 +215,9 @@ class Client:
         while True:
             pause_s = 1.0
             try:
-                response = self._send("GET", f"/v1/jobs/{_id(job_id)}", headers={"If-None-Match": etag} if etag else {})
+                response = self._send(
+                    "GET", f"/v1/jobs/{checked_id(job_id)}", headers={"If-None-Match": etag} if etag else {}
+                )
                 lost_since = None
                 pause_s = min(_retry_after(response, default=1.0), 5.0)
                 if response.status_code != httpx.codes.NOT_MODIFIED:
@@ -236,7 +236,7 @@ class Client:
             time.sleep(pause_s)
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
-        return list(self._list(f"/v1/jobs/{_id(job_id)}/artifacts", {}, None))
+        return list(self._list(f"/v1/jobs/{checked_id(job_id)}/artifacts", {}, None))
 
     def download(self, job_id: str, folder: str | Path) -> list[Path]:
         """All artifacts of a job, each checked against its sha256 before it gets its name.
@@ -248,7 +248,7 @@ class Client:
         return [
             fetch(
                 self._http,
-                f"/v1/jobs/{_id(job_id)}/artifacts/{quote(artifact['name'])}",
+                f"/v1/jobs/{checked_id(job_id)}/artifacts/{quote(artifact['name'])}",
                 target,
                 name=Path(artifact["name"]).name,
                 size=artifact["size"],
@@ -262,7 +262,9 @@ class Client:
         target = Path(path)
         partial = target.with_name(f".{target.name}.part")
         try:
-            with self._http.stream("GET", f"/v1/jobs/{_id(job_id)}/bundle", params={"layout": layout}) as response:
+            with self._http.stream(
+                "GET", f"/v1/jobs/{checked_id(job_id)}/bundle", params={"layout": layout}
+            ) as response:
                 if response.is_error:
                     response.read()
                     raise api_error(response)
@@ -303,7 +305,7 @@ class Client:
                 )
                 for part, path in files.items()
             }
-            return self._json("POST", url, data=_form_fields(values), files=parts)
+            return self._json("POST", url, data=fields_of(**values), files=parts)
 
     def _list(self, url: str, query: Mapping[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
         after: str | None = None
@@ -336,11 +338,6 @@ class Client:
         )
 
 
-def _form_fields(values: Mapping[str, Any]) -> dict[str, str]:
-    """Multipart fields: text as it is, everything else as JSON."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-
-
 def _counter(listener: ByteListener | None, *files: Path) -> ByteCounter:
     return ByteCounter(sum(path.stat().st_size for path in files), listener)
 
@@ -368,19 +365,3 @@ def _succeeded(job: dict[str, Any]) -> dict[str, Any]:
     if job["status"] == "cancelled":
         raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."}, job)
     raise JobFailed(job["id"], job["error"], job)
-
-
-def _check_address(url: str) -> None:
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InvalidAddress(f"{url!r} is no address of a service ({error}); one looks like {DEFAULT_URL}") from error
-    if parts.scheme not in ("http", "https") or not parts.host or not 0 <= (parts.port or 0) <= 65535:
-        raise InvalidAddress(f"{url!r} is no address of a service; one looks like {DEFAULT_URL}")
-
-
-def _id(text: str) -> str:
-    """An id as it may stand in a path. Raises InvalidAddress for what could be read as another path."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text):
-        raise InvalidAddress(f"{text!r} is not an id; ids look like job_01J9Z3K4M5N6P7Q8R9S0T1V2W3")
-    return text

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
 ByteListener = Callable[[int, int], None]
 """Called with the bytes sent so far and the bytes in all."""
@@ -43,3 +44,12 @@ class CountedFile:
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def fields_of(**values: Any) -> dict[str, str]:
+    """Multipart fields: text as it is, everything else as JSON, those left out dropped."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+        if value is not None
+    }
