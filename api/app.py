@@ -16,7 +16,19 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 
-from api import catalogue, datasets, documentation, jobs, models, operations, outcomes, plans, problems
+from api import (
+    bundles,
+    catalogue,
+    datasets,
+    direct_uploads,
+    documentation,
+    jobs,
+    models,
+    operations,
+    outcomes,
+    plans,
+    problems,
+)
 from api.context import RequestContext
 from api.dependencies import Services
 from api.security import LoopbackGuard, keys_required
@@ -27,9 +39,11 @@ from store.settings import Settings
 VERSIONED = (
     models.router,
     datasets.router,
+    direct_uploads.router,
     plans.router,
     jobs.router,
     outcomes.router,
+    bundles.router,
     catalogue.router,
     operations.versioned,
 )
@@ -54,7 +68,7 @@ def create_app(
     services = Services(
         settings=settings,
         database=database or Database(settings.resolved_database_url),
-        objects=objects or object_store(settings.resolved_storage_url),
+        objects=objects or object_store(settings.resolved_storage_url, settings.storage_public_url),
         wake=wake,
     )
 
@@ -86,7 +100,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "If-None-Match", "Range", "X-Request-Id"],
             expose_headers=_EXPOSED_HEADERS,
         )

@@ -120,6 +120,7 @@ def get_model(model_id: str, response: Response, services: ServicesOf, tenant_id
         200: {"description": "The file", "content": {"application/octet-stream": {}}},
         206: {"description": "The requested range", "content": {"application/octet-stream": {}}},
         304: {"description": "The client has it"},
+        307: {"description": "The object store has it, at a URL that works for a while"},
     },
 )
 def get_model_content(model_id: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:

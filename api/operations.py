@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from api.dependencies import Services, ServicesOf
 from api.problems import problems
 from store.catalogue import CatalogueRepository
-from store.identifiers import new_id
+from store.errors import StorageUnavailable
 
 logger = logging.getLogger("api")
 
@@ -70,7 +70,7 @@ def healthz() -> Health:
 )
 def readyz(response: Response, services: ServicesOf) -> Readiness:
     database = _check("The database", lambda: services.database.check_schema())
-    objects = _check("The object store", lambda: _try_writing(services))
+    objects = _check("The object store", services.objects.check)
     worker = _worker(services) if database.status == "ok" else WorkerPart(status="missing", detail=database.detail)
     if "down" in (database.status, objects.status):
         response.status_code = 503
@@ -88,16 +88,13 @@ def get_version() -> Version:
 def _check(what: str, attempt: Callable[[], None]) -> Part:
     try:
         attempt()
+    except StorageUnavailable as error:
+        logger.error("%s is not ready: %s", what, error)
+        return Part(status="down", detail=str(error))
     except Exception as error:
         logger.exception("%s is not ready", what)
         return Part(status="down", detail=f"{what} does not work ({type(error).__name__}); the server's log has more.")
     return Part(status="ok")
-
-
-def _try_writing(services: Services) -> None:
-    """Writing proves more than reading: a full or read-only disk shows. The probe is never committed."""
-    with services.objects.open_writer(f"probes/{new_id('key')}") as writer:
-        writer.write(b"ready?")
 
 
 def _worker(services: Services) -> WorkerPart:

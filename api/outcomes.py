@@ -71,6 +71,7 @@ def list_artifacts(
         200: {"description": "The file", "content": {"*/*": {}}},
         206: {"description": "The requested range", "content": {"*/*": {}}},
         304: {"description": "The client has it"},
+        307: {"description": "The object store has it, at a URL that works for a while"},
     },
 )
 def get_artifact(job_id: str, name: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:

@@ -6,6 +6,7 @@ first segment is the name of the part). `PROBLEMS` is the complete list of codes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,9 +18,21 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
-from store.errors import Conflict, DatasetUnlabelled, NotFound, ObjectMissing, UploadRejected
+from store.errors import (
+    Conflict,
+    DatasetUnlabelled,
+    NotFound,
+    ObjectMissing,
+    PartsGone,
+    PartsIncomplete,
+    StorageUnavailable,
+    UploadRejected,
+)
+
+logger = logging.getLogger("api")
 
 MEDIA_TYPE = "application/problem+json"
+STORAGE_RETRY_S = 5
 
 PROBLEMS: Mapping[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be understood"),
@@ -32,6 +45,9 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "in_use": (409, "The upload is in use"),
     "job_not_cancellable": (409, "The job has already ended"),
     "job_not_terminal": (409, "The job has not ended yet"),
+    "nothing_to_bundle": (409, "The job has no files for this bundle"),
+    "upload_gone": (409, "The upload takes no more parts"),
+    "upload_incomplete": (409, "Parts of the upload are missing"),
     "too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "This content type is not supported"),
     "unsupported_format": (415, "This file format is not supported"),
@@ -40,10 +56,12 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "validation_failed": (422, "The request is not valid"),
     "empty_file": (422, "The file is empty"),
     "idempotency_unsupported": (422, "Idempotency keys are not supported"),
+    "digest_mismatch": (422, "These are not the bytes that were announced"),
+    "wrong_part_size": (422, "The part has another size"),
     "unknown_architecture": (422, "There is no such architecture"),
     "upload_rejected": (422, "The upload was rejected"),
     "internal": (500, "Something went wrong here"),
-    "unavailable": (503, "The service is not ready"),
+    "unavailable": (503, "A part of the service does not answer"),
 }
 
 
@@ -149,6 +167,20 @@ def install(app: FastAPI) -> None:
     def _object_missing(request: Request, error: ObjectMissing) -> JSONResponse:
         return problem_response(request, Problem("not_found", "The file has been deleted."))
 
+    @app.exception_handler(PartsGone)
+    def _parts_gone(request: Request, error: PartsGone) -> JSONResponse:
+        return problem_response(request, Problem("upload_gone", str(error)))
+
+    @app.exception_handler(PartsIncomplete)
+    def _parts_incomplete(request: Request, error: PartsIncomplete) -> JSONResponse:
+        return problem_response(request, Problem("upload_incomplete", str(error)))
+
+    @app.exception_handler(StorageUnavailable)
+    def _no_storage(request: Request, error: StorageUnavailable) -> JSONResponse:
+        logger.error("%s [%s]", error, request.state.request_id)
+        detail = "The object store does not work at the moment; the server's log says why. Try again."
+        return problem_response(request, Problem("unavailable", detail, headers={"Retry-After": str(STORAGE_RETRY_S)}))
+
     @app.exception_handler(Conflict)
     def _conflict(request: Request, error: Conflict) -> JSONResponse:
         return problem_response(request, Problem(error.code, error.message))
@@ -197,7 +229,7 @@ def _at(request: Request, field: str) -> str:
     return f"/spec{field}" if is_form else field
 
 
-_EVERYWHERE = (400, 421, 422, 500)
+_EVERYWHERE = (400, 421, 422, 500, 503)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -113,6 +113,7 @@ class JobLinks(BaseModel):
     events: str
     cancel: str
     artifacts: str
+    bundle: str
 
 
 class FinishedJob(JobResult):
@@ -172,7 +173,13 @@ class Job(BaseModel):
             progress=JobProgress() if row.progress is None else JobProgress.model_validate(row.progress),
             result=result,
             error=None if row.error is None else ErrorInfo.model_validate(row.error),
-            links=JobLinks(self=here, events=f"{here}/events", cancel=f"{here}/cancel", artifacts=f"{here}/artifacts"),
+            links=JobLinks(
+                self=here,
+                events=f"{here}/events",
+                cancel=f"{here}/cancel",
+                artifacts=f"{here}/artifacts",
+                bundle=f"{here}/bundle",
+            ),
         )
 
 

@@ -159,7 +159,7 @@ class _Receiver:
         if name in self._files:
             rule = self._files[name]
             writer = await run_in_threadpool(self._objects.open_writer, rule.object_key)
-            self._file = ReceivedFile(name, _display_name(start.filename), self._objects, writer)
+            self._file = ReceivedFile(name, display_name(start.filename), self._objects, writer)
             self._form.files[name] = self._file
         elif name not in self._fields:
             known = ", ".join([*self._files, *self._fields])
@@ -190,7 +190,8 @@ class _Receiver:
             self._form.fields[self._part] = self._fields[self._part](self._field_text())
             return
         await self._flush(self._file)
-        _check_head(self._file, self._files[self._part])
+        file, rule = self._file, self._files[self._part]
+        check_head(file.filename, file.size_bytes, file.head, f"/{file.part}", is_model=rule.is_model)
         self._file = None
 
     async def _flush(self, file: ReceivedFile) -> None:
@@ -238,22 +239,22 @@ def _check_announced_size(request: Request, all_files_bytes: int, max_file_bytes
         raise over_limit(max_file_bytes)
 
 
-def _check_head(file: ReceivedFile, rule: FileRule) -> None:
+def check_head(filename: str, size_bytes: int, head: bytes, pointer: str, *, is_model: bool) -> None:
     """The API looks at size and first bytes only; what is in a file is the sandboxed worker's business."""
-    if file.size_bytes == 0:
-        raise Problem.at(f"/{file.part}", "empty_file", f"The file {file.filename!r} is empty.", code="empty_file")
-    foreign = next((title for magic, title in _FOREIGN_FORMATS.items() if file.head.startswith(magic)), None)
-    if rule.is_model and foreign is not None:
+    if size_bytes == 0:
+        raise Problem.at(pointer, "empty_file", f"The file {filename!r} is empty.", code="empty_file")
+    foreign = next((title for magic, title in _FOREIGN_FORMATS.items() if head.startswith(magic)), None)
+    if is_model and foreign is not None:
         raise Problem.at(
-            f"/{file.part}",
+            pointer,
             "unsupported_format",
-            f"{file.filename!r} is {foreign}. Send a PyTorch state_dict (.safetensors, .pt, .pth, .th) with its "
+            f"{filename!r} is {foreign}. Send a PyTorch state_dict (.safetensors, .pt, .pth, .th) with its "
             "architecture.",
             code="unsupported_format",
         )
 
 
-def _display_name(filename: str | None) -> str:
+def display_name(filename: str | None) -> str:
     """A client's file name as something to show: no folders, nothing unprintable. It never names a file of ours."""
     last = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(character for character in last if character.isprintable())[:_MAX_FILENAME].strip() or "upload"

@@ -65,7 +65,7 @@ def serve_api(settings: Settings) -> None:
 
 def _open_objects(settings: Settings) -> ObjectStore:
     try:
-        return object_store(settings.resolved_storage_url)
+        return object_store(settings.resolved_storage_url, settings.storage_public_url)
     except ValueError as error:
         raise Refusal(str(error)) from error
 

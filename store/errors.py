@@ -96,6 +96,35 @@ class ObjectMissing(StoreError):
         self.key = key
 
 
+class StorageUnavailable(StoreError, OSError):
+    """The object store does not answer, or refuses. `code` is its own word for why, where it gave one."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PartsGone(StoreError):
+    """An upload in parts that was completed or aborted, or a part that somebody else is sending by now."""
+
+    def __init__(self, message: str = "This upload has been completed or aborted: it takes no more parts.") -> None:
+        super().__init__(message)
+
+
+class PartsIncomplete(StoreError):
+    """Parts that have not arrived, or not with the size that they must have."""
+
+    def __init__(self, missing: Sequence[int], wrong: Sequence[int]) -> None:
+        said = [
+            f"{len(numbers)} {what} ({', '.join(map(str, numbers[:10]))}{', …' if len(numbers) > 10 else ''})"
+            for what, numbers in (("missing", missing), ("of the wrong size", wrong))
+            if numbers
+        ]
+        super().__init__(f"Not all parts are there: {' and '.join(said)}. Send them and complete the upload again.")
+        self.missing = tuple(missing)
+        self.wrong = tuple(wrong)
+
+
 class InvalidObjectKey(StoreError, ValueError):
     """An object key that is empty, absolute, or could leave the storage root."""
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from store.database import Database
 from store.layout import Owner, owner_of
 from store.objects import ObjectStore
-from store.tables import Artifact, Dataset, Job, Model, Work, WorkState
+from store.tables import Artifact, Dataset, Job, Model, Upload, Work, WorkState
 
 BATCH = 500
 """Objects looked up in one short read."""
@@ -39,6 +39,10 @@ def _orphans(session: Session, owners: dict[str, Owner]) -> list[str]:
     jobs = [owner.id for owner in owners.values() if owner.kind == "jobs"]
     referred = set(session.scalars(select(Model.object_key).where(Model.id.in_(uploads))))
     referred |= set(session.scalars(select(Dataset.object_key).where(Dataset.id.in_(uploads))))
+    # Its row follows the object, whose age S3 counts from the upload's beginning.
+    referred |= set(
+        session.scalars(select(Upload.object_key).where(Upload.resource_id.in_(uploads), Upload.completed_at.is_(None)))
+    )
     referred |= set(session.scalars(select(Artifact.object_key).where(Artifact.job_id.in_(jobs))))
     # What an attempt is storing at this moment gets its rows when it finishes.
     unfinished = set(

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+MIB = 2**20
 GIB = 2**30
 
 
@@ -21,7 +22,9 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """SQLAlchemy URL; unset means SQLite under `data_dir`."""
     storage_url: str | None = None
-    """`file:///…`; unset means `objects/` under `data_dir`."""
+    """`file:///…`, or `s3://bucket/prefix?endpoint=https://…`; unset means `objects/` under `data_dir`."""
+    storage_public_url: str | None = None
+    """Where clients reach the same S3 store: they then send and fetch files there directly. Unset: everything passes us."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -32,6 +35,10 @@ class Settings(BaseSettings):
     require_keys: bool = False
     """Ask for an API key on loopback too; bound to any other address one is always needed."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
+    upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
+    """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
+    upload_expires_s: Annotated[float, Field(gt=0)] = 24 * 3600
+    """How long an upload in parts may take, interruptions included."""
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 

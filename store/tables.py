@@ -127,6 +127,29 @@ class Dataset(Base):
     created_at: Mapped[datetime]
 
 
+class Upload(Base):
+    """A file on its way here in parts. `resource_id` is the model or dataset that it becomes, with `fields`, when it is
+    completed; `handle` is the object store's own name for the parts."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "tenant_id", "id"), Index(None, "expires_at"))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    purpose: Mapped[str] = mapped_column(String(16))
+    resource_id: Mapped[str] = mapped_column(Id)
+    filename: Mapped[str]
+    fields: Mapped[dict[str, Any]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    part_size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    object_key: Mapped[str]
+    handle: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
+
+
 class Job(Base):
     """One job. `version` grows with every change that a client can see: it is the ETag."""
 

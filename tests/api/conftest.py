@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +32,7 @@ from store.contract import (
 )
 from store.database import Database
 from store.keys import KeyRepository
-from store.objects import LocalObjects
+from store.objects import LocalObjects, ObjectStore
 from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
@@ -50,7 +50,7 @@ class Service:
     url: str
     settings: Settings
     database: Database
-    objects: LocalObjects
+    objects: ObjectStore
     client: httpx.Client
     rings: list[float] = field(default_factory=list)
 
@@ -126,15 +126,16 @@ class Service:
             over.set()
             thread.join()
 
-    def finish_job(self) -> None:
-        """What a worker does with the oldest job whose model is ready: one artifact."""
-        work = self.claim(WorkKind.job)
-        with self.objects.open_writer(work.object_key("model.onnx")) as writer:
-            writer.write(ARTIFACT)
-            stored = writer.commit()
-        artifact = StoredArtifact("model.onnx", "application/onnx", stored.size, stored.sha256, stored.key)
-        result = JobResult.model_validate({**RESULT, "artifacts": [artifact.__dict__]})
-        finish_job(self.database, work, result=result, artifacts=[artifact])
+    def finish_job(self, files: Mapping[str, bytes] | None = None) -> None:
+        """What a worker does with the oldest job whose model is ready: these artifacts, or one."""
+        work, artifacts = self.claim(WorkKind.job), []
+        for name, data in (files or {"model.onnx": ARTIFACT}).items():
+            with self.objects.open_writer(work.object_key(name)) as writer:
+                writer.write(data)
+                stored = writer.commit()
+            artifacts.append(StoredArtifact(name, "application/onnx", stored.size, stored.sha256, stored.key))
+        result = JobResult.model_validate({**RESULT, "artifacts": [artifact.__dict__ for artifact in artifacts]})
+        finish_job(self.database, work, result=result, artifacts=artifacts)
 
 
 MEASURED = {
@@ -223,12 +224,15 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def run_service(data_dir: Path, migrated: Path, **options: Any) -> Iterator[Service]:
-    """A service with these settings over a new database and object store."""
+def run_service(
+    data_dir: Path, migrated: Path, objects: ObjectStore | None = None, **options: Any
+) -> Iterator[Service]:
+    """A service with these settings over a new database, and over this object store or new local files."""
     settings = Settings(data_dir=data_dir, **options)
     settings.data_dir.mkdir(exist_ok=True)
     shutil.copy(migrated, settings.data_dir / "pennyweight.db")
-    database, objects = Database(settings.resolved_database_url), LocalObjects(settings.data_dir / "objects")
+    database = Database(settings.resolved_database_url)
+    objects = objects or LocalObjects(settings.data_dir / "objects")
     rings: list[float] = []
     app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
     with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:

@@ -101,6 +101,20 @@ def download_job(
             out.print(str(path))
 
 
+@app.command("bundle")
+def bundle_job(
+    job_id: JobId,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The zip file to write.")],
+    layout: Annotated[
+        str, typer.Option(help="flat: every artifact; triton: a model repository for Triton Inference Server.")
+    ] = "flat",
+    url: Url = None,
+) -> None:
+    """Fetch a job's artifacts as one zip file."""
+    with connected(url) as client:
+        out.print(str(client.bundle(job_id, output, layout=layout)))
+
+
 def _status(job: Mapping[str, Any]) -> Text:
     colour = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow"}.get(
         job["status"], "default"

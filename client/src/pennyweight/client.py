@@ -11,7 +11,6 @@ Resources are the API's own JSON objects (dicts), so nothing is lost between ser
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,8 @@ from urllib.parse import quote
 import httpx
 
 from pennyweight.addresses import DEFAULT_URL, check_address, checked_id
-from pennyweight.errors import ApiError, DownloadCorrupt, JobFailed, ServiceUnreachable
+from pennyweight.errors import JobFailed, ServiceUnreachable, api_error
+from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
 from pennyweight.plans import Plan
 from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of
 
@@ -83,11 +83,16 @@ class Client:
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a checkpoint; returns the Model, `inspecting` at first."""
-        fields = fields_of(
-            architecture=architecture, architecture_args=architecture_args, input_shape=input_shape, name=name
+        """Upload a checkpoint; returns the Model, `inspecting` at first. A large one that was interrupted goes on."""
+        values = _given(
+            {
+                "architecture": architecture,
+                "architecture_args": architecture_args,
+                "input_shape": input_shape,
+                "name": name,
+            }
         )
-        return self._upload("/v1/models", {"file": Path(path)}, fields, on_bytes)
+        return self._upload_one("model", Path(path), values, _counter(on_bytes, Path(path)))
 
     def upload_dataset(
         self,
@@ -98,9 +103,9 @@ class Client:
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a dataset; returns the Dataset, `inspecting` at first."""
-        fields = fields_of(normalization=normalization, scale=scale, name=name)
-        return self._upload("/v1/datasets", {"file": Path(path)}, fields, on_bytes)
+        """Upload a dataset; returns the Dataset, `inspecting` at first. A large one that was interrupted goes on."""
+        values = _given({"normalization": normalization, "scale": scale, "name": name})
+        return self._upload_one("dataset", Path(path), values, _counter(on_bytes, Path(path)))
 
     def model(self, model_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/models/{checked_id(model_id)}")
@@ -167,19 +172,21 @@ class Client:
         scale: float | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Model, dataset and job in one request; `spec` is a job request without its model."""
-        files = {"model": Path(model_path)}
-        if dataset_path is not None:
-            files["dataset"] = Path(dataset_path)
-        fields = fields_of(
-            spec=dict(spec),
-            architecture=architecture,
-            architecture_args=architecture_args,
-            input_shape=input_shape,
-            normalization=normalization,
-            scale=scale,
+        """Model, dataset and job in one request, or one after another if the files are large; `spec` is a job request
+        without its model."""
+        files = {"model": Path(model_path), **({} if dataset_path is None else {"dataset": Path(dataset_path)})}
+        about_model = _given(
+            {"architecture": architecture, "architecture_args": architecture_args, "input_shape": input_shape}
         )
-        return self._upload("/v1/jobs", files, fields, on_bytes)
+        about_dataset = _given({"normalization": normalization, "scale": scale})
+        counter = _counter(on_bytes, *files.values())
+        if counter.total < PARTS_FROM_BYTES:
+            values = {"spec": dict(spec), **about_model, **about_dataset}
+            return self._upload_form("/v1/jobs", files, values, counter)
+        job = {**spec, "model": self._upload_one("model", files["model"], about_model, counter)["id"]}
+        if "dataset" in files:
+            job["dataset"] = self._upload_one("dataset", files["dataset"], about_dataset, counter)["id"]
+        return self._json("POST", "/v1/jobs", json=job)
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{checked_id(job_id)}")
@@ -232,10 +239,43 @@ class Client:
         return list(self._list(f"/v1/jobs/{checked_id(job_id)}/artifacts", {}, None))
 
     def download(self, job_id: str, folder: str | Path) -> list[Path]:
-        """All artifacts of a job, each checked against its sha256 before it gets its name."""
+        """All artifacts of a job, each checked against its sha256 before it gets its name.
+
+        What an interrupted call left in the folder is continued.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        return [self._download(job_id, artifact, target) for artifact in self.artifacts(job_id)]
+        return [
+            fetch(
+                self._http,
+                f"/v1/jobs/{checked_id(job_id)}/artifacts/{quote(artifact['name'])}",
+                target,
+                name=Path(artifact["name"]).name,
+                size=artifact["size"],
+                sha256=artifact["sha256"],
+            )
+            for artifact in self.artifacts(job_id)
+        ]
+
+    def bundle(self, job_id: str, path: str | Path, *, layout: str = "flat") -> Path:
+        """All artifacts of a job as one zip file at `path`; the layout `triton` is a model repository for Triton."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            with self._http.stream(
+                "GET", f"/v1/jobs/{checked_id(job_id)}/bundle", params={"layout": layout}
+            ) as response:
+                if response.is_error:
+                    response.read()
+                    raise api_error(response)
+                with partial.open("wb") as file:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        file.write(chunk)
+            return partial.replace(target)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     # --- what can be asked for
 
@@ -248,45 +288,24 @@ class Client:
 
     # --- internals
 
-    def _download(self, job_id: str, artifact: Mapping[str, Any], folder: Path) -> Path:
-        name = Path(artifact["name"]).name
-        partial, digest = folder / f".{name}.part", hashlib.sha256()
-        try:
-            with self._http.stream(
-                "GET", f"/v1/jobs/{checked_id(job_id)}/artifacts/{quote(name)}", follow_redirects=True
-            ) as response:
-                if response.is_error:
-                    response.read()
-                    raise _api_error(response)
-                with partial.open("wb") as file:
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
-                        digest.update(chunk)
-                        file.write(chunk)
-        except httpx.HTTPError as error:
-            partial.unlink(missing_ok=True)
-            raise self._unreachable(error) from error
-        if digest.hexdigest() != artifact["sha256"]:
-            partial.unlink()
-            raise DownloadCorrupt(
-                f"{name} arrived with sha256 {digest.hexdigest()}, not {artifact['sha256']}; download it again."
-            )
-        return partial.replace(folder / name)
+    def _upload_one(self, purpose: str, path: Path, values: Mapping[str, Any], counter: ByteCounter) -> dict[str, Any]:
+        if path.stat().st_size < PARTS_FROM_BYTES:
+            return self._upload_form(f"/v1/{purpose}s", {"file": path}, values, counter)
+        return PartsUpload(self._http, path, {"purpose": purpose, **values}, counter.add).run()
 
-    def _upload(
-        self, url: str, files: Mapping[str, Path], fields: Mapping[str, str], on_bytes: ByteListener | None
+    def _upload_form(
+        self, url: str, files: Mapping[str, Path], values: Mapping[str, Any], counter: ByteCounter
     ) -> dict[str, Any]:
         with ExitStack() as stack:
-            total = sum(path.stat().st_size for path in files.values())
-            progress = ByteCounter(total, on_bytes)
             parts = {
                 part: (
                     path.name,
-                    CountedFile(stack.enter_context(path.open("rb")), progress),
+                    CountedFile(stack.enter_context(path.open("rb")), counter),
                     "application/octet-stream",
                 )
                 for part, path in files.items()
             }
-            return self._json("POST", url, data=dict(fields), files=parts)
+            return self._json("POST", url, data=fields_of(**values), files=parts)
 
     def _list(self, url: str, query: Mapping[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
         after: str | None = None
@@ -309,7 +328,7 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         if response.is_error:
-            raise _api_error(response)
+            raise api_error(response)
         return response
 
     def _unreachable(self, error: Exception) -> ServiceUnreachable:
@@ -317,6 +336,10 @@ class Client:
             f"No answer from {self.base_url} ({error or type(error).__name__}). Is the service running there? Start one "
             "with `pennyweightd serve`, or name another with --url or PENNYWEIGHT_URL."
         )
+
+
+def _counter(listener: ByteListener | None, *files: Path) -> ByteCounter:
+    return ByteCounter(sum(path.stat().st_size for path in files), listener)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,18 +351,6 @@ def _retry_after(response: httpx.Response, default: float) -> float:
         return float(response.headers["Retry-After"])
     except (KeyError, ValueError):
         return default
-
-
-def _api_error(response: httpx.Response) -> ApiError:
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {
-            "detail": f"{response.request.method} {response.request.url} answered {response.status_code} without a problem document."
-        }
-    return ApiError(response.status_code, problem)
 
 
 def _made(plan: Plan) -> Plan:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 
 class PennyweightError(Exception):
     """Base of every error of this client."""
@@ -27,6 +29,18 @@ class ApiError(PennyweightError):
         self.code: str = str(problem.get("code") or status)
         self.request_id: str | None = problem.get("request_id")
         super().__init__(_words(problem) or f"HTTP {status}")
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The refusal that a response is."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        request = f"{response.request.method} {response.request.url.copy_with(query=None)}"
+        problem = {"detail": f"{request} answered {response.status_code} without a problem document."}
+    return ApiError(response.status_code, problem)
 
 
 class JobFailed(PennyweightError):

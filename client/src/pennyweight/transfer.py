@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -11,15 +12,17 @@ ByteListener = Callable[[int, int], None]
 
 
 class ByteCounter:
-    """How much of all files of one request has been sent."""
+    """How much of some files has been sent, by whichever thread; what has to be sent again is taken off."""
 
     def __init__(self, total: int, listener: ByteListener | None) -> None:
         self.total, self.sent, self.listener = total, 0, listener
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        self.sent += count
-        if self.listener is not None:
-            self.listener(self.sent, self.total)
+        with self._lock:
+            self.sent += count
+            if self.listener is not None:
+                self.listener(self.sent, self.total)
 
 
 class CountedFile:
