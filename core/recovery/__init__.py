@@ -1,7 +1,8 @@
 """Recovery: datasets, accuracy, and getting back what pruning cost."""
 
-from core.recovery.dataset import DatasetProfile, ImageDataset, Split, inspect_dataset, load_dataset
+from core.recovery.dataset import DatasetProfile, ImageDataset, inspect_dataset, load_dataset
 from core.recovery.evaluation import accuracy, check_baseline, check_fits
+from core.recovery.images import Split
 from core.recovery.pipeline import Recovered, recover
 from core.recovery.schedule import RecoveryConfig
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from core.recovery.archive import shards
 from core.recovery.chunks import SPLIT_NAMES, TRAIN, Allowance, Chunk, invalid_dataset
 from core.recovery.encoded_images import ImageDecoder
+from core.recovery.images import Images, RowFile, Split, StoredImages
+from core.recovery.limits import memory_allowance_bytes
 from core.recovery.npz import read_npz
 from core.recovery.parquet import read_parquet
 from core.recovery.splits import complete_splits
@@ -26,27 +28,6 @@ DEFAULT_SCALE = 255.0
 _SCALES = (1e-3, 1e6)
 _LEAST_DEVIATION, _LARGEST_MOMENT = 1e-6, 1e6
 Normalization = tuple[Sequence[float], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Split:
-    """images: [n, C, H, W], uint8 or float32. labels: [n] int64, or None."""
-
-    images: Tensor
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device) if self.labels is not None else None)
-
-    def sample(self, count: int) -> Split:
-        """At most `count` examples, evenly spaced: stored datasets are often sorted by class."""
-        if count >= len(self):
-            return self
-        rows = torch.arange(count, device=self.images.device) * len(self) // count
-        return Split(self.images[rows], self.labels[rows] if self.labels is not None else None)
 
 
 @dataclass(frozen=True)
@@ -123,14 +104,15 @@ def load_dataset(
 ) -> ImageDataset:
     """Read an upload into memory; splits that it lacks are drawn with `seed`. Raises EngineError("dataset_invalid")."""
     format_name, chunks = _open(path)
-    loaded = list(_consistent(chunks))
-    _require_normalization(normalization, loaded[0].images.shape[1])
-    labels, classes = _all_labels([chunk.labels for chunk in loaded])
-    codes = complete_splits(np.concatenate([chunk.splits for chunk in loaded]), labels, seed)
-    images = _gather([chunk.images for chunk in loaded], codes, loaded)
+    collected = _Collected(memory_allowance_bytes())
+    for chunk in _consistent(chunks):
+        collected.add(chunk)
+    _require_normalization(normalization, collected.image_shape[0])
+    labels, classes = _all_labels(collected.labels)
+    codes = complete_splits(np.concatenate(collected.codes), labels, seed)
     train, val, test = (
-        Split(torch.from_numpy(images[code]), torch.from_numpy(labels[codes == code]) if labels is not None else None)
-        for code in range(len(SPLIT_NAMES))
+        Split(images, torch.from_numpy(labels[codes == code]) if labels is not None else None)
+        for code, images in enumerate(collected.images_of_splits(codes))
     )
     fixed = tuple(tuple(float(value) for value in values) for values in normalization) if normalization else None
     return ImageDataset(format_name, classes, train, val, test, fixed, _scale(scale))
@@ -195,25 +177,6 @@ def _all_labels(parts: list[np.ndarray | None]) -> tuple[np.ndarray | None, int 
     return labels, int(labels.max()) + 1
 
 
-def _gather(parts: list[np.ndarray], codes: np.ndarray, chunks: list[Chunk]) -> list[np.ndarray]:
-    """One array per split, filled chunk by chunk; each chunk is let go once it is copied, so the peak stays near one copy."""
-    chunks.clear()
-    parts.reverse()
-    shape, dtype = parts[-1].shape[1:], parts[-1].dtype
-    splits = [np.empty((int((codes == code).sum()), *shape), dtype) for code in range(len(SPLIT_NAMES))]
-    filled = [0] * len(splits)
-    row = 0
-    while parts:
-        part = parts.pop()
-        own = codes[row : row + len(part)]
-        row += len(part)
-        for code, target in enumerate(splits):
-            chosen = part[own == code]
-            target[filled[code] : filled[code] + len(chosen)] = chosen
-            filled[code] += len(chosen)
-    return splits
-
-
 def _scale(scale: float | None) -> float:
     if scale is not None and not _SCALES[0] <= scale <= _SCALES[1]:
         raise invalid_dataset(
@@ -260,3 +223,48 @@ class _Moments:
         mean = self._sum / self._count
         variance = np.maximum(self._sum_of_squares / self._count - mean * mean, 0)
         return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
+class _Collected:
+    """The examples of an upload: images in memory up to an allowance, all of them in a file beyond it."""
+
+    def __init__(self, allowance_bytes: int) -> None:
+        self._allowance_bytes = allowance_bytes
+        self._taken_bytes = 0
+        self._parts: list[np.ndarray] = []
+        self._file: RowFile | None = None
+        self.image_shape: tuple[int, ...] = ()
+        self.labels: list[np.ndarray | None] = []
+        self.codes: list[np.ndarray] = []
+
+    def add(self, chunk: Chunk) -> None:
+        self.image_shape = chunk.images.shape[1:]
+        self.labels.append(chunk.labels)
+        self.codes.append(chunk.splits)
+        self._taken_bytes += chunk.images.nbytes
+        self._parts.append(chunk.images)
+        if self._taken_bytes > self._allowance_bytes:
+            self._file = self._file or RowFile(self.image_shape, chunk.images.dtype)
+            for part in self._parts:
+                self._file.append(part)
+            self._parts.clear()
+
+    def images_of_splits(self, codes: np.ndarray) -> list[Images]:
+        """The images of each split in stored order; called once, as the parts in memory are let go."""
+        if self._file is not None:
+            return [StoredImages(self._file, np.flatnonzero(codes == code)) for code in range(len(SPLIT_NAMES))]
+        # Each part is let go once it is copied, so that the peak stays near one copy.
+        self._parts.reverse()
+        shape, dtype = self.image_shape, self._parts[-1].dtype
+        splits = [np.empty((int((codes == code).sum()), *shape), dtype) for code in range(len(SPLIT_NAMES))]
+        filled = [0] * len(splits)
+        row = 0
+        while self._parts:
+            part = self._parts.pop()
+            own = codes[row : row + len(part)]
+            row += len(part)
+            for code, target in enumerate(splits):
+                chosen = part[own == code]
+                target[filled[code] : filled[code] + len(chosen)] = chosen
+                filled[code] += len(chosen)
+        return [torch.from_numpy(split) for split in splits]
