@@ -22,6 +22,7 @@ from api import (
     datasets,
     direct_uploads,
     documentation,
+    idempotency,
     jobs,
     models,
     operations,
@@ -50,7 +51,15 @@ VERSIONED = (
 UNVERSIONED = (operations.router, documentation.pages)
 PREFIX = "/v1"
 
-_EXPOSED_HEADERS = ("ETag", "Location", "Retry-After", "X-Request-Id", "Content-Disposition", "Repr-Digest")
+_EXPOSED_HEADERS = (
+    "ETag",
+    "Location",
+    "Retry-After",
+    "X-Request-Id",
+    "Content-Disposition",
+    "Repr-Digest",
+    "Idempotent-Replayed",
+)
 
 
 def create_app(
@@ -96,12 +105,20 @@ def create_app(
     for router in UNVERSIONED:
         app.include_router(router)
     problems.install(app)
+    idempotency.install(app)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "If-None-Match", "Range", "X-Request-Id"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "If-None-Match",
+                "Range",
+                "X-Request-Id",
+                "Idempotency-Key",
+            ],
             expose_headers=_EXPOSED_HEADERS,
         )
     if not keys_required(settings):

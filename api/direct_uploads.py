@@ -19,8 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from api import resources
 from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
 from api.forms import stem
+from api.idempotency import Attempt, Once
 from api.problems import Problem, problems
-from api.requests import media_type, no_idempotency_key, read_json, unsupported_media_type
+from api.requests import media_type, read_json, unsupported_media_type
 from api.upload_requests import SentPart, UploadCompletion, UploadRequest
 from api.uploads import WRITE_BYTES, check_head, display_name, over_limit
 from api.validation import check_architecture, validate
@@ -91,19 +92,22 @@ class UploadList(BaseModel):
 @router.post(
     "/uploads",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Announce a file that comes in parts",
-    responses=problems(401, 403, 413, 415),
+    responses=problems(401, 403, 409, 413, 415),
     openapi_extra=_json_body("UploadRequest"),
 )
-async def create_upload(request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> Upload:
-    body = validate(_upload_request, await _json(request))
-    upload = await run_in_threadpool(_announce, body, request, services, tenant_id)
+async def create_upload(
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
+) -> Upload:
+    value = await _json(request)
+    body = validate(_upload_request, value)
+    await once.begin(once.fingerprint(value))
+    upload = await run_in_threadpool(_announce, body, request, services, tenant_id, once)
     response.headers["Location"] = _url(request, upload.id)
     return upload
 
 
-def _announce(body: UploadRequest, request: Request, services: Services, tenant_id: str) -> Upload:
+def _announce(body: UploadRequest, request: Request, services: Services, tenant_id: str, once: Attempt) -> Upload:
     foreign = body.foreign_field()
     if foreign is not None:
         raise Problem.at(f"/{foreign}", "not_for_this", f"{foreign!r} says nothing of a {body.purpose}.")
@@ -117,6 +121,7 @@ def _announce(body: UploadRequest, request: Request, services: Services, tenant_
     parts = services.objects.parts.begin(key, body.size, _part_size(body.size, services.settings.upload_part_bytes))
     try:
         with services.database.transaction() as session:
+            once.settle(session)
             row = UploadRepository(session, tenant_id).create(
                 id=new_id("upl"),
                 purpose=body.purpose,
@@ -127,10 +132,12 @@ def _announce(body: UploadRequest, request: Request, services: Services, tenant_
                 parts=parts,
                 expires_s=services.settings.upload_expires_s,
             )
+            upload = _shown(row, request, services, [])
+            once.keep(session, 201, upload, {"Location": _url(request, upload.id)})
+            return upload
     except BaseException:
         services.objects.parts.abort(parts)
         raise
-    return _shown(row, request, services, [])
 
 
 def _part_size(size: int, least: int) -> int:
@@ -237,13 +244,25 @@ def _wrong_size(number: int, size: int, what: str) -> Problem:
     openapi_extra=_json_body("UploadCompletion", required=False),
 )
 async def complete_upload(
-    upload_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+    upload_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
 ) -> resources.Model | resources.Dataset:
     empty = request.headers.get("content-length", "") == "0" or "content-type" not in request.headers
-    body = UploadCompletion() if empty else validate(_completion, await _json(request))
+    value = None if empty else await _json(request)
+    body = UploadCompletion() if empty else validate(_completion, value)
+    await once.begin(once.fingerprint(value))
+    # What an upload becomes has its id since it was announced, so completing it twice makes one resource, key or not.
     resource = await run_in_threadpool(_complete, services, tenant_id, upload_id, body.parts)
     services.ring()
-    response.headers["Location"] = f"{resources.base_url(request)}/v1/{resource.object}s/{resource.id}"
+    headers = {"Location": f"{resources.base_url(request)}/v1/{resource.object}s/{resource.id}"}
+
+    def keep() -> None:
+        with services.database.transaction() as session:
+            once.settle(session)
+            once.keep(session, 201, resource, headers)
+
+    if once.key is not None:
+        await run_in_threadpool(keep)
+    response.headers.update(headers)
     return resource
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import TypeAdapter
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
@@ -22,15 +23,15 @@ from api.forms import (
     check_fields_used,
     form_schema,
 )
+from api.idempotency import Attempt, Once
 from api.models import model_columns
 from api.polling import job_etag, job_headers
 from api.problems import Problem, problems
-from api.requests import media_type, no_idempotency_key, read_json, unsupported_media_type
+from api.requests import media_type, read_json, unsupported_media_type
 from api.uploads import FileRule, Form, received_form
 from api.validation import check_architecture, check_options, validate
 from store.contract import JobOptions, JobRequest, JobStatus
 from store.datasets import DatasetRepository
-from store.errors import Conflict
 from store.identifiers import new_id
 from store.jobs import JobRepository
 from store.layout import dataset_key, model_key
@@ -54,36 +55,46 @@ _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobReques
 @router.post(
     "/jobs",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Compress a model",
     description="From JSON that names an uploaded model, or from one form with the model itself (and its dataset).",
-    responses=problems(401, 403, 404, 413, 415),
+    responses=problems(401, 403, 404, 409, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
-async def create_job(request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> resources.Job:
+async def create_job(
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
+) -> resources.Job:
+    base_url = resources.base_url(request)
     match media_type(request):
         case "application/json":
-            job = await _from_json(request, services, tenant_id)
+            job, headers = await _from_json(request, services, tenant_id, once, base_url)
         case "multipart/form-data":
-            job = await _from_form(request, services, tenant_id)
+            job, headers = await _from_form(request, services, tenant_id, once, base_url)
         case _:
             raise unsupported_media_type(request, "application/json", "multipart/form-data")
     services.ring()
-    return _created(job, request, response)
+    response.headers.update(headers)
+    return job
 
 
-async def _from_json(request: Request, services: Services, tenant_id: str) -> Job:
-    body = validate(_job_request, await read_json(request))
+_Created = tuple[resources.Job, dict[str, str]]
 
-    def store() -> Job:
+
+async def _from_json(request: Request, services: Services, tenant_id: str, once: Attempt, base_url: str) -> _Created:
+    value = await read_json(request)
+    body = validate(_job_request, value)
+    await once.begin(once.fingerprint(value))
+
+    def store() -> _Created:
         check_options(body, services.catalogue(), dataset=body.dataset is not None)
         with services.database.transaction() as session:
-            return JobRepository(session, tenant_id).create(body)
+            once.settle(session)
+            return _created(session, once, JobRepository(session, tenant_id).create(body), base_url)
 
     return await run_in_threadpool(store)
 
 
-async def _from_form(request: Request, services: Services, tenant_id: str) -> Job:
+async def _from_form(request: Request, services: Services, tenant_id: str, once: Attempt, base_url: str) -> _Created:
+    await once.begin(None)
     catalogue = await run_in_threadpool(services.catalogue)
     model_id, dataset_id = new_id("mdl"), new_id("ds")
     async with received_form(
@@ -99,7 +110,14 @@ async def _from_form(request: Request, services: Services, tenant_id: str) -> Jo
         options = _options(form)
         check_options(options, catalogue, dataset=bool(options.dataset) or "dataset" in form.files, at="/spec")
         check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
-        return await run_in_threadpool(_store_form, services, tenant_id, form, options, model_id, dataset_id)
+
+        def store() -> _Created:
+            files = _file_columns(form, model_id, dataset_id)
+            with services.database.transaction() as session:
+                once.settle(session, once.fingerprint(form.contents()))
+                return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
+
+        return await run_in_threadpool(store)
 
 
 def _options(form: Form) -> JobOptions:
@@ -112,28 +130,33 @@ def _options(form: Form) -> JobOptions:
     return options
 
 
-def _store_form(
-    services: Services, tenant_id: str, form: Form, options: JobOptions, model_id: str, dataset_id: str
-) -> Job:
-    """Model, dataset and job in one transaction: all of them, or none."""
+_FileColumns = tuple[dict[str, Any], dict[str, Any] | None]
+
+
+def _file_columns(form: Form, model_id: str, dataset_id: str) -> _FileColumns:
+    """Make the files visible in the object store; returns what the rows of model and dataset say."""
     model = model_columns(model_id, form.files["model"], form.fields)
-    dataset = None
-    if "dataset" in form.files:
-        dataset = dataset_columns(dataset_id, form.files["dataset"], form.fields)
-        options = options.model_copy(update={"dataset": dataset_id})
-    with services.database.transaction() as session:
-        ModelRepository(session, tenant_id).create(**model)
-        if dataset is not None:
-            DatasetRepository(session, tenant_id).create(**dataset)
-        request = JobRequest.model_validate({**options.model_dump(mode="json"), "model": model_id})
-        return JobRepository(session, tenant_id).create(request)
+    dataset = dataset_columns(dataset_id, form.files["dataset"], form.fields) if "dataset" in form.files else None
+    return model, dataset
 
 
-def _created(job: Job, request: Request, response: Response) -> resources.Job:
-    resource = resources.Job.of(job, resources.base_url(request))
-    response.headers.update(job_headers(job, job.created_at))
-    response.headers["Location"] = resource.links.self
-    return resource
+def _store_form(session: Session, tenant_id: str, files: _FileColumns, options: JobOptions) -> Job:
+    """Model, dataset and job in one transaction: all of them, or none."""
+    model, dataset = files
+    ModelRepository(session, tenant_id).create(**model)
+    if dataset is not None:
+        DatasetRepository(session, tenant_id).create(**dataset)
+        options = options.model_copy(update={"dataset": dataset["id"]})
+    request = JobRequest.model_validate({**options.model_dump(mode="json"), "model": model["id"]})
+    return JobRepository(session, tenant_id).create(request)
+
+
+def _created(session: Session, once: Attempt, job: Job, base_url: str) -> _Created:
+    """What the client is told of a new job, kept under its idempotency key."""
+    resource = resources.Job.of(job, base_url)
+    headers = {**job_headers(job, job.created_at), "Location": resource.links.self}
+    once.keep(session, 201, resource, headers)
+    return resource, headers
 
 
 def _label_filters(request: Request) -> dict[str, str]:
@@ -209,23 +232,24 @@ def cancel_job(
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Run a finished job again, as a new one",
     responses=problems(401, 403, 404, 409),
 )
-def retry_job(
-    job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+async def retry_job(
+    job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
 ) -> resources.Job:
-    with services.database.transaction() as session:
-        jobs = JobRepository(session, tenant_id)
-        old = jobs.get(job_id)
-        if not old.status.terminal:
-            raise Conflict(
-                "job_not_terminal", f"The job {job_id} is still {old.status.value}: wait, or cancel it first."
-            )
-        job = jobs.create(JobRequest.model_validate(old.request), retry_of=job_id)
+    await once.begin()
+    base_url = resources.base_url(request)
+
+    def store() -> _Created:
+        with services.database.transaction() as session:
+            once.settle(session)
+            return _created(session, once, JobRepository(session, tenant_id).retry(job_id), base_url)
+
+    job, headers = await run_in_threadpool(store)
     services.ring()
-    return _created(job, request, response)
+    response.headers.update(headers)
+    return job
 
 
 @router.delete(

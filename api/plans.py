@@ -7,14 +7,15 @@ short looks at the database.
 from __future__ import annotations
 
 import anyio
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.dependencies import Services, ServicesOf, TenantId
+from api.idempotency import REPLAYED, Once, Replay
 from api.problems import problems
-from api.requests import media_type, no_idempotency_key, read_json, unsupported_media_type
+from api.requests import media_type, read_json, unsupported_media_type
 from api.validation import check_options, validate
 from store.contract import JobRequest, PlanStatus
 from store.plans import PlanRepository
@@ -38,29 +39,39 @@ _STILL_PLANNING = {
 
 @router.post(
     "/plans",
-    dependencies=[Depends(no_idempotency_key)],
     summary="See what a job would do",
     description=(
         "The body is that of a job. The answer has the width of every layer and the costs that a job would end with, "
         "exactly; a budget that cannot be met is `feasible: false` with the `smallest` reachable costs. To run the plan "
         'with widths of your own, send `"plan": {"layers": [{"name": …, "out": …}]}` with a job, or here to see its costs.'
     ),
-    responses={**problems(401, 403, 404, 413, 415), 202: _STILL_PLANNING},
+    responses={**problems(401, 403, 404, 409, 413, 415), 202: _STILL_PLANNING},
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 async def create_plan(
-    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
 ) -> resources.Plan:
     if media_type(request) != "application/json":
         raise unsupported_media_type(request, "application/json")
-    body = validate(_job_request, await read_json(request))
+    value = await read_json(request)
+    body = validate(_job_request, value)
+    base_url = resources.base_url(request)
 
     def store() -> Plan:
         check_options(body, services.catalogue(), dataset=body.dataset is not None)
         with services.database.transaction() as session:
-            return PlanRepository(session, tenant_id).create(body)
+            once.settle(session)
+            plan = PlanRepository(session, tenant_id).create(body)
+            once.keep(session, 202, resources.Plan.of(plan, base_url), {})
+            return plan
 
-    plan = await run_in_threadpool(store)
+    try:
+        await once.begin(once.fingerprint(value))
+        plan = await run_in_threadpool(store)
+    except Replay as replay:
+        # The plan is the answer, and it may have been made since: a repeated request waits for it like the first.
+        response.headers.update(REPLAYED)
+        plan = await run_in_threadpool(_read, services, tenant_id, replay.answer.resource_id)
     services.ring()
     return _answer(await _made(request, services, tenant_id, plan), request, response)
 

@@ -21,10 +21,12 @@ from starlette.exceptions import HTTPException
 from store.errors import (
     Conflict,
     DatasetUnlabelled,
+    IdempotencyKeyReused,
     NotFound,
     ObjectMissing,
     PartsGone,
     PartsIncomplete,
+    RequestInFlight,
     StorageUnavailable,
     UploadRejected,
 )
@@ -42,6 +44,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "origin_not_allowed": (403, "This origin may not call the API"),
     "not_found": (404, "There is nothing here"),
     "method_not_allowed": (405, "This route does not take this method"),
+    "idempotency_in_flight": (409, "A request with this idempotency key is being worked on"),
     "in_use": (409, "The upload is in use"),
     "job_not_cancellable": (409, "The job has already ended"),
     "job_not_terminal": (409, "The job has not ended yet"),
@@ -55,7 +58,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "host_not_allowed": (421, "This host name is not served here"),
     "validation_failed": (422, "The request is not valid"),
     "empty_file": (422, "The file is empty"),
-    "idempotency_unsupported": (422, "Idempotency keys are not supported"),
+    "idempotency_key_reused": (422, "The idempotency key stands for another request"),
     "digest_mismatch": (422, "These are not the bytes that were announced"),
     "wrong_part_size": (422, "The part has another size"),
     "unknown_architecture": (422, "There is no such architecture"),
@@ -184,6 +187,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Conflict)
     def _conflict(request: Request, error: Conflict) -> JSONResponse:
         return problem_response(request, Problem(error.code, error.message))
+
+    @app.exception_handler(IdempotencyKeyReused)
+    def _key_reused(request: Request, error: IdempotencyKeyReused) -> JSONResponse:
+        return problem_response(request, Problem("idempotency_key_reused", str(error)))
+
+    @app.exception_handler(RequestInFlight)
+    def _in_flight(request: Request, error: RequestInFlight) -> JSONResponse:
+        return problem_response(request, Problem("idempotency_in_flight", str(error), headers={"Retry-After": "1"}))
 
     @app.exception_handler(UploadRejected)
     def _rejected(request: Request, error: UploadRejected) -> JSONResponse:

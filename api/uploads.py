@@ -74,6 +74,11 @@ class ReceivedFile:
             self._stored = self._writer.commit()
             return self._stored
 
+    @property
+    def sha256(self) -> str | None:
+        """The digest of the committed file."""
+        return None if self._stored is None else self._stored.sha256
+
     def discard(self) -> None:
         with self._lock:
             self._writer.abort()
@@ -87,6 +92,11 @@ class Form:
 
     fields: dict[str, Any] = field(default_factory=dict)
     files: dict[str, ReceivedFile] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def contents(self) -> list[Any]:
+        """What was sent, as JSON: the fields as they were spelt, and name and digest of each file, all committed."""
+        return [self.texts, {part: [file.filename, file.sha256] for part, file in self.files.items()}]
 
     def discard(self) -> None:
         for file in self.files.values():
@@ -187,7 +197,8 @@ class _Receiver:
 
     async def _end(self) -> None:
         if self._file is None:
-            self._form.fields[self._part] = self._fields[self._part](self._field_text())
+            text = self._form.texts[self._part] = self._field_text()
+            self._form.fields[self._part] = self._fields[self._part](text)
             return
         await self._flush(self._file)
         file, rule = self._file, self._files[self._part]

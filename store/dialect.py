@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, String, event
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -139,6 +141,11 @@ def check_migration(connection: Connection) -> None:
         dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
         if dangling:
             raise RuntimeError(f"The migration would leave dangling references, first {tuple(dangling[0])}.")
+
+
+def insert(session: Session, table: type[Any]) -> Any:
+    """An INSERT into `table` that knows `on_conflict_do_update`: both dialects spell it the same way."""
+    return (sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert)(table)
 
 
 def now(session: Session) -> datetime:

@@ -30,6 +30,20 @@ class Conflict(StoreError):
         self.message = message
 
 
+class IdempotencyKeyReused(StoreError):
+    """A key that stands for another request: other body, other route."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The Idempotency-Key {key!r} was used for another request. Use a new key for a new request.")
+
+
+class RequestInFlight(StoreError):
+    """The first request with this key has not been answered yet."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"A request with the Idempotency-Key {key!r} is being worked on. Ask again in a moment.")
+
+
 class UploadRejected(StoreError):
     """A job names an upload that inspection has already rejected; `error` says why, `param` is the request's field."""
 

@@ -62,6 +62,13 @@ class JobRepository:
         self._session.flush()
         return job
 
+    def retry(self, id: str) -> Job:
+        """A new job that asks for the same. Raises Conflict `job_not_terminal`, and what `create` raises."""
+        old = self.get(id)
+        if not old.status.terminal:
+            raise Conflict("job_not_terminal", f"The job {id} is still {old.status.value}: wait, or cancel it first.")
+        return self.create(JobRequest.model_validate(old.request), retry_of=id)
+
     def get(self, id: str) -> Job:
         """Raises NotFound."""
         job = self._session.scalar(self._mine().where(Job.id == id))

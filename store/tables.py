@@ -277,6 +277,26 @@ class Work(Base):
     max_runtime_s: Mapped[int]
 
 
+class IdempotencyKey(Base):
+    """A key that a client gave a request that creates: reserved by `holder` for a while, then with its answer."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "expires_at"),)
+
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    operation: Mapped[str]
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    holder: Mapped[str | None] = mapped_column(String(32))
+    reserved_until: Mapped[datetime | None]
+    status: Mapped[int | None]
+    headers: Mapped[dict[str, Any] | None]
+    body: Mapped[str | None]
+    resource_id: Mapped[str | None] = mapped_column(Id)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 class Worker(Base):
     """What a worker said it can do when it last started, and when it last said that it is there."""
 

@@ -119,24 +119,6 @@ def test_gpu_may_be_asked_for_where_a_worker_has_one_or_none_has_told_yet(servic
     assert service.job(device="gpu")["status"] == "queued"
 
 
-def test_idempotency_key_is_refused_where_something_would_be_created(service):
-    key = {"Idempotency-Key": "once"}
-    job = service.job()
-    for path, sent in (
-        ("/v1/models", {"files": {"file": ("net.pt", CHECKPOINT)}}),
-        ("/v1/datasets", {"files": {"file": ("d.npz", b"PK")}}),
-        ("/v1/jobs", {"json": {"model": job["model"], "budget": HALF}}),
-        ("/v1/jobs", {"files": {"model": ("net.pt", CHECKPOINT)}, "data": {"spec": spec()}}),
-        ("/jobs", {"json": {"model": job["model"], "budget": HALF}}),
-        (f"/v1/jobs/{job['id']}/retry", {}),
-    ):
-        problem(service.client.post(path, headers=key, **sent), 422, "idempotency_unsupported")
-    assert len(service.client.get("/v1/jobs").json()["data"]) == 1
-    assert len(service.client.get("/v1/models").json()["data"]) == 1
-    assert len(service.stored_files()) == 1
-    assert service.client.post(f"/v1/jobs/{job['id']}/cancel", headers=key).json()["status"] == "cancelled"
-
-
 def test_every_error_of_a_request_is_reported_at_once(client):
     answer = client.post("/v1/jobs", json={"budget": {"flops": {}}, "seed": -1, "sed": 0})
     assert set(pointers(answer)) == {"/budget/flops", "/seed", "/sed", "/model"}

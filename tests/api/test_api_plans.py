@@ -125,11 +125,8 @@ def test_request_that_makes_no_sense_is_refused_as_a_job_would_be(service, chang
     assert service.claim(WorkKind.plan) is None
 
 
-def test_plan_needs_a_model_json_and_no_idempotency_key(service):
+def test_plan_needs_a_model_and_json(service):
     assert problem(ask(service, NO_MODEL), 404, "not_found")["errors"][0]["pointer"] == "/model"
     form = service.client.post("/v1/plans", files={"model": ("net.pt", b"x")})
     problem(form, 415, "unsupported_media_type")
-    key = {"Idempotency-Key": "once"}
-    answer = service.client.post("/v1/plans", json={"model": service.upload()["id"], "budget": HALF}, headers=key)
-    problem(answer, 422, "idempotency_unsupported")
     problem(service.client.get("/v1/plans/pln_nowhere"), 404, "not_found")
