@@ -11,6 +11,7 @@ Resources are the API's own JSON objects (dicts), so nothing is lost between ser
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +24,17 @@ from urllib.parse import quote
 import httpx
 
 from pennyweight.addresses import DEFAULT_URL, check_address, checked_id
-from pennyweight.errors import JobFailed, ServiceUnreachable, api_error
+from pennyweight.errors import ApiError, JobFailed, ServiceUnreachable, api_error, is_passing
 from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
 from pennyweight.plans import Plan
-from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of
+from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of, idempotency_key
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 _CHUNK_BYTES = 1 << 20
 # A service that restarts in the middle of a wait is away for seconds; its jobs are not.
 _RECONNECT_S = 120.0
+CREATE_ATTEMPTS = 5
+_PAUSE_S = 0.5
 _PLAN_TIMEOUT = httpx.Timeout(60.0)
 
 JobListener = Callable[[Mapping[str, Any]], None]
@@ -141,7 +144,7 @@ class Client:
         body = {"model": model_id, "budget": budget, **_given(options)}
         deadline = time.monotonic() + timeout_s
         # The service keeps us waiting for up to 30 s, which is no sign that it is gone.
-        response = self._send("POST", "/v1/plans", json=body, timeout=_PLAN_TIMEOUT)
+        response = self._create("/v1/plans", json=body, timeout=_PLAN_TIMEOUT)
         while (plan := Plan(response.json()))["status"] == "planning":
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
@@ -157,7 +160,7 @@ class Client:
 
     def create_job(self, model_id: str, budget: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Create a job; `options` are the other fields of API.md's job request."""
-        return self._json("POST", "/v1/jobs", json={"model": model_id, "budget": budget, **_given(options)})
+        return self._create("/v1/jobs", json={"model": model_id, "budget": budget, **_given(options)}).json()
 
     def submit(
         self,
@@ -186,7 +189,7 @@ class Client:
         job = {**spec, "model": self._upload_one("model", files["model"], about_model, counter)["id"]}
         if "dataset" in files:
             job["dataset"] = self._upload_one("dataset", files["dataset"], about_dataset, counter)["id"]
-        return self._json("POST", "/v1/jobs", json=job)
+        return self._create("/v1/jobs", json=job).json()
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{checked_id(job_id)}")
@@ -305,7 +308,7 @@ class Client:
                 )
                 for part, path in files.items()
             }
-            return self._json("POST", url, data=fields_of(**values), files=parts)
+            return self._create(url, data=fields_of(**values), files=parts).json()
 
     def _list(self, url: str, query: Mapping[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
         after: str | None = None
@@ -318,6 +321,18 @@ class Client:
             if not page["has_more"]:
                 return
             after = page["next"]
+
+    def _create(self, url: str, **options: Any) -> httpx.Response:
+        """POST under a key of its own, so that sending it again after a broken connection creates nothing twice."""
+        headers = idempotency_key()
+        for attempt in itertools.count(1):
+            try:
+                return self._send("POST", url, headers=headers, **options)
+            except (ServiceUnreachable, ApiError) as error:
+                never_reached = attempt == 1 and isinstance(error.__cause__, httpx.ConnectError)
+                if attempt == CREATE_ATTEMPTS or never_reached or not is_passing(error):
+                    raise
+            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
 
     def _json(self, method: str, url: str, **options: Any) -> Any:
         return self._send(method, url, **options).json()

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+IN_FLIGHT = "idempotency_in_flight"
+
 
 class PennyweightError(Exception):
     """Base of every error of this client."""
@@ -29,6 +31,11 @@ class ApiError(PennyweightError):
         self.code: str = str(problem.get("code") or status)
         self.request_id: str | None = problem.get("request_id")
         super().__init__(_words(problem) or f"HTTP {status}")
+
+
+def is_passing(error: ServiceUnreachable | ApiError) -> bool:
+    """Whether the same request may well succeed in a moment."""
+    return isinstance(error, ServiceUnreachable) or error.status in (502, 503, 504) or error.code == IN_FLIGHT
 
 
 def api_error(response: httpx.Response) -> ApiError:

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from pennyweight.errors import ApiError, DownloadCorrupt, ServiceUnreachable, api_error
+from pennyweight.errors import ApiError, DownloadCorrupt, ServiceUnreachable, api_error, is_passing
+from pennyweight.transfer import idempotency_key
 
 PARTS_FROM_BYTES = 32 << 20
 """Smaller files go in one request: repeating it costs less than the extra ones."""
@@ -78,7 +79,7 @@ class PartsUpload:
             ] == wanted:
                 return self._retried("GET", f"/v1/uploads/{found['id']}")
         body = {**self._announcement, "filename": self._path.name, "size": size, "sha256": sha256}
-        return self._once("POST", "/v1/uploads", json=body)
+        return self._retried("POST", "/v1/uploads", json=body, headers=idempotency_key())
 
     def _send_all(self, upload: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str | None:
         """PUT these parts, some at a time; returns the first thing that went wrong."""
@@ -119,8 +120,7 @@ class PartsUpload:
             try:
                 return self._once(method, url, **options)
             except (ServiceUnreachable, ApiError) as error:
-                passing = isinstance(error, ServiceUnreachable) or error.status in (502, 503, 504)
-                if not passing or attempt == ATTEMPTS - 1:
+                if not is_passing(error) or attempt == ATTEMPTS - 1:
                     raise
                 time.sleep(_PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")

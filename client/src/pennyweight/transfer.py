@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -40,10 +41,19 @@ class CountedFile:
         return self._file.fileno()
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        before = self._file.tell()
+        after = self._file.seek(offset, whence)
+        if after < before:  # a request is sent again
+            self._counter.add(after - before)
+        return after
 
     def tell(self) -> int:
         return self._file.tell()
+
+
+def idempotency_key() -> dict[str, str]:
+    """The header under which one request may be sent several times and happens once."""
+    return {"Idempotency-Key": uuid.uuid4().hex}
 
 
 def fields_of(**values: Any) -> dict[str, str]:
