@@ -24,6 +24,7 @@ from api import (
     documentation,
     idempotency,
     jobs,
+    metrics,
     models,
     operations,
     outcomes,
@@ -48,7 +49,7 @@ VERSIONED = (
     catalogue.router,
     operations.versioned,
 )
-UNVERSIONED = (operations.router, documentation.pages)
+UNVERSIONED = (operations.router, metrics.router, documentation.pages)
 PREFIX = "/v1"
 
 _EXPOSED_HEADERS = (
@@ -98,6 +99,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = services
+    app.state.probes = operations.Probes(services)
+    app.state.metrics = metrics.RequestMetrics(operations.VERSION, services.database)
     app.state.allowed_methods = _allowed_methods()
     for router in VERSIONED:
         app.include_router(router, prefix=PREFIX)
@@ -123,7 +126,8 @@ def create_app(
         )
     if not keys_required(settings):
         app.add_middleware(LoopbackGuard, settings=settings)
-    app.add_middleware(RequestContext)
+    aliases = {route.path: PREFIX + route.path for router in VERSIONED for route in _routes(router)}
+    app.add_middleware(RequestContext, metrics=app.state.metrics, aliases=aliases)
     _describe(app, settings)
     return app
 

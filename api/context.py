@@ -6,15 +6,19 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.metrics import UNMATCHED, RequestMetrics
 from api.problems import Problem, problem_response
 
 logger = logging.getLogger("api")
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
@@ -22,8 +26,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 class RequestContext:
     """ASGI middleware. Puts `request_id` into the request's state and `X-Request-Id` on the response."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, aliases: Mapping[str, str]) -> None:
+        """aliases: the one template under which every route is counted, for those that have two."""
         self.app = app
+        self._metrics = metrics
+        self._aliases = aliases
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,11 +72,23 @@ class RequestContext:
             problem = Problem("internal", f"This is our fault. The server's log has more under {request_id}.")
             await problem_response(request, problem)(scope, receive, answer)
         finally:
-            elapsed_ms = (time.monotonic() - started) * 1000
+            elapsed_s = time.monotonic() - started
             method = "HEAD" if head_only else scope["method"]
+            self._metrics.observe(_known(method), self._template(scope), status, elapsed_s)
             # Polls and health checks that go well are most of the traffic and none of the news.
             level = logging.DEBUG if scope["method"] == "GET" and 0 < status < 400 else logging.INFO
-            logger.log(level, "%s %s %d %.1f ms [%s]", method, _quoted(scope["path"]), status, elapsed_ms, request_id)
+            path = _quoted(scope["path"])
+            logger.log(level, "%s %s %d %.1f ms [%s]", method, path, status, elapsed_s * 1000, request_id)
+
+    def _template(self, scope: Scope) -> str:
+        """The route that the request has met, as it was written: `/v1/jobs/{job_id}`."""
+        path = getattr(scope.get("route"), "path", None)
+        return UNMATCHED if path is None else self._aliases.get(path, path)
+
+
+def _known(method: str) -> str:
+    """Whoever calls may invent methods, and each would be a time series for ever."""
+    return method if method in METHODS else "other"
 
 
 def _quoted(path: str) -> str:

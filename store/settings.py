@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     """Origins of other web pages that may call the API, for example `https://tools.example.org`."""
     require_keys: bool = False
     """Ask for an API key on loopback too; bound to any other address one is always needed."""
+    metrics_token: SecretStr | None = None
+    """The bearer token that `GET /metrics` asks for; without API keys none is needed."""
+    metrics_open: bool = False
+    """Show `/metrics` to whoever reaches the port although API keys are needed for everything else."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""

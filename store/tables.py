@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Float, ForeignKey, Index, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from store.contract import InspectionStatus, JobStatus, PlanStatus, WorkKind
@@ -307,3 +307,14 @@ class Worker(Base):
     catalogue: Mapped[dict[str, Any]]
     published_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+
+
+class Tally(Base):
+    """One counter, or one bucket of a histogram; see `store.tallies`."""
+
+    __tablename__ = "tallies"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    labels: Mapped[str] = mapped_column(String(255), primary_key=True)
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float] = mapped_column(Float(53))

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from store import queue
+from store import queue, tallies
 from store.contract import ErrorCode, ErrorInfo, InspectionStatus, JobStatus, PlanStatus, WorkKind
 from store.tables import Dataset, Job, Model, Plan, Work, WorkState
+from store.tallies import TallyName
 from store.transitions import transition
 
 LOSS_LIMIT = 3
@@ -47,6 +48,7 @@ def requeue(session: Session, work: Work, *, now: datetime, reason: Reason) -> N
 
 def lose(session: Session, work: Work, *, now: datetime, backoff_s: float) -> None:
     """Take a lease back from a worker that is gone. `work` is locked by this transaction."""
+    tallies.count(session, TallyName.lost_leases, kind=work.kind.value)
     work.losses += 1
     work.lease_owner = None
     work.lease_expires_at = None
@@ -64,6 +66,7 @@ def lose(session: Session, work: Work, *, now: datetime, backoff_s: float) -> No
 
 def trouble(session: Session, work: Work, *, now: datetime, delay_s: float, what: str) -> None:
     """Take work back from a worker that cannot do it now. `work` is locked by this transaction, its lease given up."""
+    tallies.count(session, TallyName.worker_troubles, kind=work.kind.value)
     work.troubles += 1
     if work.troubles >= TROUBLE_LIMIT:
         message = (

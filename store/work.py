@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Exists, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from store import dialect, waiting
+from store import dialect, tallies, waiting
 from store.claims import Claim, Heartbeat, StoredArtifact, describe
 from store.contract import (
     DatasetInspection,
@@ -34,7 +34,8 @@ from store.database import Database
 from store.errors import LeaseLost
 from store.queue import ANY_QUEUE
 from store.tables import Artifact, Dataset, Job, Model, Plan, Work, WorkState
-from store.transitions import touch, transition
+from store.tallies import TallyName
+from store.transitions import enter_stage, transition
 
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 
@@ -75,6 +76,8 @@ def claim(
         )
         if work is None:
             return None
+        waited_s = (now - work.available_at).total_seconds()
+        tallies.observe(session, TallyName.queue_wait, waited_s, kind=work.kind.value, queue=work.queue)
         if work.kind is WorkKind.job:
             job = session.get_one(Job, work.id, with_for_update=True)
             transition(session, job, JobStatus.running, now=now, attempt=work.attempt)
@@ -110,8 +113,7 @@ def heartbeat(
                 job.progress = progress.model_copy(update={"updated_at": now}).model_dump(mode="json")
                 job.version += 1
             if stage is not None and stage != job.stage:
-                job.stage = stage
-                touch(session, job, "job.stage", {"stage": stage}, now=now)
+                enter_stage(session, job, stage, now=now)
         return Heartbeat(cancel_requested=work.cancel_requested_at is not None)
 
 

@@ -160,7 +160,7 @@ def test_openapi_document_is_complete(client):
     assert document["openapi"].startswith("3.1")
     references = set(re.findall(r"#/components/schemas/(\w+)", client.get("/openapi.json").text))
     assert references <= set(document["components"]["schemas"])
-    assert not [path for path in document["paths"] if not path.startswith(("/v1/", "/healthz", "/readyz"))]
+    assert not [path for path in document["paths"] if not path.startswith(("/v1/", "/healthz", "/readyz", "/metrics"))]
     ids = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
     assert len(ids) == len(set(ids))
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
