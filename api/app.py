@@ -127,7 +127,7 @@ def create_app(
     if not keys_required(settings):
         app.add_middleware(LoopbackGuard, settings=settings)
     aliases = {route.path: PREFIX + route.path for router in VERSIONED for route in _routes(router)}
-    app.add_middleware(RequestContext, metrics=app.state.metrics, aliases=aliases)
+    app.add_middleware(RequestContext, metrics=app.state.metrics, aliases=aliases, log_polls=settings.log_polls)
     _describe(app, settings)
     return app
 

@@ -15,6 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from api.problems import FieldError, invalid
 from api.security import keys_required, tenant_of
 from store.catalogue import CatalogueRepository
+from api.watching import Watcher
+from store import logs
 from store.contract import Catalogue
 from store.database import Database
 from store.identifiers import Prefix
@@ -88,7 +90,9 @@ async def _tenant(request: Request, services: ServicesOf, _documented: Annotated
         with services.database.read() as session:
             return tenant_of(session, authorization)
 
-    return await run_in_threadpool(check)
+    tenant = await run_in_threadpool(check)
+    logs.add(tenant=tenant)
+    return tenant
 
 
 TenantId = Annotated[str, Depends(_tenant)]

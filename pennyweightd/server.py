@@ -16,6 +16,7 @@ from pennyweightd.data_folder import DataFolder
 from pennyweightd.failures import Refusal
 from pennyweightd.options import open_database
 from store.database import Database
+from store import logs
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
@@ -31,7 +32,7 @@ BACKLOG = 2048
 
 def serve(settings: Settings) -> None:
     """Embedded mode: own database and objects in the data folder, API and worker in one process."""
-    _log_to_stderr()
+    logs.configure(settings)
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
         _require_keys_for_strangers(settings, database)
@@ -52,7 +53,7 @@ def serve(settings: Settings) -> None:
 
 def serve_api(settings: Settings) -> None:
     """The API alone, beside workers that run elsewhere. Raises SchemaOutdated."""
-    _log_to_stderr()
+    logs.configure(settings)
     with open_database(settings) as database:
         database.check_schema()
         _require_keys_for_strangers(settings, database)
@@ -131,10 +132,3 @@ def _require_keys_for_strangers(settings: Settings, database: Database) -> None:
 def _announce(settings: Settings, what: str) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"Pennyweight is ready: http://{host}:{settings.port}  ({what}; Ctrl-C stops it)", flush=True)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Schema versions at every start are not news.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

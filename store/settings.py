@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     """The bearer token that `GET /metrics` asks for; without API keys none is needed."""
     metrics_open: bool = False
     """Show `/metrics` to whoever reaches the port although API keys are needed for everything else."""
+    log_format: Literal["console", "json"] = "console"
+    """How log lines look: for people, or one JSON object each."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_polls: bool = False
+    """Log every request, those too that only read and go well: polls and health checks are most of the traffic."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""

@@ -30,6 +30,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from store import logs
 from store.claims import Claim, DatasetSubject, JobSubject, ModelSubject
 from store.contract import (
     DatasetInspection,
@@ -102,6 +103,12 @@ SPARE_CPU_SECONDS = 60
 STOP_NOTICE_S = 2.0
 TROUBLE_DELAY_S = 2.0
 LONGEST_TROUBLE_DELAY_S = 300.0
+_ID_FIELDS = {
+    WorkKind.job: "job_id",
+    WorkKind.plan: "plan_id",
+    WorkKind.inspect_model: "model_id",
+    WorkKind.inspect_dataset: "dataset_id",
+}
 CODES_WITH_LOG = frozenset({ErrorCode.internal, ErrorCode.out_of_memory, ErrorCode.worker_lost})
 
 
@@ -134,7 +141,7 @@ class Attempt:
 
     def run(self) -> None:
         """Work on the claim to its end. Raises whatever trouble this worker has of its own, the work given back."""
-        with self._lease as lease:
+        with logs.bound(**self._about()), self._lease as lease:
             try:
                 with self._take_runner() as runner:
                     end = self._watch(runner)
@@ -154,6 +161,11 @@ class Attempt:
                 what = in_words(error)
                 lease.settle(lambda: trouble(self._services.database, self._claim, delay_s=delay_s, what=what))
                 raise
+
+    def _about(self) -> dict[str, object]:
+        """What every line that is logged meanwhile is about."""
+        claim = self._claim
+        return {_ID_FIELDS[claim.kind]: claim.id, "attempt": claim.attempt, "tenant": claim.tenant_id}
 
     # --- while the runner works ---
 
