@@ -15,7 +15,6 @@ from starlette.concurrency import run_in_threadpool
 from api.problems import FieldError, invalid
 from api.security import keys_required, tenant_of
 from store.catalogue import CatalogueRepository
-from api.watching import Watcher
 from store import logs
 from store.contract import Catalogue
 from store.database import Database
