@@ -275,6 +275,7 @@ class Work(Base):
     available_at: Mapped[datetime]
     cancel_requested_at: Mapped[datetime | None]
     max_runtime_s: Mapped[int]
+    overdue_at: Mapped[datetime | None]
 
 
 class IdempotencyKey(Base):

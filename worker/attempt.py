@@ -47,6 +47,7 @@ from store.database import Database
 from store.errors import ObjectMissing
 from store.layout import job_prefix
 from store.objects import ObjectStore
+from store.waiting import too_slow
 from store.work import (
     cancel_job,
     fail_job,
@@ -74,7 +75,6 @@ from worker.endings import (
     in_words,
     out_of_memory_kills,
     scratch_full,
-    too_slow,
 )
 from worker.lease import Lease, Timing
 from worker.outputs import delete_outputs, store_outputs
@@ -222,6 +222,7 @@ class Attempt:
             file=self._fetch(dataset.object_key, folder, "dataset"),
             normalization=dataset.normalization,
             scale=dataset.scale,
+            convert=dataset.convert,
         )
 
     def _fetch(self, key: str, folder: Path, name: str) -> str:
@@ -338,7 +339,7 @@ class Attempt:
             case Failed(error=error, best=best):
                 self._fail(error, best)
             case TimedOut():
-                self._fail(too_slow(claim), None)
+                self._fail(too_slow(claim.kind, claim.max_runtime_s), None)
             case Cancelled():
                 lease.settle(lambda: cancel_job(database, claim))
             case Stopped():
