@@ -11,12 +11,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
 from pennyweightd.failures import Refusal
 from pennyweightd.options import open_database
-from store.database import Database
 from store import logs
+from store.database import Database
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
@@ -94,7 +95,13 @@ def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], on
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
-    server = _Server(config, on_ready, on_stop)
+    services: Services = app.state.services
+
+    def stopping() -> None:
+        services.watcher.stop()  # who waits for a job is answered now, not cut off in five seconds
+        on_stop()
+
+    server = _Server(config, on_ready, stopping)
 
     def stop(number: int, frame: object) -> None:
         # uvicorn handles signals while it serves, and raises them again for us when it is done: then this changes
