@@ -23,6 +23,7 @@ from pennyweight.terminal import console, print_error
 from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from pennyweightd.failures import Refusal, require_engine
 from store.contract import JobOptions, Normalization
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def compress(
 ) -> None:
     """Compress a checkpoint with the engine alone: no server, no database."""
     with _explained(as_json):
+        require_engine()
         given = job_options(
             params=params,
             flops=flops,
@@ -119,6 +121,8 @@ def _explained(as_json: bool) -> Iterator[None]:
         yield
     except (OptionError, ValidationError) as error:
         stopped = _refused(_words(error), EXIT_USAGE)
+    except Refusal as error:
+        stopped = _refused(str(error), EXIT_FAILED)
     except Stopped as error:
         stopped = error
     except OSError as error:

@@ -14,7 +14,7 @@ from api.app import create_app
 from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
-from pennyweightd.failures import Refusal
+from pennyweightd.failures import Refusal, require_engine
 from pennyweightd.options import open_database
 from store import logs
 from store.database import Database
@@ -33,6 +33,7 @@ BACKLOG = 2048
 
 def serve(settings: Settings) -> None:
     """Embedded mode: own database and objects in the data folder, API and worker in one process."""
+    require_engine()
     logs.configure(settings)
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
