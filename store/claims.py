@@ -30,7 +30,7 @@ class ModelSubject:
 
 @dataclass(frozen=True)
 class DatasetSubject:
-    """A dataset file and how to normalise it. `normalization` is `{"mean": […], "std": […]}`."""
+    """A dataset file and how to read it: `normalization` is `{"mean": […], "std": […]}`, `convert` the JSON of a `Conversion`."""
 
     id: str
     filename: str
@@ -39,6 +39,7 @@ class DatasetSubject:
     sha256: str
     normalization: Mapping[str, Any] | None
     scale: float | None
+    convert: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -125,4 +126,5 @@ def _dataset(session: Session, id: str) -> DatasetSubject:
         sha256=dataset.sha256,
         normalization=dataset.normalization,
         scale=dataset.scale,
+        convert=dataset.convert,
     )

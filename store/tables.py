@@ -48,6 +48,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON(none_as_null=True),
         list[int]: JSON(none_as_null=True),
         list[float]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
         list[int] | dict[str, list[int]]: JSON(none_as_null=True),
         JobStatus: EnumText(JobStatus),
         InspectionStatus: EnumText(InspectionStatus),
@@ -116,10 +117,13 @@ class Dataset(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     normalization: Mapped[dict[str, Any] | None]
     scale: Mapped[float | None]
+    convert: Mapped[dict[str, Any] | None]
     status: Mapped[InspectionStatus]
     format: Mapped[str | None] = mapped_column(String(32))
     classes: Mapped[int | None]
+    class_names: Mapped[list[str] | None]
     splits: Mapped[dict[str, Any] | None]
+    class_counts: Mapped[dict[str, Any] | None]
     image_shape: Mapped[list[int] | None]
     mean: Mapped[list[float] | None]
     std: Mapped[list[float] | None]

@@ -222,6 +222,7 @@ class Attempt:
             file=self._fetch(dataset.object_key, folder, "dataset"),
             normalization=dataset.normalization,
             scale=dataset.scale,
+            convert=dataset.convert,
         )
 
     def _fetch(self, key: str, folder: Path, name: str) -> str:

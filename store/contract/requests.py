@@ -158,6 +158,22 @@ class JobRequest(JobOptions):
     model: Annotated[str, StringConstraints(pattern=r"^mdl_[0-9A-Z]{26}$")]
 
 
+class Conversion(Request):
+    """What is to be done to encoded images. Without it nothing is: all must have one size and the same channels."""
+
+    size: Annotated[
+        list[Annotated[int, Field(ge=1, le=4096)]] | None,
+        Field(min_length=2, max_length=2, description="[height, width]: scaled to cover it, the middle kept."),
+    ] = None
+    color: Annotated[Literal["grey", "rgb"] | None, Field(description="One channel or three for every image.")] = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Conversion:
+        if self.size is None and self.color is None:
+            raise ValueError("give size ([height, width]), color (grey or rgb), or both; or leave convert out")
+        return self
+
+
 class Normalization(Request):
     """Per-channel mean and standard deviation, applied after division by `scale`."""
 
