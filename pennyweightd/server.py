@@ -23,6 +23,7 @@ from store.objects import ObjectStore, object_store
 from store.settings import Settings
 from store.work import release_owner
 from worker.supervisor import Supervisor
+from worker.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def serve(settings: Settings) -> None:
             try:
                 app = create_app(settings, database, objects, wake=supervisor.wake)
                 place = f"data in {folder.path}, sandbox level {supervisor.confinement.level}"
-                _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
+                with WebhookSender(database, settings.webhook_policy):
+                    _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
             finally:
                 supervisor.stop()
 
@@ -63,7 +65,8 @@ def serve_api(settings: Settings) -> None:
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
             app = create_app(settings, database, objects)
-            _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
+            with WebhookSender(database, settings.webhook_policy):
+                _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
 
 
 def _open_objects(settings: Settings) -> ObjectStore:

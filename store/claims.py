@@ -98,7 +98,14 @@ def describe(session: Session, work: Work) -> JobSubject | ModelSubject | Datase
         case WorkKind.job | WorkKind.plan:
             row = session.get_one(Job if work.kind is WorkKind.job else Plan, work.id)
             dataset = None if row.dataset_id is None else _dataset(session, row.dataset_id)
-            return JobSubject(request=row.request, model=_model(session, row.model_id), dataset=dataset)
+            return JobSubject(
+                request=_engine_request(row.request), model=_model(session, row.model_id), dataset=dataset
+            )
+
+
+def _engine_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request without what is no business of the engine: a webhook's URL may hold a secret."""
+    return {key: value for key, value in request.items() if key != "webhook"}
 
 
 def _model(session: Session, id: str) -> ModelSubject:

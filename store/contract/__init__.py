@@ -6,6 +6,8 @@ API, store and worker share these; the engine has its own types and the runner t
 from __future__ import annotations
 
 from store.contract.requests import (
+    FINAL_EVENTS,
+    WEBHOOK_EVENTS,
     Accuracy,
     Budget,
     Cap,
@@ -13,6 +15,7 @@ from store.contract.requests import (
     DisplayName,
     JobOptions,
     JobRequest,
+    JobWebhook,
     LabelKey,
     LabelValue,
     LatencyCap,
@@ -25,6 +28,10 @@ from store.contract.requests import (
     OutputName,
     Recovery,
     Request,
+    WebhookEvent,
+    WebhookEvents,
+    WebhookSecret,
+    WebhookUrl,
     WidthPlan,
 )
 from store.contract.results import (
@@ -60,7 +67,9 @@ from store.contract.statuses import (
 )
 
 __all__ = [
+    "FINAL_EVENTS",
     "SHORT_WORK",
+    "WEBHOOK_EVENTS",
     "Accuracy",
     "ArchitectureInfo",
     "ArtifactInfo",
@@ -81,6 +90,7 @@ __all__ = [
     "JobRequest",
     "JobResult",
     "JobStatus",
+    "JobWebhook",
     "LabelKey",
     "LabelValue",
     "Latency",
@@ -105,6 +115,10 @@ __all__ = [
     "Request",
     "Resource",
     "StageProgress",
+    "WebhookEvent",
+    "WebhookEvents",
+    "WebhookSecret",
+    "WebhookUrl",
     "WidthPlan",
     "WorkKind",
 ]
