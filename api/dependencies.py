@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
@@ -14,8 +15,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.problems import FieldError, invalid
 from api.security import keys_required, tenant_of
-from store.catalogue import CatalogueRepository
+from api.watching import Watcher
 from store import logs
+from store.catalogue import CatalogueRepository
 from store.contract import Catalogue
 from store.database import Database
 from store.identifiers import Prefix
@@ -49,6 +51,10 @@ class Services:
     objects: ObjectStore
     wake: Callable[[], None] | None
     _catalogue: _CatalogueInUse = field(default_factory=_CatalogueInUse)
+
+    @cached_property
+    def watcher(self) -> Watcher:
+        return Watcher(self.database)
 
     def ring(self) -> None:
         """Tell a worker, after the commit. Workers also look by themselves, so a failure here loses nothing."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+import anyio
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -25,11 +28,13 @@ from api.forms import (
 )
 from api.idempotency import Attempt, Once
 from api.models import model_columns
-from api.polling import job_etag, job_headers
+from api.polling import MOST_WAIT_S, job_etag, job_headers, preferred_wait
 from api.problems import Problem, problems
 from api.requests import media_type, read_json, unsupported_media_type
 from api.uploads import FileRule, Form, received_form
 from api.validation import check_architecture, check_options, validate
+from api.watching import unless_gone
+from api.webhooks import check_url
 from store.contract import JobOptions, JobRequest, JobStatus
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
@@ -76,12 +81,14 @@ async def create_job(
     return job
 
 
+_Seen = tuple[Job, dict[str, str]]
 _Created = tuple[resources.Job, dict[str, str]]
 
 
 async def _from_json(request: Request, services: Services, tenant_id: str, once: Attempt, base_url: str) -> _Created:
     value = await read_json(request)
     body = validate(_job_request, value)
+    _check_webhook(services, body, "")
     await once.begin(once.fingerprint(value))
 
     def store() -> _Created:
@@ -109,6 +116,7 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
     ) as form:
         options = _options(form)
         check_options(options, catalogue, dataset=bool(options.dataset) or "dataset" in form.files, at="/spec")
+        _check_webhook(services, options, "/spec")
         check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
 
         def store() -> _Created:
@@ -118,6 +126,11 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
                 return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
 
         return await run_in_threadpool(store)
+
+
+def _check_webhook(services: Services, options: JobOptions, at: str) -> None:
+    if options.webhook is not None:
+        check_url(options.webhook.url, services.settings, f"{at}/webhook/url")
 
 
 def _options(form: Form) -> JobOptions:
@@ -198,18 +211,47 @@ def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     summary="Poll a job",
-    description="Send the `ETag` back as `If-None-Match`, and wait as long as `Retry-After` says.",
+    description=(
+        "Send the `ETag` back as `If-None-Match`, and wait as long as `Retry-After` says; or send `Prefer: wait=N` (seconds, "
+        f"at most {MOST_WAIT_S}), and the answer comes when the job has ended, or after that time."
+    ),
     response_model=resources.Job,
     responses={**problems(401, 404), 304: {"description": "Nothing has changed"}},
 )
-def get_job(job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> Any:
-    with services.database.read() as session:
-        job = JobRepository(session, tenant_id).get(job_id)
-        headers = job_headers(job, services.database.now(session))
+async def get_job(
+    job_id: str,
+    request: Request,
+    response: Response,
+    services: ServicesOf,
+    tenant_id: TenantId,
+    prefer: Annotated[str | None, Header(description=f"`wait=N`, 0 to {MOST_WAIT_S} (RFC 7240).")] = None,
+) -> Any:
+    def look() -> _Seen:
+        with services.database.read() as session:
+            job = JobRepository(session, tenant_id).get(job_id)
+            return job, job_headers(job, services.database.now(session))
+
+    job, headers = await run_in_threadpool(look)
+    wait_s = preferred_wait(prefer)
+    if wait_s is not None:
+        until_end = partial(_until_end, job, headers, look, services, wait_s)
+        job, headers = await unless_gone(request, until_end, (job, headers))
+        headers["Preference-Applied"] = f"wait={wait_s}"
     if matches(request.headers.get("if-none-match"), job_etag(job)):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return resources.Job.of(job, resources.base_url(request))
+
+
+async def _until_end(
+    job: Job, headers: dict[str, str], look: Callable[[], _Seen], services: Services, wait_s: int
+) -> _Seen:
+    deadline = anyio.current_time() + wait_s
+    while not job.status.terminal and (left_s := deadline - anyio.current_time()) > 0:
+        if not await services.watcher.changed(job.id, job.version, left_s):
+            break
+        job, headers = await run_in_threadpool(look)
+    return job, headers
 
 
 @router.post(

@@ -1,12 +1,12 @@
 """Plans: what a job would do, asked before it is run. A worker answers, mostly within a second or two.
 
-Whoever asks is kept waiting for that answer, without a thread or a connection: the wait is an asynchronous sleep between
-short looks at the database.
+Whoever asks is kept waiting for that answer, without a thread or a connection (api.watching).
 """
 
 from __future__ import annotations
 
-import anyio
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from api.idempotency import REPLAYED, Once, Replay
 from api.problems import problems
 from api.requests import media_type, read_json, unsupported_media_type
 from api.validation import check_options, validate
+from api.watching import unless_gone
 from store.contract import JobRequest, PlanStatus
 from store.plans import PlanRepository
 from store.tables import Plan
@@ -27,7 +28,6 @@ WAIT_S = 30.0
 """How long an answer is waited for before the client is told to come back."""
 
 RETRY_AFTER_S = 1
-_FIRST_LOOK_S, _LONGEST_PAUSE_S = 0.05, 0.5
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}}
@@ -73,7 +73,8 @@ async def create_plan(
         response.headers.update(REPLAYED)
         plan = await run_in_threadpool(_read, services, tenant_id, replay.answer.resource_id)
     services.ring()
-    return _answer(await _made(request, services, tenant_id, plan), request, response)
+    made = await unless_gone(request, partial(_made, services, tenant_id, plan), plan)
+    return _answer(made, request, response)
 
 
 @router.get(
@@ -92,15 +93,10 @@ def _read(services: Services, tenant_id: str, plan_id: str) -> Plan:
         return PlanRepository(session, tenant_id).get(plan_id)
 
 
-async def _made(request: Request, services: Services, tenant_id: str, plan: Plan) -> Plan:
-    """The plan once it is made, or as it is after WAIT_S, or when the client has gone."""
-    deadline, pause_s = anyio.current_time() + WAIT_S, _FIRST_LOOK_S
-    while (
-        plan.status is PlanStatus.planning and anyio.current_time() < deadline and not await request.is_disconnected()
-    ):
-        await anyio.sleep(min(pause_s, max(0.0, deadline - anyio.current_time())))
-        pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
-        plan = await run_in_threadpool(_read, services, tenant_id, plan.id)
+async def _made(services: Services, tenant_id: str, plan: Plan) -> Plan:
+    """The plan once it is made, or as it is after WAIT_S."""
+    if plan.status is PlanStatus.planning and await services.watcher.changed(plan.id, plan.status.value, WAIT_S):
+        return await run_in_threadpool(_read, services, tenant_id, plan.id)
     return plan
 
 

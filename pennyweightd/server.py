@@ -11,17 +11,19 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
-from pennyweightd.failures import Refusal
+from pennyweightd.failures import Refusal, require_engine
 from pennyweightd.options import open_database
-from store.database import Database
 from store import logs
+from store.database import Database
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
 from store.work import release_owner
 from worker.supervisor import Supervisor
+from worker.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ BACKLOG = 2048
 
 def serve(settings: Settings) -> None:
     """Embedded mode: own database and objects in the data folder, API and worker in one process."""
+    require_engine()
     logs.configure(settings)
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
@@ -46,7 +49,8 @@ def serve(settings: Settings) -> None:
             try:
                 app = create_app(settings, database, objects, wake=supervisor.wake)
                 place = f"data in {folder.path}, sandbox level {supervisor.confinement.level}"
-                _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
+                with WebhookSender(database, settings.webhook_policy):
+                    _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
             finally:
                 supervisor.stop()
 
@@ -61,7 +65,8 @@ def serve_api(settings: Settings) -> None:
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
             app = create_app(settings, database, objects)
-            _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
+            with WebhookSender(database, settings.webhook_policy):
+                _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
 
 
 def _open_objects(settings: Settings) -> ObjectStore:
@@ -94,7 +99,13 @@ def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], on
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
-    server = _Server(config, on_ready, on_stop)
+    services: Services = app.state.services
+
+    def stopping() -> None:
+        services.watcher.stop()  # who waits for a job is answered now, not cut off in five seconds
+        on_stop()
+
+    server = _Server(config, on_ready, stopping)
 
     def stop(number: int, frame: object) -> None:
         # uvicorn handles signals while it serves, and raises them again for us when it is done: then this changes

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from store import tallies
 from store.contract import ErrorInfo, JobProgress, JobResult, JobStatus
+from store.deliveries import announce
 from store.errors import IllegalTransition
 from store.tables import Job, JobEvent
 from store.tallies import TallyName
@@ -85,10 +86,11 @@ def transition(
 
 
 def touch(session: Session, job: Job, type: str, data: Mapping[str, Any], *, now: datetime) -> None:
-    """Write the next event of `job` and bump its version."""
+    """Write the next event of `job`, with the webhook messages about it, and bump its version."""
     job.version += 1
     job.last_event_seq += 1
     session.add(JobEvent(job_id=job.id, seq=job.last_event_seq, type=type, data=dict(data), at=now))
+    announce(session, job, type, now=now)
 
 
 def enter_stage(session: Session, job: Job, stage: str, *, now: datetime) -> None:

@@ -19,7 +19,9 @@ import pytest
 import uvicorn
 
 from api.app import create_app
+from api.dependencies import Services
 from store.catalogue import CatalogueRepository
+from store.claims import Claim, StoredArtifact
 from store.contract import (
     Catalogue,
     ErrorCode,
@@ -36,7 +38,7 @@ from store.objects import LocalObjects, ObjectStore
 from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
-from store.work import StoredArtifact, claim, finish_job, finish_model, finish_plan, reject
+from store.work import cancel_job, claim, finish_job, finish_model, finish_plan, reject
 
 CHECKPOINT = b"weights " * 1000
 HALF = {"flops": {"max_ratio": 0.5}}
@@ -52,6 +54,7 @@ class Service:
     database: Database
     objects: ObjectStore
     client: httpx.Client
+    services: Services
     rings: list[float] = field(default_factory=list)
 
     def upload(self, data: bytes = CHECKPOINT, **fields: str) -> dict[str, Any]:
@@ -97,6 +100,14 @@ class Service:
     def reject_model(self) -> None:
         error = ErrorInfo(code=ErrorCode.unsafe_model, message="It names os.system.")
         reject(self.database, self.claim(WorkKind.inspect_model), error)
+
+    def end_cancelled(self, claim: Claim) -> None:
+        """What a worker does with a job that was cancelled under it."""
+        cancel_job(self.database, claim)
+
+    def stop_waiting(self) -> None:
+        """What a stopping server does."""
+        self.services.watcher.stop()
 
     def plan(self, model: str, tenant: str = LOCAL_TENANT) -> str:
         """A plan in the making, put there without asking over HTTP, which would wait for it."""
@@ -236,7 +247,7 @@ def run_service(
     rings: list[float] = []
     app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
     with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-        yield Service(url, settings, database, objects, client, rings)
+        yield Service(url, settings, database, objects, client, app.state.services, rings)
     database.dispose()
 
 

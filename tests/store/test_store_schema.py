@@ -143,7 +143,7 @@ def test_a_read_sees_one_snapshot_and_cannot_write(house: House) -> None:
         with house.database.transaction() as writer:
             writer.add(_worker("w1", datetime.now(UTC)))
         assert session.scalars(select(Worker.id)).all() == before == []
-        with pytest.raises(DBAPIError, match="read-?only"):
+        with pytest.raises(DBAPIError, match=r"read-?only"):
             session.execute(text("DELETE FROM workers"))
     with house.database.transaction() as session:  # the same pooled connection writes again
         assert session.scalars(select(Worker.id)).all() == ["w1"]

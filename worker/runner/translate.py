@@ -9,6 +9,7 @@ from typing import Any
 from core.budget import Budget, Cap
 from core.engine import CompressionRequest
 from core.errors import EngineError
+from core.recovery import Conversion
 from store import contract
 
 
@@ -22,6 +23,7 @@ def compression_request(
     dataset_path: Path | None,
     normalization: contract.Normalization | None,
     scale: float | None,
+    convert: contract.Conversion | None,
     request_sha256: str | None = None,
 ) -> CompressionRequest:
     """What a job asks of the engine. Raises EngineError("shape_mismatch") for shapes of other inputs than the one."""
@@ -35,6 +37,7 @@ def compression_request(
         dataset_path=dataset_path,
         normalization=statistics(normalization),
         scale=scale,
+        conversion=conversion(convert),
         recovery=options.recovery.model_dump(exclude_none=True),
         outputs=tuple(options.outputs),
         device=options.device,
@@ -58,6 +61,10 @@ def budget(asked: contract.Budget) -> Budget:
 def statistics(normalization: contract.Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Per-channel mean and standard deviation."""
     return (tuple(normalization.mean), tuple(normalization.std)) if normalization else None
+
+
+def conversion(convert: contract.Conversion | None) -> Conversion | None:
+    return Conversion(convert.size and tuple(convert.size), convert.color) if convert else None
 
 
 INPUT_NAME = "input"
