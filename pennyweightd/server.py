@@ -15,8 +15,8 @@ from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
 from pennyweightd.failures import Refusal, require_engine
+from pennyweightd.observing import observe
 from pennyweightd.options import open_database
-from store import logs
 from store.database import Database
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
@@ -35,7 +35,7 @@ BACKLOG = 2048
 def serve(settings: Settings) -> None:
     """Embedded mode: own database and objects in the data folder, API and worker in one process."""
     require_engine()
-    logs.configure(settings)
+    observe(settings)
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
         _require_keys_for_strangers(settings, database)
@@ -57,7 +57,7 @@ def serve(settings: Settings) -> None:
 
 def serve_api(settings: Settings) -> None:
     """The API alone, beside workers that run elsewhere. Raises SchemaOutdated."""
-    logs.configure(settings)
+    observe(settings)
     with open_database(settings) as database:
         database.check_schema()
         _require_keys_for_strangers(settings, database)

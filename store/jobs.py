@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy import Select, delete, exists, select
 from sqlalchemy.orm import Session
 
-from store import dialect, queue
+from store import dialect, logs, queue
 from store.contract import JobRequest, JobStatus, WorkKind
 from store.errors import Conflict, NotFound
 from store.identifiers import new_id
@@ -49,6 +49,7 @@ class JobRepository:
             last_event_seq=0,
         )
         self._session.add(job)
+        logs.add(job_id=job.id)
         self._session.flush()
         self._session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in request.labels.items())
         if request.webhook is not None:

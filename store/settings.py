@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_polls: bool = False
     """Log every request, those too that only read and go well: polls and health checks are most of the traffic."""
+    tracing: bool = False
+    """Send OpenTelemetry traces of requests and work to where the standard `OTEL_EXPORTER_OTLP_*` variables say."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
