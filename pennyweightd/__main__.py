@@ -2,6 +2,7 @@
 
 serve      API and embedded worker in one process, on SQLite and local files
 api        the API alone
+worker     a worker alone
 migrate    bring the database to this version's schema
 keys       API keys
 compress   the engine on one checkpoint, without a server
@@ -15,7 +16,7 @@ import typer
 from pennyweightd import keys
 from pennyweightd.compress import compress
 from pennyweightd.failures import explained
-from pennyweightd.options import DataDir, Host, Port, load_settings, open_database
+from pennyweightd.options import DataDir, Host, Port, Queues, Slots, load_settings, open_database
 
 app = typer.Typer(
     help="Pennyweight: compress a trained CNN onto an exact budget.",
@@ -44,6 +45,16 @@ def api(host: Host = None, port: Port = None, data_dir: DataDir = None) -> None:
 
     with explained():
         serve_api(load_settings(host=host, port=port, data_dir=data_dir))
+
+
+@app.command()
+def worker(queues: Queues = None, slots: Slots = 1, data_dir: DataDir = None) -> None:
+    """Run a worker alone, for an API that runs elsewhere; with PENNYWEIGHT_QUEUE_URL on Celery."""
+    from pennyweightd.worker import work
+
+    with explained():
+        asked = None if queues is None else [name.strip() for name in queues.split(",") if name.strip()]
+        work(load_settings(data_dir=data_dir), asked, slots)
 
 
 @app.command()

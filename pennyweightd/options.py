@@ -23,6 +23,14 @@ Port = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.  [default: 8000]", show_default=False),
 ]
+Queues = Annotated[
+    str | None,
+    typer.Option(
+        help="What to work on, comma-separated: gpu, cpu.  [default: all that this machine can serve]",
+        show_default=False,
+    ),
+]
+Slots = Annotated[int, typer.Option(min=1, help="Jobs at a time without a GPU; with GPUs, each has one.")]
 
 
 def load_settings(**given: Any) -> Settings:

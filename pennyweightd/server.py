@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from pennyweightd.failures import Refusal, require_engine
 from pennyweightd.observing import observe
 from pennyweightd.options import open_database
 from store.database import Database
+from store.doorbell import Doorbell, NoQueue
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
@@ -39,16 +41,15 @@ def serve(settings: Settings) -> None:
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
         _require_keys_for_strangers(settings, database)
-        objects = _open_objects(settings)
+        objects = open_objects(settings)
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-            if taken_back := release_owner(database, folder.owner):
-                logger.warning("Took back %d piece(s) of work that this folder's last server held.", taken_back)
+            take_back(database, folder)
             supervisor = Supervisor(settings, database, objects, owner=folder.owner)
             supervisor.start()
             try:
                 app = create_app(settings, database, objects, wake=supervisor.wake)
-                place = f"data in {folder.path}, sandbox level {supervisor.confinement.level}"
+                place = f"data in {folder.path}, sandbox level {supervisor.crew.confinement.level}"
                 with WebhookSender(database, settings.webhook_policy):
                     _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
             finally:
@@ -61,19 +62,40 @@ def serve_api(settings: Settings) -> None:
     with open_database(settings) as database:
         database.check_schema()
         _require_keys_for_strangers(settings, database)
-        objects = _open_objects(settings)
+        objects = open_objects(settings)
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-            app = create_app(settings, database, objects)
-            with WebhookSender(database, settings.webhook_policy):
+            with WebhookSender(database, settings.webhook_policy), _doorbell(settings, database) as ring:
+                app = create_app(settings, database, objects, wake=ring)
                 _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
 
 
-def _open_objects(settings: Settings) -> ObjectStore:
+def open_objects(settings: Settings) -> ObjectStore:
+    """The object store that the settings name. Raises Refusal."""
     try:
         return object_store(settings.resolved_storage_url, settings.storage_public_url)
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def take_back(database: Database, folder: DataFolder) -> None:
+    """Have the work done again that the last process on this folder held when it was killed."""
+    if taken_back := release_owner(database, folder.owner):
+        logger.warning("Took back %d piece(s) of work that this folder's last server held.", taken_back)
+
+
+@contextmanager
+def _doorbell(settings: Settings, database: Database) -> Iterator[Callable[[], None] | None]:
+    """How workers are told about work; None where they look by themselves. Raises Refusal."""
+    if settings.queue_url is None:
+        yield None
+        return
+    try:
+        doorbell = Doorbell(database, settings.queue_url)
+    except NoQueue as error:
+        raise Refusal(str(error)) from error
+    with doorbell:
+        yield doorbell.ring
 
 
 class _Server(uvicorn.Server):

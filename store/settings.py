@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """`file:///…`, or `s3://bucket/prefix?endpoint=https://…`; unset means `objects/` under `data_dir`."""
     storage_public_url: str | None = None
     """Where clients reach the same S3 store: they then send and fetch files there directly. Unset: everything passes us."""
+    queue_url: str | None = None
+    """`redis://…`: how the API wakes workers elsewhere, through Celery. Unset: workers look into the database by themselves."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -66,6 +68,8 @@ class Settings(BaseSettings):
     sweep_s: Annotated[float, Field(gt=0, le=60)] = 5
     """How often a worker looks for expired leases and says that it is there; after 90 s of silence it counts as gone."""
     poll_s: Annotated[float, Field(gt=0)] = 1
+    worker_poll_s: Annotated[float, Field(gt=0)] = 15
+    """How often a slot that Celery wakes looks into the database by itself, in case nobody can wake it."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 30
     """How long a stopping worker waits for its threads, which kill their runners at once and give their work back."""
 

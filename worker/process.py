@@ -42,12 +42,16 @@ BLOCK_BYTES = 4096
 
 @dataclass(frozen=True)
 class RunnerSpec:
-    """How runners are made: confinement, the folder that their folders lie in, threads, and the command table."""
+    """How runners are made: confinement, the folder that their folders lie in, threads, and the command table.
+
+    visible_gpus: what they find in `CUDA_VISIBLE_DEVICES`; None leaves it as it is here.
+    """
 
     policy: Policy
     scratch: Path
     threads: int
     commands: str = DEFAULT_COMMANDS
+    visible_gpus: str | None = None
 
 
 class RunnerProcess:
@@ -73,7 +77,7 @@ class RunnerProcess:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 pass_fds=(message_fd,),
-                env=environment(self.folder, spec.threads),
+                env=environment(self.folder, spec.threads, spec.visible_gpus),
                 cwd=self.folder,
                 start_new_session=True,
             )

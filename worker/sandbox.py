@@ -70,9 +70,11 @@ class Policy:
         return Policy(**{**values, "hidden": tuple(values["hidden"])})
 
 
-def environment(folder: Path, threads: int) -> dict[str, str]:
+def environment(folder: Path, threads: int, visible_gpus: str | None) -> dict[str, str]:
     """All that a runner inherits: no key, no address and no token of the service."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    if visible_gpus is not None:
+        kept["CUDA_VISIBLE_DEVICES"] = visible_gpus
     scratch = str(folder / "tmp")
     return {
         "LANG": "C.UTF-8",

@@ -17,7 +17,7 @@ from worker.attempt import LONGEST_TROUBLE_DELAY_S, trouble_delay_s
 from worker.process import RunnerProcess, RunnerSpec
 from worker.protocol import ResultMessage, Task
 from worker.sandbox import Policy
-from worker.supervisor import Slot
+from worker.slot import Slot
 
 BACKOFF_S = (0.2, 0.4, 0.8, 1.0)
 
@@ -48,7 +48,7 @@ def full_disk(bench, monkeypatch, where: str) -> FullDisk:
 @pytest.mark.parametrize("where", ["runner", "fetch"])
 def test_jobs_wait_without_a_loss_while_the_disk_is_full_and_finish_when_it_is_not(bench, monkeypatch, where):
     monkeypatch.setattr("worker.attempt.TROUBLE_DELAY_S", 0.1)
-    monkeypatch.setattr("worker.supervisor.BACKOFF_S", BACKOFF_S)
+    monkeypatch.setattr("worker.slot.BACKOFF_S", BACKOFF_S)
     disk = full_disk(bench, monkeypatch, where)
     ids = [bench.add_job("succeed") for _ in range(5)]
     for id in ids:
@@ -66,7 +66,7 @@ def test_jobs_wait_without_a_loss_while_the_disk_is_full_and_finish_when_it_is_n
 
 def test_an_inspection_waits_as_well(bench, monkeypatch):
     monkeypatch.setattr("worker.attempt.TROUBLE_DELAY_S", 0.1)
-    monkeypatch.setattr("worker.supervisor.BACKOFF_S", BACKOFF_S)
+    monkeypatch.setattr("worker.slot.BACKOFF_S", BACKOFF_S)
     disk = full_disk(bench, monkeypatch, "fetch")
     id = bench.add_model("succeed")
     bench.supervisor()
@@ -86,7 +86,7 @@ def test_the_same_work_waits_longer_each_time_up_to_a_limit():
 def test_trouble_that_never_ends_fails_the_job_with_words(bench, monkeypatch):
     monkeypatch.setattr("worker.attempt.TROUBLE_DELAY_S", 0.01)
     monkeypatch.setattr("worker.attempt.LONGEST_TROUBLE_DELAY_S", 0.01)
-    monkeypatch.setattr("worker.supervisor.BACKOFF_S", (0.01,))
+    monkeypatch.setattr("worker.slot.BACKOFF_S", (0.01,))
     full_disk(bench, monkeypatch, "fetch")
     id = bench.add_job("succeed")
     bench.inspect_by_hand(id)
