@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.core.channel_networks import CifarResNet, InvertedResidual, ShuffleAndDense, Vgg, export
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -18,6 +17,7 @@ from core.methods import get_method
 from core.methods.complexity import Complexity, mode_of
 from core.network import Network
 from core.surgery import apply, verify
+from tests.core.channel_networks import CifarResNet, InvertedResidual, ShuffleAndDense, Vgg, export
 
 # The published table of VGG-16 on 32×32 images: shares of the thirteen convolutions in percent.
 VGG16_SHARES = {
