@@ -90,7 +90,7 @@ def _cap(constraint: Mapping[str, Any]) -> str:
     return (
         f'<div class="cap"><div><b>{_text(constraint["metric"] + kind)}</b>'
         f'<span><span class="{state}">{mark}</span> {_number(value)} of at most {_number(limit)}, '
-        f"{share:.2%}</span></div>{_bar(share)}</div>"
+        f"{int(share * 1e4) / 100:.2f} %</span></div>{_bar(share)}</div>"
     )
 
 
@@ -209,6 +209,7 @@ def _layer(layer: Mapping[str, Any], most: Mapping[str, int]) -> str:
         f"<div><small>{_number(before[name])} → {_number(after[name])} {title}</small>"
         f"{_bar(before[name] / most[name], 'b')}{_bar(after[name] / most[name])}</div>"
         for name, title in (("params", "params"), ("macs", "MACs"))
+        if before[name] or after[name]
     )
     return (
         f'<div class="layer"><span>{_text(layer["name"])}</span>'

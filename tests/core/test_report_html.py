@@ -42,7 +42,7 @@ def test_every_layer_cap_figure_and_file_is_shown():
     for index in range(40):
         assert f"layer{index}.conv" in page.text and f"{1327104 + index:,}" in page.text
     for words in (
-        "800 of at most 1,000, 80.00%",
+        "800 of at most 1,000, 80.00 %",
         "50.0%",
         "-2.00 points",
         "3.0e-14",
