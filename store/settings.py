@@ -28,9 +28,13 @@ class Settings(BaseSettings):
     """`file:///…`, or `s3://bucket/prefix?endpoint=https://…`; unset means `objects/` under `data_dir`."""
     storage_public_url: str | None = None
     """Where clients reach the same S3 store: they then send and fetch files there directly. Unset: everything passes us."""
+    queue_url: str | None = None
+    """`redis://…`: how the API wakes workers elsewhere, through Celery. Unset: workers look into the database by themselves."""
 
     host: str = "127.0.0.1"
+    """Where the API listens; anywhere but on loopback it asks for API keys."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """The port of the API; 0 takes a free one."""
     allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
     """Host header values accepted beside loopback names, without port."""
     allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
@@ -44,11 +48,13 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """How log lines look: for people, or one JSON object each."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged at all."""
     log_polls: bool = False
     """Log every request, those too that only read and go well: polls and health checks are most of the traffic."""
     tracing: bool = False
     """Send OpenTelemetry traces of requests and work to where the standard `OTEL_EXPORTER_OTLP_*` variables say."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
+    """The largest file that is taken."""
     upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
     upload_expires_s: Annotated[float, Field(gt=0)] = 24 * 3600
@@ -71,9 +77,11 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""
     heartbeat_s: Annotated[float, Field(gt=0)] = 10
+    """How often a lease is renewed; at most half of what it lives."""
     sweep_s: Annotated[float, Field(gt=0, le=60)] = 5
     """How often a worker looks for expired leases and says that it is there; after 90 s of silence it counts as gone."""
     poll_s: Annotated[float, Field(gt=0)] = 1
+    """How often an idle slot looks for work that nobody told it of."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 30
     """How long a stopping worker waits for its threads, which kill their runners at once and give their work back."""
 
