@@ -42,6 +42,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """What an uploaded graph promises to its callers beside its inputs and outputs; delivered ONNX files keep it.
+
+    batch_size: 1 where it takes one image at a time, None for any number. batch_name: the name of that axis.
+    tail: what follows the network's outputs in the file (an ONNX model from them to the file's own outputs), or nothing.
+    """
+
+    batch_size: int | None = None
+    batch_name: str = "batch"
+    tail: bytes = b""
+
+
+@dataclass(frozen=True)
 class Network:
     """An immutable CNN: graph, tensors by original name, and the names of the trainable ones."""
 
@@ -52,6 +65,7 @@ class Network:
     outputs: tuple[TensorSpec, ...]
     architecture: str | None = None
     architecture_args: Mapping[str, Any] = field(default_factory=dict)
+    interface: Interface = field(default_factory=Interface)
 
     @staticmethod
     def from_module(
