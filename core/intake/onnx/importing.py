@@ -152,7 +152,7 @@ class _Import:
             if isinstance(value, Known):
                 raise invalid(f"Output {name[:80]!r} of the ONNX graph does not depend on its inputs; remove it.")
             if value.node.op == "placeholder" or value.node in by_node:
-                renamed[name] = by_node.get(value.node, value.node.target)
+                renamed[name] = by_node.get(value.node) or self._input_name(value)
             else:
                 by_node[value.node] = name
                 names.append(name)
@@ -161,7 +161,28 @@ class _Import:
         return names, renamed
 
     def _tail(self, outputs: list[str], renamed: dict[str, str]) -> bytes:
-        return b""
+        if not self.tail and not renamed:
+            return b""
+        made = {name for node in self.tail for name in node.output}
+        read = {name for node in self.tail for name in node.input if name and name not in made}
+        constants = {}
+        for name in read:
+            value = self.values[name]
+            if isinstance(value, Known):
+                if not value.fixed and self.binding.dynamic:
+                    raise EngineError(
+                        "unsupported_format",
+                        f"The end of the ONNX graph ({next(iter(self.tail_values.values()))}) computes with the batch size. "
+                        "Export the network for one image at a time (batch 1).",
+                    )
+                constants[name] = value.one.contiguous()
+        specs = {spec.name: spec for spec in self.binding.inputs if spec.name in read | set(renamed.values())}
+        specs |= {name: TensorSpec(name, self.values[name].shape[1:], self.values[name].dtype) for name in outputs}
+        renamed = {name: source for name, source in renamed.items() if name != source}
+        return build_tail(self.model, self.opset, self.tail, specs, renamed, constants)
+
+    def _input_name(self, value: Computed) -> str:
+        return next(spec.name for spec in self.binding.inputs if self.values[spec.name].node is value.node)
 
     def _require_work(self, network: Network) -> None:
         if not network.parameter_names:

@@ -6,6 +6,7 @@ Where they differ, every value of the graph is compared, and the error names the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from core.network import Network
 TOLERANCE = 1e-4
 # Of whole numbers and truth values, which rounding may turn over.
 _DIFFERENT_SHARE = 0.01
+_FLOOR = 1e-3
 
 
 def require_agreement(
@@ -54,14 +56,17 @@ def require_agreement(
 
 
 def difference(got: np.ndarray, want: np.ndarray) -> float:
-    """‖got − want‖ / ‖want‖; for whole numbers 0 where at least 99 % are equal; infinite where the shapes differ."""
+    """‖got − want‖ / ‖want‖; for whole numbers 0 where at least 99 % are equal; infinite where the shapes differ.
+
+    ‖want‖ counts as at least `_FLOOR` per element: ONNX Runtime's sigmoid is exact to float32's resolution at 1 only.
+    """
     if got.shape != want.shape:
         return float("inf")
     if not np.issubdtype(want.dtype, np.floating):
         return 0.0 if np.mean(got != want) <= _DIFFERENT_SHARE else float("inf")
     size = float(np.linalg.norm(want.astype(np.float64)))
     distance = float(np.linalg.norm(got.astype(np.float64) - want.astype(np.float64)))
-    return distance / size if size > 0 else distance
+    return distance / max(size, _FLOOR * math.sqrt(want.size)) if want.size else 0.0
 
 
 def _session(model: onnx.ModelProto, outputs: Sequence[str], *, optimised: bool) -> onnxruntime.InferenceSession:

@@ -13,21 +13,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
+import torch
+from torch import Tensor
+
+from core.network import TensorSpec
 
 TAIL_OPERATORS = frozenset(
     {"NonMaxSuppression", "NonZero", "Compress", "GatherND", "ScatterND", "ScatterElements", "OneHot", "Unique", "RoiAlign"}
 )
 LAYER_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Einsum"})
-HEAD_PREFIX = "network/"
 
 
 def build_tail(
-    model: onnx.ModelProto, opset: int, nodes: Sequence[onnx.NodeProto], sources: Mapping[str, onnx.ValueInfoProto]
-) -> onnx.ModelProto:
-    """The tail as a model: inputs are `sources` (by name), outputs those of the file, with constants that it reads."""
-    read = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
-    constants = [one for one in model.graph.initializer if one.name in read]
-    graph = onnx.helper.make_graph(list(nodes), "tail", list(sources.values()), list(model.graph.output), constants)
-    # Only the standard domain: the file's other imports are unused, or it would have been refused.
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=min(model.ir_version, 10))
+    model: onnx.ModelProto,
+    opset: int,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, TensorSpec],
+    renamed: Mapping[str, str],
+    constants: Mapping[str, Tensor],
+) -> bytes:
+    """The tail as a model: `inputs` are values of the network (batch 1), its outputs those of the file, in their order.
+
+    renamed: other names for inputs, which outputs or nodes of the tail use. constants: numbers that the nodes read.
+    """
+    make = onnx.helper
+    declared = [
+        make.make_tensor_value_info(name, make.np_dtype_to_tensor_dtype(_numpy(spec)), [None, *spec.shape])
+        for name, spec in inputs.items()
+    ]
+    copies = [make.make_node("Identity", [source], [name]) for name, source in renamed.items()]
+    stored = [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in constants.items()]
+    graph = make.make_graph([*copies, *nodes], "tail", declared, list(model.graph.output), stored)
+    version = min(model.ir_version, 10) if model.ir_version >= 4 else 4
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", opset)], ir_version=version).SerializeToString()
+
+
+def _numpy(spec: TensorSpec) -> np.dtype:
+    return torch.empty(0, dtype=spec.dtype).numpy().dtype
