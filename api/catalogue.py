@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
 
 from api import resources
 from api.dependencies import PageAfter, PageLimit, ServicesOf, TenantId, known_query
@@ -10,6 +12,11 @@ from api.problems import problems
 from store.pages import DEFAULT_LIMIT
 
 router = APIRouter(tags=["catalogue"])
+
+Search = Annotated[
+    str | None,
+    Query(max_length=200, description="Only those that have every one of these words in their name or title."),
+]
 
 
 @router.get(
@@ -33,12 +40,21 @@ def list_methods(
     summary="List named architectures",
     description="Empty until a worker has started for the first time.",
     responses=problems(401),
-    dependencies=[Depends(known_query("limit", "after"))],
+    dependencies=[Depends(known_query("search", "limit", "after"))],
 )
 def list_architectures(
-    services: ServicesOf, _tenant_id: TenantId, limit: PageLimit = DEFAULT_LIMIT, after: PageAfter = None
+    services: ServicesOf,
+    _tenant_id: TenantId,
+    search: Search = None,
+    limit: PageLimit = DEFAULT_LIMIT,
+    after: PageAfter = None,
 ) -> resources.ArchitectureList:
     catalogue = services.catalogue()
-    found = [] if catalogue is None else catalogue.architectures
+    words = (search or "").casefold().split()
+    found = [
+        architecture
+        for architecture in ([] if catalogue is None else catalogue.architectures)
+        if all(word in f"{architecture.name} {architecture.title}".casefold() for word in words)
+    ]
     page, has_more, next = resources.slice_of(found, lambda architecture: architecture.name, limit=limit, after=after)
     return resources.ArchitectureList(data=page, has_more=has_more, next=next)

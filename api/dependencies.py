@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query, Request
@@ -24,6 +24,19 @@ from store.tables import LOCAL_TENANT
 logger = logging.getLogger("api")
 
 
+class _CatalogueInUse:
+    """The catalogue as it was last read: it has a line per architecture, and changes when a worker starts."""
+
+    def __init__(self) -> None:
+        self._read: tuple[Hashable, Catalogue | None] = ((), None)
+
+    def get(self, repository: CatalogueRepository) -> Catalogue | None:
+        stamp = repository.stamp()
+        if stamp != self._read[0]:
+            self._read = (stamp, repository.current())
+        return self._read[1]
+
+
 @dataclass(frozen=True)
 class Services:
     """Everything that a route needs from the process. `wake` tells a worker in this process that there is work."""
@@ -32,6 +45,7 @@ class Services:
     database: Database
     objects: ObjectStore
     wake: Callable[[], None] | None
+    _catalogue: _CatalogueInUse = field(default_factory=_CatalogueInUse)
 
     def ring(self) -> None:
         """Tell a worker, after the commit. Workers also look by themselves, so a failure here loses nothing."""
@@ -43,7 +57,7 @@ class Services:
 
     def catalogue(self) -> Catalogue | None:
         with self.database.read() as session:
-            return CatalogueRepository(session).current()
+            return self._catalogue.get(CatalogueRepository(session))
 
     def remove_objects(self, prefixes: list[str]) -> None:
         """Remove what a committed deletion left in the object store. A failure leaves garbage, never a broken row."""

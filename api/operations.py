@@ -101,9 +101,9 @@ def _try_writing(services: Services) -> None:
 
 
 def _worker(services: Services) -> WorkerPart:
+    catalogue = services.catalogue()
     with services.database.read() as session:
-        catalogues = CatalogueRepository(session)
-        catalogue, silent_for_s = catalogues.current(), catalogues.silent_for_s()
+        silent_for_s = CatalogueRepository(session).silent_for_s()
     if catalogue is None or silent_for_s is None:
         return WorkerPart(status="missing", detail="No worker has published what it can do; jobs wait for the first.")
     stale = silent_for_s > WORKER_SILENCE_S

@@ -7,7 +7,7 @@ path; `to_module` builds those modules; `with_trained` takes the values back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,10 @@ class Layer:
 def layers(network: Network) -> dict[Node, Layer]:
     """Every call of the graph that can be a module. Two calls of one path are kept only if they are the same module."""
     found: dict[Node, Layer] = {}
+    own_paths = _dropout_modules(network)
     for node in network.graph.nodes:
         if node.op == "call_function" and is_aten(node.target):
-            layer = _layer(node, network)
+            layer = _layer(node, network, own_paths)
             if layer is not None:
                 found[node] = layer
     by_path: dict[str, set[tuple[Any, ...]]] = {}
@@ -101,7 +102,7 @@ def with_trained(network: Network, module: nn.Module) -> Network:
     )
 
 
-def _layer(node: Node, network: Network) -> Layer | None:
+def _layer(node: Node, network: Network, own_paths: frozenset[str]) -> Layer | None:
     name, call = operator_name(node.target), bind(node)
     if name in _CONVOLUTIONS:
         return _convolution(_CONVOLUTIONS[name], call, network)
@@ -120,7 +121,7 @@ def _layer(node: Node, network: Network) -> Layer | None:
     if name == "embedding":
         return _embedding(call, network)
     if name.removesuffix("_") in ("dropout", "feature_dropout") and not call["train"]:
-        return _dropout(name, node, call, network)
+        return _dropout(name, node, call, own_paths)
     return None
 
 
@@ -220,14 +221,18 @@ def _embedding(call: Mapping[str, Any], network: Network) -> Layer | None:
     return Layer(path, nn.Embedding, {"num_embeddings": rows, "embedding_dim": width}, call["indices"])
 
 
-def _dropout(name: str, node: Node, call: Mapping[str, Any], network: Network) -> Layer | None:
+def _dropout(name: str, node: Node, call: Mapping[str, Any], own_paths: frozenset[str]) -> Layer | None:
     in_place = name.endswith("_")
     source = call["self" if in_place else "input"]
     rank = len(source.meta["value"].shape)
     kind = nn.Dropout if name.startswith("dropout") else _CHANNEL_DROPOUTS.get(rank)
     if kind is None:
         return None
-    return Layer(_dropout_path(node, network), kind, {"p": call["p"], "inplace": in_place}, source)
+    # A functional call gets a name beside the tensors, which has no state.
+    path = node.meta.get("path", "")
+    return Layer(
+        path if path in own_paths else f"{node.name}_module", kind, {"p": call["p"], "inplace": in_place}, source
+    )
 
 
 def _owner(call: Mapping[str, Any], names: tuple[str, ...], network: Network) -> str | None:
@@ -247,17 +252,25 @@ def _owner(call: Mapping[str, Any], names: tuple[str, ...], network: Network) ->
     return paths.pop() if len(paths) == 1 else None
 
 
-def _dropout_path(node: Node, network: Network) -> str:
-    """The dropout module's own path; a functional call gets a name beside the tensors, which has no state."""
-    path = node.meta.get("path", "")
-    children = {user.meta.get("path") for user in network.graph.nodes if user is not node}
-    owned = any(name.startswith(f"{path}.") for name in network.tensors) or any(
-        child and child.startswith(f"{path}.") for child in children
+def _dropout_modules(network: Network) -> frozenset[str]:
+    """Paths at which nothing but dropout happens and below which there is nothing."""
+    calls: dict[str, list[str]] = {}
+    for node in network.graph.nodes:
+        if node.op == "call_function":
+            calls.setdefault(node.meta.get("path", ""), []).append(operator_name(node.target))
+    paths = {node.meta.get("path") or "" for node in network.graph.nodes}
+    owners = {owner for name in (*network.tensors, *paths) for owner in _ancestors(name)}
+    return frozenset(
+        path
+        for path, names in calls.items()
+        if path and path not in owners and all("dropout" in name for name in names)
     )
-    siblings = [n for n in network.graph.nodes if n.meta.get("path", "") == path and n.op == "call_function"]
-    if path and not owned and all("dropout" in operator_name(n.target) for n in siblings):
-        return path
-    return f"{node.name}_module"
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _per_axis(value: Any, rank: int) -> tuple[int, ...]:

@@ -49,6 +49,11 @@ class CatalogueRepository:
         last = self._session.scalar(select(func.max(Worker.seen_at)))
         return None if last is None else max(0.0, (dialect.now(self._session) - last).total_seconds())
 
+    def stamp(self) -> Hashable:
+        """Equal as long as `current` is: what was published when, without reading the catalogues themselves."""
+        published = select(Worker.id, Worker.version, Worker.published_at)
+        return tuple(map(tuple, self._session.execute(published.order_by(Worker.id))))
+
     def current(self) -> Catalogue | None:
         """The newest catalogue, with what other workers of the same version add to it; None before the first worker."""
         workers = self._session.scalars(select(Worker).order_by(Worker.published_at.desc(), Worker.id)).all()

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array, csc_array
 
 from core.analysis.context import components, tensor_arguments
-from core.analysis.costs import CostTable, Product, assert_exact, build_cost_table
+from core.analysis.costs import CostTable, LiveProduct, Product, assert_exact, build_cost_table
 from core.analysis.rows import CostRow, cost_rows
 from core.analysis.schema import operator_name
 from core.analysis.trace import Trace, layer_name, trace_network
@@ -58,7 +58,7 @@ class WeightSlices:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Channels that cannot be removed: the layer and operator that need them, and why."""
+    """Channels that an operator needs all of: its layer and name, and what it does with them."""
 
     layer: str
     operator: str
@@ -95,6 +95,16 @@ class ChannelAnalysis:
             raise ValueError(f"keep has shape {keep.shape}, expected ({self.components},)")
         return keep[self.component_of]
 
+    def changed(self, keep: np.ndarray) -> tuple[Frozen, ...]:
+        """Operators that run over the surviving channels only, and no longer over all of them, after this choice."""
+        kept = self.kept_labels(keep)
+        found = {
+            Frozen(subset.layer, subset.operator, subset.reason): None
+            for subset in self.trace.subsets.values()
+            if not all(kept[read.labels].all() for read in subset.reads)
+        }
+        return tuple(found)
+
     def costs(self, widths: np.ndarray) -> Costs:
         """Exact costs when group g keeps widths[g] of its components, whichever they are; tens of microseconds."""
         return self.cost_table.evaluate(widths)
@@ -104,9 +114,14 @@ class ChannelAnalysis:
         return np.array([int(keep[group.components].sum()) for group in self.groups], dtype=np.int64)
 
 
-def analyse(network: Network) -> ChannelAnalysis:
-    """Find the coupled channels of `network` and everything that planning needs to know of them. Runs no tensor."""
-    trace = trace_network(network)
+def analyse(network: Network, *, survivors: bool = False) -> ChannelAnalysis:
+    """Find the coupled channels of `network` and everything that planning needs to know of them. Runs no tensor.
+
+    By default what is left computes exactly what it computed before, blind to the removed channels; an axis that a
+    norm, a mean or a softmax runs over is frozen. With `survivors` these run over the channels that are left: more can
+    be removed, and `ChannelAnalysis.changed(keep)` names the layers whose meaning changes with it.
+    """
+    trace = trace_network(network, survivors=survivors)
     count, component_of = components(trace.label_count, trace.ties)
     frozen = np.zeros(count, dtype=bool)
     for freeze in trace.freezes:
@@ -130,7 +145,12 @@ def analyse(network: Network) -> ChannelAnalysis:
         params=_products(rows.params, vectors, fixed, slope),
         macs=_products(rows.macs, vectors, fixed, slope),
         weight_bytes=_products(rows.weight_bytes, vectors, fixed, slope),
-        steps=[_products(step, vectors, fixed, slope) for step in rows.steps],
+        buffers=[
+            LiveProduct(product, live.birth, live.death)
+            for live, product in zip(
+                rows.buffers, _products([live.row for live in rows.buffers], vectors, fixed, slope), strict=True
+            )
+        ],
     )
     assert_exact(table, full_widths)
     return ChannelAnalysis(
@@ -138,7 +158,7 @@ def analyse(network: Network) -> ChannelAnalysis:
         groups=groups,
         layers=tuple(_layer_width(name, vectors.index(vector), fixed, slope, full_widths) for name, vector in widths),
         slices=tuple(_slices(trace, component_of)),
-        frozen=_frozen_report(trace),
+        frozen=_frozen_report(trace, layers, component_of, count),
         full_widths=full_widths,
         cost_table=table,
         trace=trace,
@@ -153,20 +173,28 @@ class _VectorTable:
         self._component_of = component_of
         self._count = count
         self._by_identity: dict[int, int] = {}
-        self._by_content: dict[tuple[bytes, bytes], int] = {}
+        self._by_content: dict[bytes, int] = {}
+        self._by_counts: dict[tuple[bytes, bytes], int] = {}
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
         self._alive: list[Labels] = []
 
     def index(self, vector: Labels) -> int:
         if id(vector) not in self._by_identity:
-            present, counts = np.unique(self._component_of[vector], return_counts=True)
-            key = present.tobytes(), counts.tobytes()
-            if key not in self._by_content:
-                self._by_content[key] = len(self._rows)
-                self._rows.append((present, counts))
-            self._by_identity[id(vector)] = self._by_content[key]
+            members = self._component_of[vector]
+            content = members.tobytes()
+            if content not in self._by_content:
+                self._by_content[content] = self._counted(members)
+            self._by_identity[id(vector)] = self._by_content[content]
             self._alive.append(vector)
         return self._by_identity[id(vector)]
+
+    def _counted(self, members: np.ndarray) -> int:
+        present, counts = np.unique(members, return_counts=True)
+        key = present.tobytes(), counts.tobytes()
+        if key not in self._by_counts:
+            self._by_counts[key] = len(self._rows)
+            self._rows.append((present, counts))
+        return self._by_counts[key]
 
     def add_all(self, vectors: Iterable[Labels]) -> None:
         for vector in vectors:
@@ -201,12 +229,13 @@ def _groups(matrix: csc_array, frozen: np.ndarray, owners: list[str]) -> tuple[G
 
 def _products(rows: Sequence[CostRow], vectors: _VectorTable, fixed: np.ndarray, slope: np.ndarray) -> list[Product]:
     """Rows over vector ids, with the vectors that cannot change folded into the constant."""
+    varies = slope.any(axis=1)
     products = []
     for row in rows:
         constant, variable = row.constant, []
         for vector in row.vectors:
             index = vectors.index(vector)
-            if slope[index].any():
+            if varies[index]:
                 variable.append(index)
             else:
                 constant *= int(fixed[index])
@@ -242,17 +271,31 @@ def _owners(
     network: Network, trace: Trace, layers: Sequence[tuple[str, Labels]], component_of: np.ndarray, count: int
 ) -> list[str]:
     """Per component, the layer that makes its channels: one that multiplies, else whatever shows them first."""
-    owners = [""] * count
     shown = [*layers]
     for node in network.graph.nodes:
         for value in tensor_arguments([trace.values[node.name]]):
             shown += [(layer_name(node), vector) for vector in value.labels.values()]
-    for name, vector in shown:
-        for component in np.unique(component_of[vector]).tolist():
-            owners[component] = owners[component] or name
-    return owners
+    first = np.full(count, len(shown), dtype=np.int64)
+    seen: set[int] = set()
+    for index, (_, vector) in enumerate(shown):
+        if id(vector) not in seen:
+            seen.add(id(vector))
+            members = component_of[vector]
+            first[members] = np.minimum(first[members], index)
+    names = [*(name for name, _ in shown), ""]
+    return [names[index] for index in first.tolist()]
 
 
-def _frozen_report(trace: Trace) -> tuple[Frozen, ...]:
-    found = {Frozen(freeze.layer, freeze.operator, freeze.reason): None for freeze in trace.freezes if not freeze.quiet}
+def _frozen_report(
+    trace: Trace, layers: Sequence[tuple[str, Labels]], component_of: np.ndarray, count: int
+) -> tuple[Frozen, ...]:
+    """What keeps the width of some layer; that pixels and constant tables stay whole is no news."""
+    widths = np.zeros(count, dtype=bool)
+    for _, vector in layers:
+        widths[component_of[vector]] = True
+    found = {
+        Frozen(freeze.layer, freeze.operator, freeze.reason): None
+        for freeze in trace.freezes
+        if not freeze.quiet and widths[component_of[freeze.labels]].any()
+    }
     return tuple(found)

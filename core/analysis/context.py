@@ -7,15 +7,17 @@ the interpretation is generic and knows no operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 from torch.fx import Graph, Node
 
+from core.analysis.label_sets import LabelSets
 from core.analysis.schema import set_argument
 from core.analysis.values import Labels, Value
 from core.network import TensorMeta
@@ -74,10 +76,34 @@ class MacRow:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """The call contracts over `labels`: they lie along `axis` of its argument `argument`."""
+    """`labels` lie along `axis` of the call's argument `argument` (its item `index`, where that is a list)."""
 
     argument: str
     axis: int
+    labels: Labels
+    index: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The call runs over the surviving positions only: what it reads is cut to them, and its result fills their places.
+
+    reads: every axis that is cut. results: labels by axis of the result (empty where the axis is reduced away).
+    reason: what the call does with the axis.
+    """
+
+    reads: tuple[Read, ...]
+    results: Mapping[int, Labels]
+    layer: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One labelled axis became several: how many, and the labels along the one that stays free."""
+
+    options: int
     labels: Labels
 
 
@@ -101,18 +127,35 @@ Rewrite = Callable[[Edit], None]
 
 
 class Recorder:
-    """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation."""
+    """Collects labels, ties, freezes, cost rows, reads, rewrites and pieces. One per interpretation.
 
-    def __init__(self) -> None:
+    survivors: statistics over channels are taken over those that survive instead of freezing them. splits: nodes that
+    split one labelled axis into several. choices: which of these stays free there, 0 for the longest.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        survivors: bool = False,
+        choices: Mapping[str, int] | None = None,
+    ) -> None:
+        self.tensors = tensors or {}
+        self.survivors = survivors
+        self.splits: dict[str, Split] = {}
+        self._choices = choices or {}
         self.label_count = 0
         self.ties: list[tuple[Labels, Labels]] = []
         self.freezes: list[Freeze] = []
         self.mac_rows: list[MacRow] = []
-        self.reads: dict[str, Read] = {}
+        self.reads: dict[str, tuple[Read, ...]] = {}
+        self.subsets: dict[str, Subset] = {}
         self.rewrites: list[tuple[str, Rewrite]] = []
         self.pieces: list[tuple[str, Labels]] = []
+        self.positions: dict[str, Labels] = {}
         self.call: Call | None = None
-        self._canonical: tuple[tuple[int, int], np.ndarray] | None = None
+        self._sets = LabelSets()
+        self._joined = 0
 
     def fresh(self, count: int) -> Labels:
         """`count` labels that were never used."""
@@ -136,6 +179,16 @@ class Recorder:
             self.freeze(labelled[0], reason)
         return labelled[0]
 
+    def free_axis(self, labels: np.ndarray, axes: Sequence[int]) -> int:
+        """Which of the axes, along all of which `labels` vary, goes on being sliced."""
+        order = sorted(axes, key=lambda axis: -labels.shape[axis])
+        if len(order) == 1 or self.call is None:
+            return order[0]
+        name = self.call.node.name
+        chosen = order[min(self._choices.get(name, 0), len(order) - 1)]
+        self.splits[name] = Split(len(order), np.moveaxis(labels, chosen, 0).reshape(labels.shape[chosen], -1)[:, 0])
+        return chosen
+
     def tie_rows(self, rectangle: np.ndarray) -> Labels:
         """Tie all rows of a 2-d array of labels to its first row, which is returned."""
         first = rectangle[0]
@@ -145,10 +198,9 @@ class Recorder:
 
     def canonical(self, labels: np.ndarray) -> np.ndarray:
         """Labels with every set that is tied so far replaced by its smallest member."""
-        if self._canonical is None or self._canonical[0] != (len(self.ties), self.label_count):
-            roots = component_roots(self.label_count, joined_ties(self.ties))
-            self._canonical = (len(self.ties), self.label_count), roots
-        return self._canonical[1][labels]
+        self._sets.join(self.ties[self._joined :])
+        self._joined = len(self.ties)
+        return self._sets.roots(labels)
 
     def contract(self, inputs: Labels | None, weight: Labels | None) -> None:
         """Tie the channels that a layer reads to the input axis of its weight."""
@@ -178,10 +230,27 @@ class Recorder:
         present = tuple(vector for vector in vectors if vector is not None)
         self.mac_rows.append(MacRow(self.call.node.name, constant, present))
 
-    def read(self, argument: str, axis: int, labels: Labels | None) -> None:
+    def read(self, argument: str, axis: int, labels: Labels | None, index: int | None = None) -> None:
         """The call sums over the positions of `labels`: the masked reference zeroes the removed ones there."""
         if labels is not None:
-            self.reads[self.call.node.name] = Read(argument, axis, labels)
+            name = self.call.node.name
+            self.reads[name] = (*self.reads.get(name, ()), Read(argument, axis, labels, index))
+
+    def run_over(self, reads: Sequence[Read], reason: str, results: Mapping[int, Labels] | None = None) -> None:
+        """The call depends on all positions of the axes that `reads` name: they are frozen.
+
+        With `survivors` it runs over those that are left, as the masked reference does, and is reported. `results`:
+        the axes along which its result still has one position for each.
+        """
+        if not self.survivors:
+            for one in reads:
+                self.freeze(one.labels, reason)
+            return
+        if reads:
+            for one in reads:
+                self.piece(one.labels, "[statistics]")
+            call = self.call
+            self.subsets[call.node.name] = Subset(tuple(reads), dict(results or {}), call.layer, call.operator, reason)
 
     def rewrite(self, closure: Rewrite) -> None:
         self.rewrites.append((self.call.node.name, closure))
@@ -194,20 +263,28 @@ class Recorder:
             self.freeze(labels, "a piece of one channel", quiet=True)
         self.pieces.append((f"{self.call.node.name}{suffix}", labels))
 
+    def point(self, name: str, labels: Labels) -> None:
+        """The values of the stored tensor `name` are positions along an axis with these labels: they are renumbered."""
+        self.positions[name] = labels
+
     def checkpoint(self) -> tuple[int, ...]:
         return len(self.ties), len(self.freezes), len(self.rewrites), len(self.pieces)
 
     def roll_back(self, checkpoint: tuple[int, ...]) -> None:
         """Forget what an abandoned call pushed. Its cost rows stay: they are facts about the call, whoever freezes it."""
         ties, freezes, rewrites, pieces = checkpoint
-        self._canonical = None
+        if self._joined > ties:
+            self._sets, self._joined = LabelSets(), 0
         del self.ties[ties:], self.freezes[freezes:], self.rewrites[rewrites:], self.pieces[pieces:]
         self.reads.pop(self.call.node.name, None)
+        self.subsets.pop(self.call.node.name, None)
 
 
 def joined_ties(ties: Sequence[tuple[Labels, Labels]]) -> np.ndarray:
     """All tied pairs as one int64 array [2, n]."""
-    return np.concatenate([np.stack(pair) for pair in ties], axis=1) if ties else np.zeros((2, 0), dtype=np.int64)
+    if not ties:
+        return np.zeros((2, 0), dtype=np.int64)
+    return np.stack([np.concatenate([pair[side] for pair in ties]) for side in (0, 1)])
 
 
 def components(label_count: int, ties: np.ndarray) -> tuple[int, np.ndarray]:
@@ -215,14 +292,6 @@ def components(label_count: int, ties: np.ndarray) -> tuple[int, np.ndarray]:
     graph = coo_array((np.ones(ties.shape[1], dtype=np.int8), (ties[0], ties[1])), shape=(label_count, label_count))
     count, of = connected_components(graph, directed=False)
     return int(count), of.astype(np.int64)
-
-
-def component_roots(label_count: int, ties: np.ndarray) -> np.ndarray:
-    """Per label, the smallest label that it is tied to."""
-    count, of = components(label_count, ties)
-    smallest = np.full(count, label_count, dtype=np.int64)
-    np.minimum.at(smallest, of, np.arange(label_count))
-    return smallest[of]
 
 
 Handler = Callable[[Recorder, Call], "Value | tuple[Value, ...]"]

@@ -14,6 +14,7 @@ integers far below 2**53, where float64 arithmetic is exact.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,48 +54,68 @@ class Product:
     vectors: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class LiveProduct:
+    """A buffer's bytes, live in the execution steps birth … death, both included."""
+
+    product: Product
+    birth: int
+    death: int
+
+
 def build_cost_table(
     fixed: np.ndarray,
     slope: np.ndarray,
     params: Sequence[Product],
     macs: Sequence[Product],
     weight_bytes: Sequence[Product],
-    steps: Sequence[Sequence[Product]],
+    buffers: Sequence[LiveProduct],
 ) -> CostTable:
     """Merge equal products, drop steps that can never be the peak, and lay everything out densely.
 
     fixed [vectors] and slope [vectors, groups] without the constant entry, which is added here.
     """
     index: dict[tuple[int, ...], int] = {}
-
-    def linear(products: Sequence[Product]) -> dict[int, float]:
-        row: dict[int, float] = {}
-        for product in products:
-            column = index.setdefault(product.vectors, len(index))
-            row[column] = row.get(column, 0.0) + product.constant
-        return row
-
-    sums = [linear(params), linear(macs), linear(weight_bytes)]
-    peaks = [linear(step) for step in steps]
+    sums = (params, macs, weight_bytes)
+    for product in (*itertools.chain(*sums), *(buffer.product for buffer in buffers)):
+        index.setdefault(product.vectors, len(index))
     width = max(1, len(index))
     totals = np.zeros((3, width))
-    for target, row in zip(totals, sums, strict=True):
-        target[list(row)] = list(row.values())
-    dense_steps = np.zeros((len(peaks), width))
-    for target, row in zip(dense_steps, peaks, strict=True):
-        target[list(row)] = list(row.values())
+    for target, products in zip(totals, sums, strict=True):
+        for product in products:
+            target[index[product.vectors]] += product.constant
     one = len(fixed)
     longest = max((len(vectors) for vectors in index), default=1) or 1
     factors = np.full((width, longest), one, dtype=np.int64)
     for vectors, column in index.items():
         factors[column, : len(vectors)] = vectors
-    table = CostTable(
+    return CostTable(
         fixed=np.append(fixed.astype(np.float64), 1.0),
         slope=np.vstack([slope.astype(np.float64), np.zeros((1, slope.shape[1]))]),
         factors=factors,
-        totals=np.vstack([totals, _undominated(dense_steps)]),
+        totals=np.vstack([totals, _undominated(_live(buffers, index, width))]),
     )
-    return table
+
+
+def _live(buffers: Sequence[LiveProduct], index: dict[tuple[int, ...], int], width: int) -> np.ndarray:
+    """float64 [steps, products]: live bytes per product at every step that can be the peak.
+
+    The peak is at a step where something has come and something is about to go: any other has a neighbour with the
+    same buffers and more.
+    """
+    if not buffers:
+        return np.zeros((0, width))
+    last = max(buffer.death for buffer in buffers)
+    change = np.zeros((last + 2, width))
+    for buffer in buffers:
+        column = index[buffer.product.vectors]
+        change[buffer.birth, column] += buffer.product.constant
+        change[buffer.death + 1, column] -= buffer.product.constant
+    steps = {buffer.birth for buffer in buffers}, {buffer.death for buffer in buffers}
+    coming, going = (np.array(sorted(found)) for found in steps)
+    # Of the steps from one departure to the next, the last that brings something: nothing is gone by then.
+    peaks = coming[np.unique(np.searchsorted(coming, going, side="right") - 1)]
+    return change.cumsum(axis=0)[peaks]
 
 
 def assert_exact(table: CostTable, full_widths: np.ndarray) -> None:
@@ -109,10 +130,11 @@ def _undominated(steps: np.ndarray) -> np.ndarray:
     """Rows that no other row exceeds everywhere: products are never negative, so only these can be the maximum."""
     if not len(steps):
         return steps
-    steps = np.unique(steps, axis=0)
     order = np.argsort(-steps.sum(axis=1), kind="stable")
-    kept: list[np.ndarray] = []
+    kept = np.empty_like(steps)
+    count = 0
     for row in steps[order]:
-        if not kept or not (np.stack(kept) >= row).all(axis=1).any():
-            kept.append(row)
-    return np.stack(kept)
+        if not (kept[:count] >= row).all(axis=1).any():
+            kept[count] = row
+            count += 1
+    return kept[:count]

@@ -39,16 +39,6 @@ def buffers(graph: Graph) -> list[Buffer]:
     return _Allocator(graph).run()
 
 
-def live_sets(graph: Graph) -> list[list[Buffer]]:
-    """The live buffers of every step (node position)."""
-    found = buffers(graph)
-    steps: list[list[Buffer]] = [[] for _ in graph.nodes]
-    for buffer in found:
-        for step in range(buffer.birth, buffer.death + 1):
-            steps[step].append(buffer)
-    return steps
-
-
 class _Allocator:
     def __init__(self, graph: Graph) -> None:
         self._position = {node: index for index, node in enumerate(graph.nodes)}

@@ -43,7 +43,7 @@ def profile(network: Network) -> Profile:
         params=_total(rows.params),
         macs=_total(rows.macs),
         weight_bytes=_total(rows.weight_bytes),
-        peak_activation_bytes=max(map(_total, rows.steps), default=0),
+        peak_activation_bytes=rows.peak_bytes,
     )
     macs: dict[str, int] = {}
     for row in trace.mac_rows:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from core.analysis.buffer_model import BYTES_PER_ELEMENT
-from core.analysis.memory import Buffer, live_sets
+from core.analysis.memory import Buffer, buffers
 from core.analysis.trace import Trace, storage_key
 from core.analysis.values import Labels, Value, factors
 from core.network import Network
@@ -27,20 +28,38 @@ class CostRow:
 
 
 @dataclass(frozen=True, eq=False)
+class LiveRow:
+    """The bytes of a buffer that is live in the execution steps birth … death, both included."""
+
+    row: CostRow
+    birth: int
+    death: int
+
+
+@dataclass(frozen=True, eq=False)
 class CostRows:
-    """Every cost of a network as a sum of rows; `steps` has the live buffers of each execution step."""
+    """Every cost of a network as a sum of rows; live activation bytes as a sum over the buffers of each step."""
 
     params: list[CostRow]
     macs: list[CostRow]
     weight_bytes: list[CostRow]
-    steps: list[list[CostRow]]
+    buffers: list[LiveRow]
 
     def all(self) -> Iterator[CostRow]:
         yield from self.params
         yield from self.macs
         yield from self.weight_bytes
-        for step in self.steps:
-            yield from step
+        for buffer in self.buffers:
+            yield buffer.row
+
+    @property
+    def peak_bytes(self) -> int:
+        """Live bytes of the unpruned network at its worst step."""
+        change = [0] * (2 + max((buffer.death for buffer in self.buffers), default=0))
+        for buffer in self.buffers:
+            change[buffer.birth] += buffer.row.size
+            change[buffer.death + 1] -= buffer.row.size
+        return max(accumulate(change))
 
 
 def cost_rows(network: Network, trace: Trace) -> CostRows:
@@ -57,14 +76,8 @@ def cost_rows(network: Network, trace: Trace) -> CostRows:
             params.append(CostRow(constant, vectors))
         weight_bytes.append(CostRow(BYTES_PER_ELEMENT * constant, vectors))
     macs = [CostRow(row.constant, row.vectors) for row in trace.mac_rows]
-    rows: dict[Buffer, CostRow] = {}
-    steps = []
-    for live in live_sets(network.graph):
-        for buffer in live:
-            if buffer not in rows:
-                rows[buffer] = _buffer_row(buffer, trace)
-        steps.append([rows[buffer] for buffer in live])
-    return CostRows(params, macs, weight_bytes, steps)
+    live = [LiveRow(_buffer_row(one, trace), one.birth, one.death) for one in buffers(network.graph)]
+    return CostRows(params, macs, weight_bytes, live)
 
 
 def _buffer_row(buffer: Buffer, trace: Trace) -> CostRow:

@@ -28,7 +28,10 @@ from core.analysis.context import (
     Read,
     Recorder,
     Rewrite,
+    Split,
+    Subset,
     UnlabelledOperator,
+    components,
     joined_ties,
     tensor_arguments,
     unlabelled,
@@ -47,7 +50,8 @@ class Trace:
     """Everything that one interpretation found.
 
     values: per node, a Value, a tuple of them or an int. tensors: labels of every tensor that a node reads, by each of its names.
-    ties: int64 [2, n] pairs of equal labels. faults: handlers that raised by mistake (sound, but a bug).
+    ties: int64 [2, n] pairs of equal labels. reads: what each node contracts over. subsets: nodes that run over the
+    surviving positions. positions: stored tensors whose values number the places of labels. faults: handlers that raised by mistake (sound, but a bug).
     """
 
     label_count: int
@@ -56,20 +60,46 @@ class Trace:
     values: Mapping[str, Any]
     tensors: Mapping[str, Value]
     mac_rows: tuple[MacRow, ...]
-    reads: Mapping[str, Read]
+    reads: Mapping[str, tuple[Read, ...]]
+    subsets: Mapping[str, Subset]
     rewrites: tuple[tuple[str, Rewrite], ...]
     pieces: tuple[tuple[str, Labels], ...]
+    positions: Mapping[str, Labels]
     faults: tuple[str, ...]
 
 
-def trace_network(network: Network) -> Trace:
-    """Interpret `network` on labels; milliseconds, and no tensor is computed."""
-    interpreter = _LabelInterpreter(network)
+def trace_network(network: Network, *, survivors: bool = False) -> Trace:
+    """Interpret `network` on labels; milliseconds, and no tensor is computed.
+
+    survivors: let operators with statistics over channels run over those that are left. Where an axis is split and the
+    part that stays free turns out to be frozen, the next longest is tried: heads instead of the channels inside them.
+    """
+    choices: dict[str, int] = {}
+    best, splits = _interpreted(network, survivors, choices)
+    latest = best
+    for _ in range(max((split.options for split in splits.values()), default=1) - 1):
+        frozen = _frozen_labels(latest)
+        stuck = {
+            node: choices.get(node, 0) + 1
+            for node, split in splits.items()
+            if choices.get(node, 0) + 1 < split.options and frozen[split.labels].all()
+        }
+        if not stuck:
+            break
+        choices |= stuck
+        latest, splits = _interpreted(network, survivors, choices)
+        best = max(best, latest, key=_free_positions)
+    return best
+
+
+def _interpreted(network: Network, survivors: bool, choices: Mapping[str, int]) -> tuple[Trace, dict[str, Split]]:
+    """What was found, and the nodes that split a labelled axis."""
+    interpreter = _LabelInterpreter(network, survivors, choices)
     for node in network.graph.nodes:
         interpreter.values[node.name] = interpreter.run_node(node)
     interpreter.adopt_aliases()
     recorder = interpreter.recorder
-    return Trace(
+    trace = Trace(
         label_count=recorder.label_count,
         ties=joined_ties(recorder.ties),
         freezes=tuple(recorder.freezes),
@@ -77,10 +107,28 @@ def trace_network(network: Network) -> Trace:
         tensors=interpreter.tensors,
         mac_rows=tuple(recorder.mac_rows),
         reads=recorder.reads,
+        subsets=recorder.subsets,
         rewrites=tuple(recorder.rewrites),
         pieces=tuple(recorder.pieces),
+        positions=recorder.positions,
         faults=tuple(interpreter.faults),
     )
+    return trace, recorder.splits
+
+
+def _frozen_labels(trace: Trace) -> np.ndarray:
+    """bool per label: tied to one that must stay."""
+    count, component_of = components(trace.label_count, trace.ties)
+    frozen = np.zeros(count, dtype=bool)
+    for freeze in trace.freezes:
+        frozen[component_of[freeze.labels]] = True
+    return frozen[component_of]
+
+
+def _free_positions(trace: Trace) -> int:
+    """How many slices of stored tensors can be removed."""
+    frozen = _frozen_labels(trace)
+    return sum(int((~frozen[labels]).sum()) for value in trace.tensors.values() for labels in value.labels.values())
 
 
 def layer_name(node: Node) -> str:
@@ -99,9 +147,9 @@ def storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 class _LabelInterpreter:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, survivors: bool, choices: Mapping[str, int]) -> None:
         self.network = network
-        self.recorder = Recorder()
+        self.recorder = Recorder(network.tensors, survivors=survivors, choices=choices)
         self.values: dict[str, Any] = {}
         self.tensors: dict[str, Value] = {}
         self.faults: list[str] = []
@@ -158,29 +206,29 @@ class _LabelInterpreter:
         if handler is None and not call.tensors:
             return unlabelled(node.meta["value"])
         if handler is None:
-            return self._freeze_call(call, f"no label rule for operator {node.target}", count_macs=True)
+            return self._freeze_call(call, f"no label rule for operator {node.target}")
         checkpoint = self.recorder.checkpoint()
         try:
             result = handler(self.recorder, call)
             return _checked(result, node)
         except UnlabelledOperator as refusal:
             self.recorder.roll_back(checkpoint)
-            return self._freeze_call(call, str(refusal), count_macs=False)
+            return self._freeze_call(call, str(refusal))
         except Exception as error:
             self.recorder.roll_back(checkpoint)
             self.faults.append(f"{node.name} ({node.target}): {type(error).__name__}: {error}")
-            return self._freeze_call(
-                call, f"the label rule of {node.target} does not cover this call", count_macs=False
-            )
+            return self._freeze_call(call, f"the label rule of {node.target} does not cover this call")
 
     def _lookup(self, node: Node) -> Any:
         return self.values[node.name]
 
-    def _freeze_call(self, call: Call, reason: str, *, count_macs: bool) -> Any:
+    def _freeze_call(self, call: Call, reason: str) -> Any:
         for value in tensor_arguments(call.arguments.values()):
             for vector in value.labels.values():
                 self.recorder.freeze(vector, reason)
-        if count_macs:
+        rows = self.recorder.mac_rows
+        if not rows or rows[-1].node != call.node.name:
+            # No rule has counted it.
             macs = _counted_macs(call.node)
             if macs:
                 self.recorder.macs(macs, [])

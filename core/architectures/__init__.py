@@ -1,14 +1,15 @@
 """Named architectures that a state_dict can be matched with: one file per family, found by the registry."""
 
+from core.architectures.family import Architecture
 from core.architectures.matching import Difference, Mismatch, compare
 from core.architectures.registry import (
-    Architecture,
     ArchitectureInfo,
     architecture_infos,
     build,
     fitting_architectures,
     get_architecture,
     mismatch,
+    nearest_names,
     resolve_args,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "fitting_architectures",
     "get_architecture",
     "mismatch",
+    "nearest_names",
     "resolve_args",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.deliver.artifacts import Artifact, write_json, write_manifest, write_safetensors
-from core.deliver.latency import Latency, measure_latency
+from core.deliver.latency import Latency, measure_latencies, measure_latency
 from core.deliver.model_py import write_model_py
 from core.deliver.onnx_file import write_onnx
 from core.errors import EngineError
@@ -62,21 +62,22 @@ def deliver(original: Network, network: Network, outputs: Sequence[str], folder:
         size = _safetensors_size(network, Path(scratch), pruned=pruned)
         if "onnx" in outputs:
             write_onnx(network, folder / "model.onnx")
-            latency = measure_latency(folder / "model.onnx", network)
-            original_latency = _original_latency(original, Path(scratch) / "original.onnx")
+            latency, original_latency = _latencies(original, Path(scratch), network, folder / "model.onnx")
     if "safetensors" in outputs:
         write_safetensors(network, folder / "model.safetensors", pruned=pruned)
         write_model_py(network, folder / "model.py")
     return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency)
 
 
-def _original_latency(original: Network, scratch: Path) -> Latency | None:
-    """The latency to compare with; an original that cannot be written as ONNX is no reason to withhold the result."""
+def _latencies(original: Network, scratch: Path, network: Network, path: Path) -> tuple[Latency, Latency | None]:
+    """Of the network and of the original; one that cannot be written as ONNX is no reason to withhold the result."""
+    beside = scratch / "original.onnx"
     try:
-        write_onnx(original, scratch)
+        write_onnx(original, beside, compare=False)
     except EngineError:
-        return None
-    return measure_latency(scratch, original)
+        return measure_latency(path, network), None
+    latency, original_latency = measure_latencies([(path, network), (beside, original)])
+    return latency, original_latency
 
 
 def _safetensors_size(network: Network, scratch: Path, *, pruned: bool) -> int:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from core.architectures import (
-    build,
-    compare,
-    fitting_architectures,
-    get_architecture,
-    resolve_args,
-)
+from core.architectures import Architecture, compare, fitting_architectures, get_architecture
 from core.errors import EngineError
 from core.intake.safetensors_file import PRUNED_MARK
 from core.intake.state_dict import StateDict, read_state_dict
@@ -23,6 +19,7 @@ from core.network import Network
 
 INPUT_NAME = "input"
 MAX_INPUT_ELEMENTS = 2**26
+ALTERNATIVES = 4
 
 
 def load_network(
@@ -38,28 +35,71 @@ def load_network(
     without the batch dimension; by default the architecture's own. Raises EngineError: those of `read_state_dict`, and
     unknown_architecture, architecture_mismatch, shape_mismatch.
     """
-    if architecture is not None:
-        get_architecture(architecture)
+    named = get_architecture(architecture) if architecture is not None else None
     state = read_state_dict(path)
-    if architecture is None:
+    if named is None:
         raise _architecture_needed(state)
     if PRUNED_MARK.items() <= state.metadata.items():
-        raise _already_pruned(architecture)
-    args = resolve_args(architecture, architecture_args or {}, state.tensors)
-    with torch.device("meta"):
-        module = build(architecture, args)
-    expected = module.state_dict()
-    found = compare(expected, state.tensors)
-    if found:
-        raise _mismatch(architecture, state, str(found), found.as_dict())
-    shape = _input_shape(architecture, args, input_shape)
-    counters = {
-        name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if name not in state.tensors
-    }
-    module.load_state_dict({**state.tensors, **counters}, assign=True)
-    network = Network.from_module(module, {INPUT_NAME: shape}, architecture=architecture, architecture_args=args)
+        raise _already_pruned(named.name)
+    given = _sized(named, architecture_args or {}, input_shape)
+    args = named.resolve(given, state.tensors)
+    module = named.build_empty(args)
+    module, args, tensors = _matched(named, given, module, args, state)
+    shape = _input_shape(named, args, input_shape)
+    _load(module, tensors)
+    network = Network.from_module(
+        named.for_inference(module), {INPUT_NAME: shape}, architecture=named.name, architecture_args=args
+    )
     _require_finite_outputs(network)
     return network
+
+
+def _sized(
+    architecture: Architecture, given: Mapping[str, Any], input_shape: Sequence[int] | None
+) -> Mapping[str, Any]:
+    """The given arguments, with the image size from the input shape where the architecture must know it."""
+    argument = architecture.size_argument
+    if argument is None or argument in given or input_shape is None or len(input_shape) < 3:
+        return given
+    size = list(input_shape[-2:])
+    if architecture.args_schema["properties"][argument]["type"] == "integer":
+        if size[0] != size[1]:
+            raise EngineError(
+                "shape_mismatch",
+                f"{architecture.name} takes square images only, and input_shape is {list(input_shape)[:8]}.",
+                param="/input_shape",
+            )
+        return {**given, argument: size[0]}
+    return {**given, argument: size}
+
+
+def _matched(
+    architecture: Architecture, given: Mapping[str, Any], module: nn.Module, args: Mapping[str, Any], state: StateDict
+) -> tuple[nn.Module, Mapping[str, Any], Mapping[str, Tensor]]:
+    """The module that the weights fit, its arguments, and the weights under its names. Raises EngineError."""
+    found = compare(module.state_dict(), state.tensors)
+    if not found:
+        return module, args, state.tensors
+    renamed = architecture.renamed(module, state.tensors)
+    if renamed.keys() != state.tensors.keys():
+        again = architecture.resolve(given, renamed)
+        if again != args:
+            module = architecture.build_empty(again)
+        if not compare(module.state_dict(), renamed):
+            return module, again, renamed
+    raise _mismatch(architecture.name, state, str(found), found.as_dict())
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the weights in place; batch-norm counters that old checkpoints lack are zero."""
+    expected = module.state_dict()
+    counters = {
+        name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if name not in tensors
+    }
+    complete = OrderedDict({**tensors, **counters})
+    # Names are today's: the versions in here keep the modules from translating them again.
+    complete._metadata = expected._metadata
+    module.load_state_dict(complete, assign=True)
 
 
 def _require_finite_outputs(network: Network) -> None:
@@ -90,7 +130,7 @@ def _architecture_needed(state: StateDict) -> EngineError:
     fitting = fitting_architectures(state.tensors)
     keys = ", ".join(name[:80] for name in list(state.tensors)[:5])
     hint = (
-        f"These weights fit: {', '.join(fitting)}."
+        f"These weights fit {_alternatives(fitting)}."
         if fitting
         else f"No registered architecture has these names and shapes (the first: {keys})."
     )
@@ -102,9 +142,18 @@ def _architecture_needed(state: StateDict) -> EngineError:
     )
 
 
+def _alternatives(names: Sequence[str]) -> str:
+    """`torchvision:resnet18 (also timm:resnet18)`: names and shapes alone cannot tell some networks apart."""
+    first, *others = names
+    if not others:
+        return first
+    rest = f" and {len(others) - ALTERNATIVES} more" if len(others) > ALTERNATIVES else ""
+    return f"{first} (also {', '.join(others[:ALTERNATIVES])}{rest})"
+
+
 def _mismatch(architecture: str, state: StateDict, listing: str, details: Mapping[str, Any]) -> EngineError:
     fitting = fitting_architectures(state.tensors)
-    hint = f" They fit: {', '.join(fitting)}." if fitting else ""
+    hint = f" They fit {_alternatives(fitting)}." if fitting else ""
     return EngineError(
         "architecture_mismatch",
         f"The weights are not those of {architecture}: {listing}.{hint}",
@@ -113,8 +162,8 @@ def _mismatch(architecture: str, state: StateDict, listing: str, details: Mappin
     )
 
 
-def _input_shape(architecture: str, args: Mapping[str, Any], given: Sequence[int] | None) -> tuple[int, ...]:
-    default = get_architecture(architecture).input_shape(args)
+def _input_shape(architecture: Architecture, args: Mapping[str, Any], given: Sequence[int] | None) -> tuple[int, ...]:
+    default = architecture.input_shape(args)
     if given is None:
         return default
     shape = tuple(given)
@@ -122,8 +171,8 @@ def _input_shape(architecture: str, args: Mapping[str, Any], given: Sequence[int
     if not whole or len(shape) != len(default) or shape[0] != default[0]:
         raise EngineError(
             "shape_mismatch",
-            f"input_shape is {list(shape)[:8]}; {architecture} with these weights expects {default[0]} channels, "
-            f"[{default[0]}, height, width] without the batch dimension, e.g. {list(default)}.",
+            f"input_shape is {list(shape)[:8]}; {architecture.name} with these weights expects {default[0]} channels, "
+            f"[{', '.join([str(default[0]), *('frames', 'height', 'width')[4 - len(default) :]])}] without the batch dimension, e.g. {list(default)}.",
             param="/input_shape",
             details={"expected_channels": default[0], "default": list(default)},
         )

@@ -11,60 +11,28 @@ by the channel's own deviation, so its scale says how loud the channel is, not h
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from core.analysis import ChannelAnalysis, WeightSlices
-from core.methods.method import Method
-from core.methods.options import PLAN_OPTIONS
+from core.analysis import ChannelAnalysis
+from core.methods.method import Evidence, Method
+from core.methods.options import PlanConfig
+from core.methods.slices import component_sums, matrices, slice_powers
 from core.network import Network
-from core.planning import PlanOptions
 
 
 @dataclass(frozen=True)
-class MagnitudeConfig:
-    """norm: 1 or 2. min_channels, round_to: see `PlanOptions`."""
+class MagnitudeConfig(PlanConfig):
+    """norm: 1 or 2."""
 
     norm: int = 2
-    min_channels: int | None = None
-    round_to: int = 1
 
 
-def plan_options(config: MagnitudeConfig) -> PlanOptions:
-    return PlanOptions(min_channels=config.min_channels, round_to=config.round_to)
-
-
-def scores(network: Network, analysis: ChannelAnalysis, config: MagnitudeConfig, seed: int) -> np.ndarray:
-    """float64 per component: the norm of all weight slices that belong to it. Deterministic; `seed` has no part."""
-    prunable = np.zeros(analysis.components, dtype=bool)
-    for group in analysis.groups:
-        prunable[group.components] = True
-    by_tensor: dict[str, list[WeightSlices]] = defaultdict(list)
-    for slices in analysis.slices:
-        if network.tensors[slices.tensor].ndim >= 2 and prunable[slices.component[slices.component >= 0]].any():
-            by_tensor[slices.tensor].append(slices)
-    total = np.zeros(analysis.components)
-    for name, found in by_tensor.items():
-        axes = sorted(slices.axis for slices in found)
-        power = _power(network.tensors[name].detach(), axes, config.norm)
-        for slices in found:
-            others = [index for index, axis in enumerate(axes) if axis != slices.axis]
-            per_slice = (power.sum(dim=others) if others else power).cpu().numpy()
-            labelled = slices.component >= 0
-            total += np.bincount(slices.component[labelled], per_slice[labelled], minlength=analysis.components)
-    return total ** (1 / config.norm)
-
-
-def _power(weight: Tensor, axes: list[int], norm: int) -> Tensor:
-    """Σ|w|^norm over all axes but `axes`, float64: one pass over the weight that all of its labelled axes share."""
-    rest = [axis for axis in range(weight.ndim) if axis not in axes]
-    if not rest:
-        return weight.double().abs() ** norm
-    return torch.linalg.vector_norm(weight, ord=norm, dim=rest, dtype=torch.float64) ** norm
+def scores(network: Network, analysis: ChannelAnalysis, config: MagnitudeConfig, evidence: Evidence) -> np.ndarray:
+    """float64 per component: the norm of all weight slices that belong to it. Deterministic; the seed has no part."""
+    sums = component_sums(network, analysis, matrices, lambda tensor, axes: slice_powers(tensor, axes, config.norm))
+    return sums ** (1 / config.norm)
 
 
 METHOD = Method(
@@ -79,9 +47,7 @@ METHOD = Method(
             "default": 2,
             "description": "Order of the norm over the coupled slices.",
         },
-        **PLAN_OPTIONS,
     },
     config_type=MagnitudeConfig,
     score=scores,
-    shape=plan_options,
 )

@@ -11,7 +11,7 @@ from core.planning.search import PROMISED, Problem, use
 
 def binding_constraint(problem: Problem, levels: np.ndarray) -> Constraint | None:
     """The cap that is used most, or None where no cap made anything leave."""
-    if (levels == problem.lattice.top).all():
+    if _whole(problem, levels):
         return None
     costs = problem.costs(levels)
     return max(problem.constraints, key=lambda constraint: use(costs, constraint), default=None)
@@ -19,17 +19,26 @@ def binding_constraint(problem: Problem, levels: np.ndarray) -> Constraint | Non
 
 def explain(problem: Problem, levels: np.ndarray) -> str:
     """Which cap bound, how much of it is used, and why not more where that is over 1 % below it."""
+    whole = _whole(problem, levels)
     if not problem.constraints:
-        return "No cap was given; nothing was removed."
+        return "No cap was given; nothing was removed." if whole else "No cap was given; the widths are the given ones."
     binding = binding_constraint(problem, levels)
-    if binding is None and problem.fits(levels):
+    if whole and problem.fits(levels):
         return "The network already fits every cap; nothing was removed."
     if binding is None or not problem.fits(levels):
         return _out_of_reach(problem, levels)
     costs = problem.costs(levels)
     share = use(costs, binding)
     sentence = f"The cap on {name_of(binding)} binds: {binding.value(costs):,} of {binding.limit:,} are used ({_percent(share)})."
-    return sentence if share >= PROMISED else f"{sentence} {_granularity(problem, levels)}"
+    if share >= PROMISED:
+        return sentence
+    if (levels == problem.lattice.top).all():
+        return f"{sentence} The widths and limits that were given leave no more to use."
+    return f"{sentence} {_granularity(problem, levels)}"
+
+
+def _whole(problem: Problem, levels: np.ndarray) -> bool:
+    return bool((problem.lattice.widths(levels) == problem.analysis.full_widths).all())
 
 
 def _out_of_reach(problem: Problem, levels: np.ndarray) -> str:
@@ -48,11 +57,15 @@ def _granularity(problem: Problem, levels: np.ndarray) -> str:
     for group in np.flatnonzero(levels < lattice.top).tolist():
         raised = levels.copy()
         raised[group] += 1
+        if not lattice.holds_ceilings(raised):
+            continue
         costs = problem.costs(raised)
         over = max(problem.constraints, key=lambda constraint: use(costs, constraint))
         if nearest is None or use(costs, over) < nearest[0]:
             count = int(lattice.widths(raised)[group] - lattice.widths(levels)[group])
             nearest = use(costs, over), over, over.value(costs), count, problem.analysis.groups[group].label
+    if nearest is None:
+        return "The limits that were given leave no more to use."
     _, over, value, count, layer = nearest
     channels = "the next channel" if count == 1 else f"the next {count} channels"
     return (

@@ -1,7 +1,8 @@
 """Ranking: in which order channels leave.
 
 Scores are divided by the mean of their group, which makes groups comparable; within a group the score alone decides. A
-*step* takes a group one rung down its ladder; its score is the mean of the components that leave with it.
+*step* takes a group one rung down its ladder; its score is the mean of the components that leave with it. Ranked per
+layer, a component's place in its group stands for its score, so that every group gives the same share.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Ranking:
     kept_score: np.ndarray
 
     @staticmethod
-    def of(analysis: ChannelAnalysis, lattice: Lattice, scores: np.ndarray) -> Ranking:
+    def of(analysis: ChannelAnalysis, lattice: Lattice, scores: np.ndarray, *, per_layer: bool = False) -> Ranking:
         """scores: float64 per component, finite and not negative, larger = more important. Raises ValueError."""
         _check(scores, analysis.components)
         order, groups, levels, values = [], [], [], []
@@ -37,10 +38,9 @@ class Ranking:
             own = scores[group.components]
             best_first = np.argsort(-own, kind="stable")
             order.append(group.components[best_first])
-            mean = own.mean()
-            ranked = own[best_first] / mean if mean > 0 else np.ones(len(own))
+            ranked = _places(len(own)) if per_layer else _normalised(own[best_first])
             kept_score[group.index] = np.append(0.0, np.cumsum(ranked))[lattice.ladders[group.index]]
-            top = lattice.top[group.index]
+            top = int(lattice.top[group.index])
             width = np.diff(lattice.ladders[group.index, : top + 1])
             step = np.diff(kept_score[group.index, : top + 1]) / width
             # Rounding must not let a step overtake the one that it depends on.
@@ -54,6 +54,16 @@ class Ranking:
     def score_kept(self, levels: np.ndarray) -> float:
         """Sum of normalised scores of all components that stay."""
         return float(self.kept_score[np.arange(len(levels)), levels].sum())
+
+
+def _normalised(scores: np.ndarray) -> np.ndarray:
+    mean = scores.mean()
+    return scores / mean if mean > 0 else np.ones(len(scores))
+
+
+def _places(count: int) -> np.ndarray:
+    """Descending, with mean 1: the same at the same share of any group."""
+    return (2 * np.arange(count, 0, -1) - 1) / count
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

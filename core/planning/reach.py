@@ -43,6 +43,7 @@ def _key(problem: Problem, constraints: Sequence[Constraint], levels: np.ndarray
     costs = problem.costs(levels)
     # A cap of 0 cannot be met, but can still be missed by less.
     shares = [constraint.value(costs) / max(1, constraint.limit) for constraint in constraints]
+    shares += problem.lattice.ceiling_uses(levels)
     return max(shares, default=0.0), sum(shares)
 
 
@@ -162,10 +163,13 @@ class Reach:
         )
 
 
-def infeasible(problem: Problem, nearest: Smallest, thinnest: Costs) -> EngineError:
+def infeasible(
+    problem: Problem, nearest: Smallest, *, thinnest: Costs | None = None, given: bool = False
+) -> EngineError:
     """Say for every cap that is out of reach what can be reached and what to do.
 
-    nearest: the network nearest to all caps. thinnest: costs where floors and rounding are given up.
+    nearest: the network nearest to all caps. thinnest: costs where floors and rounding are given up. given: whether a
+    user's own widths leave no more.
     """
     reach = Reach.of(problem, nearest)
     costs = problem.costs(nearest.levels)
@@ -176,15 +180,18 @@ def infeasible(problem: Problem, nearest: Smallest, thinnest: Costs) -> EngineEr
         # Each cap can be met, but by different networks.
         missed = [(cap, cap.value(costs)) for cap in problem.constraints if not cap.met_by(costs)]
         sentences.append("The caps cannot be met together; the nearest network misses these")
-    sentences += [_sentence(problem, cap, value, reach.proven) for cap, value in missed]
-    thinner = [f"{name_of(cap)} {cap.value(thinnest):,}" for cap, value in missed if cap.value(thinnest) < value]
+    sentences += [_sentence(problem, cap, value, reach.proven, given) for cap, value in missed]
+    thinner = thinnest and [
+        f"{name_of(cap)} {cap.value(thinnest):,}" for cap, value in missed if cap.value(thinnest) < value
+    ]
     if thinner:
         sentences.append(f"Thinner layers (min_channels 1 and round_to 1) would reach {', '.join(thinner)}")
     return EngineError(
         "target_infeasible",
         ". ".join(sentences) + ".",
-        param=f"/budget/{missed[0][0].metric}",
+        param="/plan" if given else f"/budget/{missed[0][0].metric}",
         details={
+            "costs": costs.as_dict(),
             "smallest": reach.figures,
             "constraints": [
                 {**cap.as_dict(costs), "value": own.limit, "met": own.limit <= cap.limit} for cap, own in pairs
@@ -193,12 +200,17 @@ def infeasible(problem: Problem, nearest: Smallest, thinnest: Costs) -> EngineEr
     )
 
 
-def _sentence(problem: Problem, cap: Constraint, value: int, proven: bool) -> str:
-    original = cap.value(problem.costs(problem.lattice.top))
+def _sentence(problem: Problem, cap: Constraint, value: int, proven: bool, given: bool) -> str:
+    original = cap.value(problem.costs_of(problem.analysis.full_widths))
     steps = math.ceil(1e4 * value / original)
     if math.floor(steps / 1e4 * original) < value:
         steps += 1
     ratio = f" (max_ratio {steps / 1e4:g})" if steps < 1e4 else ""
+    if given:
+        return (
+            f"With the widths of the given plan, {name_of(cap)} is at least {value:,}, above the cap of {cap.limit:,}; "
+            f"give narrower layers or raise this cap{ratio}"
+        )
     known = "is possible with" if proven else "was found with"
     return (
         f"{name_of(cap)} at most {cap.limit:,} is out of reach: {value:,} is the smallest that {known} the layers' floors; "

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from core.analysis import ChannelAnalysis
 from core.budget import Constraint, Costs
 from core.planning.lattice import Lattice
 from core.planning.ranking import Ranking
+from core.planning.size import SizeTable
 
 # A plan that uses this share of its binding cap has landed.
 LANDED = 0.999
@@ -38,17 +39,28 @@ _MOST_PLANS = 2000
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One planning problem: costs, caps, the widths that are allowed, and who leaves first."""
+    """One planning problem: costs, caps, the widths that are allowed, and who leaves first.
+
+    size: where the bytes of the file are to be known; without a cap on them they cost time for nothing.
+    """
 
     analysis: ChannelAnalysis
     constraints: tuple[Constraint, ...]
     lattice: Lattice
     ranking: Ranking
+    size: SizeTable | None = None
 
     def costs(self, levels: np.ndarray) -> Costs:
-        return self.analysis.costs(self.lattice.widths(levels))
+        return self.costs_of(self.lattice.widths(levels))
+
+    def costs_of(self, widths: np.ndarray) -> Costs:
+        costs = self.analysis.costs(widths)
+        return costs if self.size is None else replace(costs, size_bytes=self.size.evaluate(widths))
 
     def fits(self, levels: np.ndarray) -> bool:
+        """Whether every cap and every shared ceiling holds."""
+        if not self.lattice.holds_ceilings(levels):
+            return False
         costs = self.costs(levels)
         return all(constraint.met_by(costs) for constraint in self.constraints)
 

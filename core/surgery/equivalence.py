@@ -1,13 +1,13 @@
 """Verify: the masked reference.
 
-The original network runs with every contraction blind to the removed channels: at each reader (convolution, linear) the
-weight is zero at the removed inputs. What a correct surgery leaves must agree with that, in float64, at the outputs and
-at the kept channels of every layer that multiplies or reads parameters, relative to each tensor's own norm. The
-reference never uses a rewritten literal, so it is independent of the surgery.
+The original network runs with every contraction blind to the removed channels (`core.surgery.masked_run`). What a
+correct surgery leaves must agree with that, in float64, at the outputs and at the kept channels of every layer that
+multiplies or reads parameters, relative to each tensor's own norm. The reference never uses a rewritten literal, so it
+is independent of the surgery.
 
 A tensor that responds neither to the input nor to the masking (a zero-initialised γ upstream, a dead layer) proves
-nothing. It is reported as insensitive, and checked again on copies of both networks whose constant and vanishing values
-are drawn anew.
+nothing. It is reported as insensitive, and checked again on copies of both networks that respond everywhere
+(`core.surgery.randomised`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from core.analysis.channels import ChannelAnalysis
-from core.analysis.schema import bind
 from core.analysis.trace import layer_name
-from core.analysis.values import Value
 from core.network import Network, TensorMeta
+from core.surgery.masked_run import MaskedRun, Run, kept_part
+from core.surgery.randomised import responsive_copy
 from core.surgery.slicing import slice_tensors
 
 # Correct surgery differs by rounding only, 1e-14 in float64.
@@ -35,8 +34,8 @@ TOLERANCE = 1e-9
 # A response this small could hide an error near the tolerance.
 _SENSITIVITY = 1000 * TOLERANCE
 _BATCH = 3
-# Randomised copies to try until every tensor responds: a narrow layer behind a ReLU may be dead in one of them.
-_DRAWS = 4
+# Responsive copies to try: a narrow layer behind a ReLU may be dead in one of them.
+_DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,16 @@ class Equivalence:
 
     max_relative_error: worst ‖pruned − reference‖ / ‖reference‖ of any compared tensor (inf where it cannot be
     computed). insensitive: layers whose tensors showed no response in the network as it is. checked: tensors that did
-    respond, there or on the randomised copy. worst: the layer with the largest error. problem: why the pruned network
-    could not be run or compared, else None.
+    respond, there or on a responsive copy. unproven: layers that responded nowhere; they count as agreeing, not as
+    checked, and an output among them fails the whole. worst: the layer with the largest error. problem: why the pruned
+    network could not be run or compared, else None.
     """
 
     max_relative_error: float
     passed: bool
     insensitive: tuple[str, ...]
     checked: int
+    unproven: tuple[str, ...] = ()
     worst: str | None = None
     problem: str | None = None
 
@@ -62,32 +63,35 @@ def verify(
 ) -> Equivalence:
     """Compare `pruned` with the masked `network` on random inputs. Never raises for a wrong `pruned`: it fails it."""
     kept = analysis.kept_labels(keep)
-    first = _compare(network, analysis, kept, pruned, seed)
-    insensitive = {name: None for name, one in first.items() if not one.sensitive}
-    second: list[_Comparison] = []
+    inputs = network.random_inputs(_BATCH, seed, torch.float64)
+    first = _compare(network, analysis, kept, pruned, inputs)
+    insensitive = [name for name, one in first.items() if not one.sensitive]
+    results = list(first.values())
     problem = _changed_tensor(network, analysis, keep, pruned) if insensitive else None
     silent = set(insensitive)
     for draw in range(_DRAWS):
-        if not silent:
+        if not silent or problem or any(one.problem for one in results):
             break
-        randomised = _randomised(network, seed + draw, positive=draw % 2 == 1)
-        twin = replace(pruned, tensors=slice_tensors(randomised, analysis, keep))
-        compared = _compare(randomised, analysis, kept, twin, seed + draw)
-        second += [compared[name] for name in insensitive]
-        silent -= {name for name in silent if compared[name].sensitive}
-    results = [*first.values(), *second]
+        copy = responsive_copy(network, seed + draw, inputs)
+        twin = replace(pruned, tensors=slice_tensors(copy, analysis, keep))
+        compared = _compare(copy, analysis, kept, twin, inputs)
+        results += compared.values()
+        silent -= {name for name in silent if name in compared and compared[name].sensitive}
     worst = max(results, key=lambda one: one.error)
     problem = problem or worst.problem
-    responsive = {one.node for one in results if one.sensitive}
-    output_shown = all(one.node in responsive for one in first.values() if one.is_output)
     return Equivalence(
         max_relative_error=worst.error,
-        passed=worst.error <= TOLERANCE and problem is None and output_shown,
-        insensitive=tuple(dict.fromkeys(first[name].layer for name in insensitive)),
-        checked=len(responsive),
+        passed=worst.error <= TOLERANCE and problem is None and not any(first[name].is_output for name in silent),
+        insensitive=_layers(first, insensitive),
+        checked=len(first) - len(silent),
+        unproven=_layers(first, [name for name in first if name in silent]),
         worst=worst.layer,
         problem=problem,
     )
+
+
+def _layers(compared: Mapping[str, _Comparison], names: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(compared[name].layer for name in names))
 
 
 @dataclass(frozen=True)
@@ -100,74 +104,35 @@ class _Comparison:
     problem: str | None = None
 
 
-class _Run:
-    """Evaluates a graph node by node, dropping each value after its last reader."""
-
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> None:
-        self.values: dict[Node, Any] = {}
-        self._tensors = tensors
-        self._inputs = iter(inputs)
-        self._last_use: dict[Node, list[Node]] = {}
-        last = {}
-        for node in graph.nodes:
-            for argument in node.all_input_nodes:
-                last[argument] = node
-        for argument, reader in last.items():
-            self._last_use.setdefault(reader, []).append(argument)
-
-    def step(self, node: Node, masked: tuple[str, int, Tensor] | None = None) -> Any:
-        """Compute one node. masked: (argument, axis, removed positions) to be zero in what the call reads."""
-        if node.op == "placeholder":
-            self.values[node] = next(self._inputs).clone()
-        elif node.op == "get_attr":
-            self.values[node] = self._tensors[node.target]
-        elif node.op == "output":
-            return None
-        else:
-            self.values[node] = self._call(node, masked)
-        return self.values[node]
-
-    def release(self, node: Node) -> None:
-        for argument in self._last_use.get(node, ()):
-            del self.values[argument]
-
-    def _call(self, node: Node, masked: tuple[str, int, Tensor] | None) -> Any:
-        args, kwargs = node.args, node.kwargs
-        replaced: dict[Node, Tensor] = {}
-        if masked is not None:
-            argument, axis, removed = masked
-            source = bind(node)[argument]
-            replaced[source] = self.values[source].index_fill(axis, removed, 0)
-        lookup = lambda one: replaced.get(one, self.values.get(one))  # noqa: E731
-        return node.target(*map_arg(args, lookup), **map_arg(kwargs, lookup))
-
-
 def _compare(
-    network: Network, analysis: ChannelAnalysis, kept: np.ndarray, pruned: Network, seed: int
+    network: Network, analysis: ChannelAnalysis, kept: np.ndarray, pruned: Network, inputs: tuple[Tensor, ...]
 ) -> dict[str, _Comparison]:
     """One comparison per output and per layer that reads parameters, by node name."""
-    inputs = network.random_inputs(_BATCH, seed, torch.float64)
-    wide, narrow = network.to(torch.float64), pruned.to(torch.float64)
-    plain, reference, smaller = (_Run(one.graph, one.tensors, inputs) for one in (wide, wide, narrow))
-    removed = {
-        name: (read.argument, read.axis, torch.from_numpy(np.flatnonzero(~kept[read.labels])))
-        for name, read in analysis.trace.reads.items()
-        if not kept[read.labels].all()
-    }
-    from_input = _downstream(wide.graph, lambda node: node.op == "placeholder")
-    from_mask = _downstream(wide.graph, lambda node: node.name in removed)
-    outputs = set(next(iter(reversed(wide.graph.nodes))).all_input_nodes)
-    multiplying = {row.node for row in analysis.trace.mac_rows}
-    twins = _Twins(narrow.graph, smaller)
+    graph, trace = network.graph, analysis.trace
+    plain = Run(graph, network.tensors, inputs)
+    reference = MaskedRun(graph, network.tensors, inputs, trace, kept)
+    twins = _Twins(pruned.graph, Run(pruned.graph, pruned.tensors, inputs))
+    from_input = _downstream(graph, lambda node: node.op == "placeholder")
+    from_mask = _downstream(graph, lambda node: node.name in reference.masked_nodes)
+    outputs = set(next(iter(reversed(graph.nodes))).all_input_nodes)
+    multiplying = {row.node for row in trace.mac_rows}
     found: dict[str, _Comparison] = {}
     with torch.no_grad():
-        for node in wide.graph.nodes:
+        for node in graph.nodes:
             original = plain.step(node)
-            masked = reference.step(node, removed.get(node.name))
             problem = twins.run_to(node.name)
-            if node in outputs or node.name in multiplying or _reads_parameters(node):
-                expected = _kept_part(masked, analysis.trace.values[node.name], kept)
-                unmasked = _kept_part(original, analysis.trace.values[node.name], kept)
+            compared = node in outputs or node.name in multiplying or _reads_parameters(node)
+            try:
+                masked = reference.step(node)
+                if compared:
+                    expected = kept_part(masked, trace.values[node.name], kept)
+                    unmasked = kept_part(original, trace.values[node.name], kept)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                layer, reason = layer_name(node), _first_line(error)
+                problem = f"the masked reference fails in {layer}: {reason}"
+                found[node.name] = _Comparison(node.name, layer, math.inf, False, node in outputs, problem)
+                return found
+            if compared:
                 actual = twins.value(node.name)
                 error, problem = _relative_error(expected, actual, problem, layer_name(node))
                 sensitive = (node not in from_input or _responds_to_input(expected)) and (
@@ -183,7 +148,7 @@ def _compare(
 class _Twins:
     """The pruned network, run in step with the original: nodes correspond by name."""
 
-    def __init__(self, graph: Graph, run: _Run) -> None:
+    def __init__(self, graph: Graph, run: Run) -> None:
         self._run = run
         self._by_name = {node.name: node for node in graph.nodes}
         self._order = list(graph.nodes)
@@ -201,8 +166,7 @@ class _Twins:
             try:
                 self._run.step(node)
             except Exception as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                self._problem = f"the pruned network fails in {layer_name(node)}: {reason[0][:200]}"
+                self._problem = f"the pruned network fails in {layer_name(node)}: {_first_line(error)}"
                 break
             if node is twin:
                 break
@@ -214,6 +178,10 @@ class _Twins:
     def release(self, name: str) -> None:
         if name in self._by_name and not self._problem:
             self._run.release(self._by_name[name])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _reads_parameters(node: Node) -> bool:
@@ -233,13 +201,6 @@ def _downstream(graph: Graph, is_source: Any) -> set[Node]:
         if is_source(node) or (computed and not isinstance(node.meta.get("value"), int)):
             found.add(node)
     return found
-
-
-def _kept_part(tensor: Tensor, value: Value, kept: np.ndarray) -> Tensor:
-    for axis, vector in value.labels.items():
-        if not kept[vector].all():
-            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(kept[vector])))
-    return tensor
 
 
 def _relative_error(expected: Tensor, actual: Any, problem: str | None, layer: str) -> tuple[float, str | None]:
@@ -272,30 +233,3 @@ def _changed_tensor(network: Network, analysis: ChannelAnalysis, keep: np.ndarra
         if name not in pruned.tensors or not torch.equal(pruned.tensors[name], expected):
             return f"{name} is not the kept part of the original tensor"
     return None
-
-
-def _randomised(network: Network, seed: int, *, positive: bool) -> Network:
-    """A copy in which little vanishes: whatever is constant or tiny beside the rest of its tensor is drawn anew.
-
-    Signs of the other parameters are flipped at random, except that `positive` makes every one-dimensional tensor
-    positive: gains and biases that keep a ReLU alive. What is nowhere negative stays so (variances), and buffers of
-    several dimensions (fixed filters) stay as they are.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, tensor in network.tensors.items():
-        flat = tensor.numel() == max(tensor.shape, default=1)
-        if not tensor.is_floating_point() or tensor.numel() == 0 or not (flat or name in network.parameter_names):
-            tensors[name] = tensor
-            continue
-        size = tensor.double().abs()
-        usual = 1.0 if flat else math.sqrt(1 / math.prod(tensor.shape[1:]))
-        typical = float(size.square().mean().sqrt())
-        if typical < 1e-3 * usual or bool((size == size.flatten()[0]).all()):
-            size, typical = torch.zeros_like(size), usual
-        disturbance = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-        fresh = torch.where(size < 1e-2 * typical, torch.full_like(size, typical), size) * disturbance
-        if not flat or not (positive or bool((tensor >= 0).all())):
-            fresh *= torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        tensors[name] = fresh.to(tensor.dtype)
-    return network.with_tensors(tensors)

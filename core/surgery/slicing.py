@@ -7,7 +7,7 @@ The given network is not touched: the result has a new graph, and tensors of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -20,8 +20,10 @@ from torch.fx import Graph, Node
 from core.analysis.channels import ChannelAnalysis
 from core.analysis.context import Edit
 from core.analysis.trace import storage_key
-from core.analysis.values import Value
+from core.analysis.values import Labels, Value
 from core.network import Network, TensorMeta
+
+_CHUNK_ELEMENTS = 2**18
 
 
 def apply(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Network:
@@ -49,21 +51,40 @@ def apply(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Netw
 
 def slice_tensors(network: Network, analysis: ChannelAnalysis, keep: np.ndarray) -> Mapping[str, Tensor]:
     """Every tensor of the network cut to its kept labels; names of one storage keep sharing one."""
+    kept = analysis.kept_labels(keep)
     indices = kept_indices(analysis, keep)
     sliced: dict[Any, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in network.tensors.items():
+        points_into = analysis.trace.positions.get(name)
         if name not in indices:
-            tensors[name] = tensor
+            tensors[name] = _renumbered(tensor, points_into, kept)
             continue
         key = storage_key(tensor)
         if key not in sliced:
-            for axis, index in enumerate(indices[name]):
-                if index is not None:
-                    tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
-            sliced[key] = tensor
+            sliced[key] = _renumbered(_cut(tensor.detach(), indices[name]), points_into, kept)
         tensors[name] = sliced[key]
     return MappingProxyType(tensors)
+
+
+def _cut(tensor: Tensor, indices: Sequence[np.ndarray | None]) -> Tensor:
+    """The kept part, cut row by row: what lies between two cuts stays in the cache."""
+    chosen = [None if index is None else torch.from_numpy(index).to(tensor.device) for index in indices]
+    axes = [axis for axis, index in enumerate(chosen) if axis and index is not None]
+    if not axes:
+        return tensor.index_select(0, chosen[0])
+    rows = len(tensor) if chosen[0] is None else len(chosen[0])
+    result = tensor.new_empty(
+        [rows, *(tensor.shape[axis] if chosen[axis] is None else len(chosen[axis]) for axis in range(1, tensor.ndim))]
+    )
+    step = max(1, _CHUNK_ELEMENTS * len(tensor) // tensor.numel())
+    for start in range(0, rows, step):
+        place = slice(start, start + step)
+        part = tensor[place] if chosen[0] is None else tensor.index_select(0, chosen[0][place])
+        for axis in axes[:-1]:
+            part = part.index_select(axis, chosen[axis])
+        torch.index_select(part, axes[-1], chosen[axes[-1]], out=result[place])
+    return result
 
 
 def kept_indices(analysis: ChannelAnalysis, keep: np.ndarray) -> dict[str, tuple[np.ndarray | None, ...]]:
@@ -75,6 +96,14 @@ def kept_indices(analysis: ChannelAnalysis, keep: np.ndarray) -> dict[str, tuple
         if cut:
             indices[name] = tuple(cut.get(axis) for axis in range(len(value.shape)))
     return indices
+
+
+def _renumbered(tensor: Tensor, labels: Labels | None, kept: np.ndarray) -> Tensor:
+    """Positions along an axis, counted over its kept labels."""
+    if labels is None or kept[labels].all():
+        return tensor
+    new = torch.from_numpy(np.cumsum(kept[labels]) - 1).to(tensor)
+    return new[tensor]
 
 
 def _check(analysis: ChannelAnalysis, keep: np.ndarray, kept: np.ndarray) -> None:

@@ -69,6 +69,8 @@ def test_catalogue_is_empty_before_the_first_worker_and_paged_after(service):
     rest = service.client.get("/v1/architectures", params={"limit": 2, "after": first["next"]}).json()
     assert [one["name"] for one in rest["data"]] == ["cifar_resnet56"]
     assert (rest["has_more"], rest["next"]) == (False, None)
+    found = service.client.get("/v1/architectures", params={"search": "RESNET 5"}).json()["data"]
+    assert [one["name"] for one in found] == ["cifar_resnet56"]
 
 
 def test_unknown_route_is_a_problem(client):

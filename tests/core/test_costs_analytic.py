@@ -7,10 +7,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from core.analysis import analyse, profile
-from core.analysis.costs import Product, build_cost_table
+from core.analysis.costs import LiveProduct, Product, build_cost_table
 from core.architectures import build
 from core.budget import Costs
 from core.surgery import apply
@@ -116,8 +118,26 @@ def test_one_evaluation_takes_well_under_a_millisecond():
 
 def test_a_step_that_can_never_be_the_peak_is_dropped():
     fixed, slope = np.array([0, 0]), np.eye(2)
-    wide = [Product(8, (0,)), Product(4, (1,))]
-    table = build_cost_table(fixed, slope, [], [], [], steps=[wide, [Product(7, (0,))], [Product(5, (1,))], wide])
+    first, second = (0,), (1,)
+    wide = [Product(8, first), Product(4, second)]
+    steps = [wide, [Product(7, first)], [Product(5, second)], wide]
+    buffers = [LiveProduct(product, step, step) for step, products in enumerate(steps) for product in products]
+    table = build_cost_table(fixed, slope, [], [], [], buffers)
     assert len(table.totals) == 3 + 2
     assert table.evaluate(np.array([3, 1])).peak_activation_bytes == 28
     assert table.evaluate(np.array([0, 3])).peak_activation_bytes == 15
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2), st.integers(0, 9), st.integers(0, 5)), max_size=12),
+    st.lists(st.integers(0, 5), min_size=3, max_size=3),
+)
+def test_the_peak_is_the_largest_sum_of_live_buffers_over_all_steps(drawn, widths):
+    """Buffers drawn as (bytes per channel, group, birth, steps that it lives on)."""
+    buffers = [LiveProduct(Product(size, (group,)), birth, birth + more) for size, group, birth, more in drawn]
+    table = build_cost_table(np.zeros(3), np.eye(3), [], [], [], buffers)
+    live = [
+        sum(size * widths[group] for size, group, birth, more in drawn if birth <= step <= birth + more)
+        for step in range(16)
+    ]
+    assert table.evaluate(np.array(widths)).peak_activation_bytes == max(live)

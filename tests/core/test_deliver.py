@@ -129,20 +129,35 @@ def test_latency_is_measured_for_both_networks(delivery):
 
 
 def test_onnx_that_computes_something_else_is_not_delivered(tmp_path, monkeypatch):
-    network = small_network(0)
-    export = onnx_file_module._export
+    def sabotaged(export):
+        def exported(network):
+            model = export(network)
+            weight = next(t for t in model.graph.initializer if t.name.endswith("linear.weight"))
+            values = onnx.numpy_helper.to_array(weight).copy()
+            values[0] *= 1.01
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+            return model
 
-    def sabotaged(net):
-        model = export(net)
-        weight = next(t for t in model.graph.initializer if t.name.endswith("linear.weight"))
-        values = onnx.numpy_helper.to_array(weight).copy()
-        values[0] *= 1.01
-        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-        return model
+        return exported
 
-    monkeypatch.setattr(onnx_file_module, "_export", sabotaged)
+    for way in ("emit", "_exported_by_torch"):
+        monkeypatch.setattr(onnx_file_module, way, sabotaged(getattr(onnx_file_module, way)))
     with pytest.raises(EngineError, match="differs from PyTorch"):
-        write_onnx(network, tmp_path / "model.onnx")
+        write_onnx(small_network(0), tmp_path / "model.onnx")
+
+
+def test_a_network_that_magnifies_rounding_is_held_against_its_own_rounding(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    with torch.no_grad():
+        # The second output is a difference of large numbers that all but cancel.
+        module[3].weight.mul_(1e4)
+        module[3].bias.copy_(-module[3](torch.tanh(module[1].bias)))
+        module[1].weight.mul_(1e-6)
+    network = Network.from_module(module, {"image": (1, 8, 8)})
+    inputs = network.random_inputs(batch=2, seed=0)
+    assert max(onnx_file_module._rounding_errors(network, inputs)) > 1e-4
+    write_onnx(network, tmp_path / "model.onnx")
 
 
 def test_relative_error_is_infinite_for_wrong_shapes_and_values_that_are_not_finite():

@@ -219,11 +219,11 @@ def test_a_residual_block_reads_as_a_person_would_write_it():
     assert "input   image: float32 (batch, 3, 16, 16)" in source and "torch.ops" not in source
 
 
-def test_numbered_layers_become_a_dictionary_and_calls_without_a_printer_stay_aten_calls():
+def test_numbered_layers_become_a_dictionary_and_calls_become_what_a_person_writes():
     source = model_source(vgg())
     assert 'x = self["4"](x)' in source and source.index('"9": nn.Dropout(0.4') < source.index('"10": nn.Linear')
     source = model_source(everything())
-    assert 'getattr(self.blocks, "depth-wise")' in source and "x = torch.ops.aten.roll.default(x, [1], [2])" in source
+    assert 'getattr(self.blocks, "depth-wise")' in source and "x = x.roll((1,), dims=(2,))" in source
     assert "x = x[:, self.order]" in source and "x, y = x.chunk(2, dim=1)" in source
     assert "x = x[:, :, 1:-1, ::2]" in source
 

@@ -116,7 +116,7 @@ def test_peak_around_one_operator_is_the_one_worked_out_by_hand(name):
 
 def test_every_elementwise_operator_is_either_in_place_or_allocates_for_a_reason():
     views = {"type_as", "contiguous", "detach", "alias"}
-    copies_or_new = {"clone", "lift_fresh_copy", "copy", "zeros_like", "ones_like", "full_like"}
+    copies_or_new = {"clone", "lift_fresh_copy", "copy", "zeros_like", "ones_like", "full_like", "zero", "fill"}
     always_two_operands = {"maximum", "minimum", "fmax", "fmin", "atan2", "addcmul", "addcdiv", "lerp", "where"}
     always_two_operands |= {"masked_fill", "logical_and", "logical_or", "logical_xor"}
     assert views | copies_or_new | always_two_operands | IN_PLACE == ELEMENTWISE

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from core.budget import Budget, Cap, Constraint
 from core.errors import EngineError
 from core.planning import PlanOptions, plan_widths, smallest_plan
+from core.planning.bounds import Bounds
 from core.planning.lattice import Lattice
 from tests.core.synthetic_analysis import SyntheticAnalysis, random_analysis
 
@@ -182,7 +183,7 @@ def test_ladder_has_multiples_of_round_to_or_of_its_largest_divisor_that_fits(
 ):
     one = np.array([1])
     analysis = SyntheticAnalysis(np.array([components]), np.array([[per_component]]), 0 * one, ((0, 0),), one, 0)
-    lattice = Lattice.of(analysis, PlanOptions(round_to=round_to))
+    lattice = Lattice.of(analysis, Bounds.of(analysis, PlanOptions()), round_to)
     assert lattice.ladders[0].tolist() == ladder
 
 

@@ -104,6 +104,8 @@ def test_jobs_are_listed_shown_and_told(service_url, digits_files: Digits):
 def test_catalogue_is_printed(service_url):
     assert "magnitude" in run("pennyweight", "methods", url=service_url).stdout
     assert "cifar_resnet110" in run("pennyweight", "architectures", url=service_url).stdout
+    found = run("pennyweight", "architectures", "torchvision", "resnet1", url=service_url).stdout
+    assert "torchvision:resnet152" in found and "cifar_resnet110" not in found
 
 
 @pytest.mark.parametrize(

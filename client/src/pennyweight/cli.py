@@ -257,9 +257,16 @@ def methods(url: Url = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def architectures(url: Url = None, as_json: AsJson = False) -> None:
+def architectures(
+    search: Annotated[
+        list[str] | None, typer.Argument(help="Words that the name or title must have, e.g. `timm resnet50`.")
+    ] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
     """The architectures whose checkpoints the service understands."""
-    _print_catalogue(url, as_json, lambda client: client.architectures(), "name")
+    words = " ".join(search) if search else None
+    _print_catalogue(url, as_json, lambda client: client.architectures(words), "name")
 
 
 def _print_catalogue(url: str | None, as_json: bool, read: Callable[[Client], list[dict[str, Any]]], key: str) -> None:

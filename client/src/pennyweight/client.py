@@ -213,8 +213,9 @@ class Client:
     def methods(self) -> list[dict[str, Any]]:
         return list(self._list("/v1/methods", {}, None))
 
-    def architectures(self) -> list[dict[str, Any]]:
-        return list(self._list("/v1/architectures", {}, None))
+    def architectures(self, search: str | None = None) -> list[dict[str, Any]]:
+        """Every named architecture, or those that have every word of `search` in their name or title."""
+        return list(self._list("/v1/architectures", {} if search is None else {"search": search}, None))
 
     # --- internals
 

@@ -15,11 +15,13 @@ from core.analysis.handlers import (
     convolution,
     creation,
     elementwise,
+    indexing,
     joining,
     matrix,
     normalisation,
     pooling,
     reduction,
+    repeating,
     reshape,
     splitting,
 )
@@ -35,4 +37,6 @@ HANDLERS: Mapping[str, Handler] = {
     **joining.HANDLERS,
     **splitting.HANDLERS,
     **creation.HANDLERS,
+    **indexing.HANDLERS,
+    **repeating.HANDLERS,
 }

@@ -21,7 +21,7 @@ _N_ARY = """
 add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum fmax fmin atan2
 addcmul addcdiv lerp where masked_fill copy
 eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor
-zeros_like ones_like full_like
+zeros_like ones_like full_like zero fill
 """
 ELEMENTWISE = frozenset((_UNARY + _N_ARY).split())
 

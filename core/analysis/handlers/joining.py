@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from core.analysis.context import Call, Edit, Recorder, UnlabelledOperator
@@ -44,34 +46,52 @@ def pad(recorder: Recorder, call: Call) -> Value:
     """Constant padding, e.g. zero channels before and after a shortcut (He et al., option A).
 
     Padding along a labelled axis gets labels of its own, usually tied to real channels by the addition that follows;
-    the pad counts then follow the kept ones.
+    the pad counts then follow the kept ones. Negative padding crops: as many as are kept of what it cut off.
     """
     x, amounts = call["self"], call["pad"]
     pairs = {x.rank - 1 - index: (amounts[2 * index], amounts[2 * index + 1]) for index in range(len(amounts) // 2)}
     labels: dict[int, Labels] = {}
-    fresh: dict[int, tuple[Labels, Labels]] = {}
+    ends: dict[int, tuple[_End, _End]] = {}
     for axis, vector in x.labels.items():
         before, after = pairs.get(axis, (0, 0))
         if (before, after) == (0, 0):
             labels[axis] = vector
-        elif before < 0 or after < 0:
-            recorder.freeze(vector, "cropped by a negative padding")
         elif call.operator == "pad" and call["mode"] != "constant":
             recorder.freeze(vector, f"padded by {call['mode']}")
         else:
-            fresh[axis] = recorder.fresh(before), recorder.fresh(after)
-            labels[axis] = np.concatenate([fresh[axis][0], vector, fresh[axis][1]])
+            front = _End.of(recorder, vector, before)
+            back = _End.of(recorder, vector[::-1], after)
+            left = vector[max(0, -before) : len(vector) - max(0, -after)]
+            if before < 0 or after < 0:
+                recorder.piece(left, "")
+            labels[axis] = np.concatenate([front.added, left, back.added])
+            ends[axis] = front, back
 
     def rewrite(edit: Edit) -> None:
         new = list(bind(edit.node)["pad"])
-        for axis, (front, back) in fresh.items():
+        for axis, (front, back) in ends.items():
             index = x.rank - 1 - axis
-            new[2 * index : 2 * index + 2] = edit.count(front), edit.count(back)
+            new[2 * index : 2 * index + 2] = front.amount(edit), back.amount(edit)
         edit.set("pad", new)
 
-    if fresh:
+    if ends:
         recorder.rewrite(rewrite)
     return Value(call.shape, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """What padding does at one end of an axis: labels that it adds, or takes away."""
+
+    added: Labels
+    cropped: Labels
+
+    @staticmethod
+    def of(recorder: Recorder, inwards: Labels, amount: int) -> _End:
+        return _End(recorder.fresh(max(0, amount)), inwards[: max(0, -amount)])
+
+    def amount(self, edit: Edit) -> int:
+        return edit.count(self.added) - edit.count(self.cropped)
 
 
 HANDLERS = {

@@ -1,14 +1,19 @@
-"""Matrix products: free axes keep their labels, contracted axes are tied (linear) or frozen (products of activations)."""
+"""Matrix products and attention: free axes keep their labels, contracted axes are tied.
+
+A product of activations sums over the channels that both sides have in common, like a layer over those that its weight
+reads: removing one from both is what a reference sees that is blind to it on one side.
+"""
 
 from __future__ import annotations
 
 import math
 
-from core.analysis.context import Call, Recorder, UnlabelledOperator
+from core.analysis.context import Call, Read, Recorder, UnlabelledOperator
+from core.analysis.handlers import einsum
 from core.analysis.handlers.elementwise import broadcast
-from core.analysis.values import Labels, Value
+from core.analysis.values import Value
 
-_CONTRACTED = "a product of activations contracts over this axis"
+_CONTRACTED = "contracts with an axis that cannot be sliced"
 
 
 def linear(recorder: Recorder, call: Call) -> Value:
@@ -29,53 +34,64 @@ def linear(recorder: Recorder, call: Call) -> Value:
 def addmm(recorder: Recorder, call: Call) -> Value:
     """bias + a @ b, for matrices and batches of them."""
     names = ("mat1", "mat2") if call.operator == "addmm" else ("batch1", "batch2")
-    product = _product(recorder, call, call[names[0]], call[names[1]])
+    product = _product(recorder, call, call[names[0]], call[names[1]], names[0])
     return broadcast(recorder, call, [call["self"], product], call.shape)
 
 
 def matmul(recorder: Recorder, call: Call) -> Value:
     """a [..., n, k] @ b [..., k, m] (matmul, mm, bmm)."""
     first, second = call["self"], call["mat2"] if call.get("mat2") is not None else call["other"]
-    return _product(recorder, call, first, second)
+    return _product(recorder, call, first, second, "self")
 
 
 def attention(recorder: Recorder, call: Call) -> Value:
-    """softmax(q kᵀ) v with q [..., L, E], k [..., S, E], v [..., S, V] → [..., L, V]."""
-    query, key, value = call["query"], call["key"], call["value"]
+    """softmax(scale · q kᵀ + mask) v with q [..., L, E], k [..., S, E], v [..., S, V] → [..., L, V].
+
+    E is tied between q and k and summed over; the scale stays what it was. The softmax runs over S.
+    """
+    query, key, value, mask = call["query"], call["key"], call["value"], call["attn_mask"]
     rank = query.rank
-    batch = range(rank - 2)
     _product_macs(recorder, [(query, range(rank)), (key, [rank - 2])])
     _product_macs(recorder, [(query, range(rank - 1)), (value, [rank - 2, rank - 1])])
     if call["enable_gqa"] or not rank == key.rank == value.rank:
         raise UnlabelledOperator("attention with grouped queries")
-    for operand, axes in ((query, [-1]), (key, [-2, -1]), (value, [-2])):
-        recorder.freeze_axes(operand, axes, _CONTRACTED)
-    mask = call["attn_mask"]
+    if query.shape[-1] > 1:
+        recorder.tie(query.vector(-1), key.vector(-1), _CONTRACTED)
+    recorder.read("query", rank - 1, query.vector(-1))
+    if query.vector(-1) is not None and call["scale"] is None:
+        recorder.rewrite(lambda edit: edit.set("scale", query.shape[-1] ** -0.5))
+    holders = [("key", key, rank - 2), ("value", value, rank - 2)]
+    operands, shape = [_batch_part(one) for one in (query, key, value)], (*query.shape[:-1], key.shape[-2])
+    rows = query.vector(-2)
     if mask is not None:
-        recorder.freeze_axes(mask, range(mask.rank), "attention mask")
-        recorder.freeze_axes(query, range(rank - 1), "attention mask")
-    labels: dict[int, Labels | None] = {}
-    for axis in batch:
-        vectors = [operand.vector(axis) for operand in (query, key, value) if operand.shape[axis] > 1]
-        labels[axis] = recorder.join(vectors, "attention over heads that cannot be sliced")
-    return Value(call.shape, {**labels, rank - 2: query.vector(-2), rank - 1: value.vector(-1)})
+        # Heads and query positions of the mask are those of the scores that it is added to.
+        operands.append(_batch_part(mask))
+        if mask.shape[-1] > 1:
+            holders.append(("attn_mask", mask, mask.rank - 1))
+        if mask.rank > 1 and mask.shape[-2] > 1:
+            rows = recorder.join([rows, mask.vector(-2)], "attention mask")
+    batch = broadcast(recorder, call, operands, shape[:-2])
+    columns = recorder.join([one.vector(axis) for _, one, axis in holders], "attention mask")
+    if call["is_causal"]:
+        recorder.freeze(rows, "causal attention")
+        recorder.freeze(columns, "causal attention")
+    reads = [Read(name, axis, one.vector(axis)) for name, one, axis in holders if one.vector(axis) is not None]
+    recorder.run_over(reads, "softmax runs over this axis")
+    return Value(call.shape, {**batch.labels, rank - 2: rows, rank - 1: value.vector(-1)})
 
 
-def _product(recorder: Recorder, call: Call, first: Value, second: Value) -> Value:
+def _product(recorder: Recorder, call: Call, first: Value, second: Value, argument: str) -> Value:
+    """a [..., n, k] @ b [..., k, m]; `argument` is the name of a."""
     if first.rank < 2 or second.rank < 2:
         raise UnlabelledOperator("product with a vector")
     shape = call.shape
-    outputs = broadcast(
-        recorder,
-        call,
-        [_batch_part(first), _batch_part(second)],
-        shape[:-2],
-    )
+    outputs = broadcast(recorder, call, [_batch_part(first), _batch_part(second)], shape[:-2])
     labels = {**outputs.labels, len(shape) - 2: first.vector(-2), len(shape) - 1: second.vector(-1)}
     result = Value(shape, {axis: vector for axis, vector in labels.items() if vector is not None})
     _product_macs(recorder, [(result, range(result.rank)), (first, [first.rank - 1])])
-    recorder.freeze(first.vector(-1), _CONTRACTED)
-    recorder.freeze(second.vector(-2), _CONTRACTED)
+    if first.shape[-1] > 1:
+        recorder.tie(first.vector(-1), second.vector(-2), _CONTRACTED)
+    recorder.read(argument, first.rank - 1, first.vector(-1))
     return result
 
 
@@ -98,4 +114,5 @@ HANDLERS = {
     "baddbmm": addmm,
     **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
     "scaled_dot_product_attention": attention,
+    **einsum.HANDLERS,
 }

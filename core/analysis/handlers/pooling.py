@@ -50,6 +50,25 @@ def pixel_unshuffle(recorder: Recorder, call: Call) -> Value:
     return Value(call.shape, labels)
 
 
+def grid_sample(recorder: Recorder, call: Call) -> Value:
+    """x [N, C, …] at the places that grid [N, …, 2 or 3] names → [N, C, …]."""
+    x, grid = call["input"], call["grid"]
+    recorder.freeze_axes(grid, range(grid.rank), "coordinates")
+    return Value(call.shape, spatial(x.rank - 2, call, recorder))
+
+
+def max_unpool(recorder: Recorder, call: Call) -> Value:
+    """x and the indices of a max-pooling [N, C, …]: both have the same channels."""
+    x, indices = call["self"], call["indices"]
+    rank = 2 if call.operator == "max_unpool2d" else 3
+    labels = spatial(rank, call, recorder)
+    recorder.freeze_axes(indices, range(indices.rank - rank, indices.rank), "max_unpool mixes this axis")
+    for axis in range(x.rank - rank):
+        if x.shape[axis] > 1:
+            recorder.tie(x.vector(axis), indices.vector(axis), "unpooled with indices that cannot be sliced")
+    return Value(call.shape, labels)
+
+
 _RANKS = {"1d": 1, "2d": 2, "3d": 3}
 _POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool")
 _SAMPLERS = {
@@ -68,11 +87,15 @@ _SAMPLERS = {
     "reflection_pad2d": 2,
     "replication_pad1d": 1,
     "replication_pad2d": 2,
+    "replication_pad3d": 3,
+    "reflection_pad3d": 3,
 }
 HANDLERS = {
     **{f"{name}{suffix}": _handler(rank) for name in _POOLS for suffix, rank in _RANKS.items()},
     **{f"max_pool{suffix}_with_indices": _handler(rank) for suffix, rank in _RANKS.items()},
     **{name: _handler(rank) for name, rank in _SAMPLERS.items()},
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), max_unpool),
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
 }

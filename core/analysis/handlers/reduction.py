@@ -1,14 +1,18 @@
-"""Reductions: the reduced axes need all their positions, the others pass."""
+"""Reductions: the reduced axes need all their positions, or are taken over the surviving ones; the others pass."""
 
 from __future__ import annotations
 
-from core.analysis.context import Call, Recorder
+import operator
+
+from core.analysis.context import Call, Read, Recorder
 from core.analysis.handlers.elementwise import elementwise
 from core.analysis.values import Value
 
-_NAMES = [
+# What these give for fewer positions is the same statistic of fewer positions.
+_OVER_SURVIVORS = [
     "mean",
     "sum",
+    "nansum",
     "prod",
     "amax",
     "amin",
@@ -21,13 +25,9 @@ _NAMES = [
     "logsumexp",
     "linalg_vector_norm",
     "norm",
-    "argmax",
-    "argmin",
-    "any",
-    "all",
-    "median",
-    "nansum",
 ]
+# Positions and orders: they would change their meaning.
+_OVER_ALL = ["argmax", "argmin", "any", "all", "median", "nanmedian", "mode", "aminmax"]
 
 
 def reduction(recorder: Recorder, call: Call) -> Value | tuple[Value, ...]:
@@ -40,7 +40,11 @@ def reduction(recorder: Recorder, call: Call) -> Value | tuple[Value, ...]:
         axes = set(range(x.rank))
     else:
         axes = {x.axis(axis) for axis in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    recorder.freeze_axes(x, sorted(axes), f"{call.operator} runs over this axis")
+    reason = f"{call.operator} runs over this axis"
+    if call.operator in _OVER_ALL or (call.operator in ("max", "min") and _reads_positions(call)):
+        recorder.freeze_axes(x, sorted(axes), reason)
+    else:
+        recorder.run_over([Read("self", axis, x.labels[axis]) for axis in sorted(axes) if axis in x.labels], reason)
     keep = bool(call.get("keepdim"))
     position = {}
     for axis in range(x.rank):
@@ -53,4 +57,9 @@ def reduction(recorder: Recorder, call: Call) -> Value | tuple[Value, ...]:
     return Value(metas.shape, labels)
 
 
-HANDLERS = dict.fromkeys(_NAMES, reduction)
+def _reads_positions(call: Call) -> bool:
+    """Whether someone reads the second result of max(x, dim): the positions."""
+    return any(user.target is operator.getitem and user.args[1] == 1 for user in call.node.users)
+
+
+HANDLERS = dict.fromkeys((*_OVER_SURVIVORS, *_OVER_ALL), reduction)

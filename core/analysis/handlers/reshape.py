@@ -3,7 +3,8 @@
 A view is taken apart into blocks of equal element count. In a block with one labelled axis, the labels are spread over
 the block and looked at in its new shape: along at most one new axis they vary (a flatten repeats each label, its inverse
 undoes that: no tie is needed); where they vary along several, the longest stays free and the others are tied. That one
-heuristic gives channel shuffle, attention heads and pixel shuffle by views.
+heuristic gives channel shuffle, attention heads and pixel shuffle by views. Where the channels inside the heads turn out
+to be frozen (normalised queries, attention over channels), the interpretation is repeated with the heads free.
 """
 
 from __future__ import annotations
@@ -78,12 +79,9 @@ def rearranged(recorder: Recorder, x: Value, shape: tuple[int, ...]) -> Value:
             # All positions share one label: it can only go as a whole, which would empty the axis.
             recorder.freeze(spread.ravel()[:1], "the only channel of an axis", quiet=True)
             continue
-        longest = max(varying, key=lambda k: spread.shape[k])
-        rectangle = np.moveaxis(spread, longest, -1).reshape(-1, spread.shape[longest])
-        if len(varying) > 1:
-            labels[outputs[longest]] = recorder.tie_rows(rectangle)
-        else:
-            labels[outputs[longest]] = rectangle[0]
+        chosen = recorder.free_axis(spread, varying)
+        rectangle = np.moveaxis(spread, chosen, -1).reshape(-1, spread.shape[chosen])
+        labels[outputs[chosen]] = recorder.tie_rows(rectangle) if len(varying) > 1 else rectangle[0]
     return Value(shape, labels)
 
 
@@ -197,7 +195,14 @@ def permutation(call: Call, x: Value) -> list[int]:
 
 def transposition(call: Call, x: Value) -> list[int]:
     order = list(range(x.rank))
-    first, second = (x.axis(call["dim0"]), x.axis(call["dim1"])) if call.operator == "transpose" else (0, x.rank - 1)
+    if call.operator == "mT":
+        first, second = x.rank - 2, x.rank - 1
+    elif "dim0" in call.arguments or "axis0" in call.arguments:
+        first, second = (
+            x.axis(call.get(f"dim{side}") if f"dim{side}" in call.arguments else call[f"axis{side}"]) for side in (0, 1)
+        )
+    else:
+        return order[::-1]
     order[first], order[second] = second, first
     return order
 
@@ -243,24 +248,25 @@ def _expanded(recorder: Recorder, x: Value, shape: tuple[int, ...]) -> Value:
     return Value(shape, labels)
 
 
-def spatial_shift(recorder: Recorder, call: Call) -> Value:
-    """flip and roll: positions move along `dims`, which must stay whole."""
-    x = call["self"]
-    if not call["dims"]:
-        raise UnlabelledOperator(f"{call.operator} over all axes")
-    recorder.freeze_axes(x, call["dims"], f"{call.operator} moves the positions of this axis")
-    return Value(x.shape, x.labels)
+def like(recorder: Recorder, call: Call) -> Value:
+    """view_as, reshape_as: the shape of `other`, whose axes are kept or cut together with the result's."""
+    x, other = call["self"], call["other"]
+    result = rearranged(recorder, x, call.shape)
+    for axis, size in enumerate(call.shape):
+        if size > 1:
+            recorder.tie(result.vector(axis), other.vector(axis), "takes the shape of what cannot be sliced")
+    return result
 
 
 HANDLERS = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
-    **dict.fromkeys(("flatten", "unsqueeze"), reshape_without_sizes),
+    **dict.fromkeys(("flatten", "unsqueeze", "ravel"), reshape_without_sizes),
     "unflatten": unflatten,
     "squeeze": squeeze,
     "permute": _permuted(permutation),
-    **dict.fromkeys(("transpose", "t", "numpy_T"), _permuted(transposition)),
-    "movedim": _permuted(moved),
-    "expand": expand,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT"), _permuted(transposition)),
+    **dict.fromkeys(("movedim", "moveaxis"), _permuted(moved)),
+    **dict.fromkeys(("expand", "broadcast_to"), expand),
     "expand_as": expand_as,
-    **dict.fromkeys(("flip", "roll"), spatial_shift),
+    **dict.fromkeys(("view_as", "reshape_as"), like),
 }

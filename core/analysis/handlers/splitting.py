@@ -1,4 +1,4 @@
-"""split, slice, select and getitem: parts of an axis.
+"""split, slice and getitem: parts of an axis.
 
 Every part is registered as a piece: groups are cut at its borders and it can never become empty. Kept parts are in
 general unequal, so every form of split becomes `split_with_sizes`.
@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from core.analysis.context import Call, Edit, Recorder, UnlabelledOperator
-from core.analysis.values import Value
+from core.analysis.values import Labels, Value
 
 aten = torch.ops.aten
 
@@ -57,8 +57,7 @@ def slice_(recorder: Recorder, call: Call) -> Value:
     start, end, step = slice(call["start"], call["end"], call["step"]).indices(len(whole))
     part = whole[start:end:step]
     if step != 1:
-        recorder.freeze(whole, "sliced with a step")
-        return Value(call.shape, {**others, dim: part})
+        return Value(call.shape, {**others, dim: _every(recorder, whole, start, end, step)})
     if len(part) == len(whole):
         return Value(call.shape, {**others, dim: whole})
     if len(part) == 0:
@@ -73,16 +72,14 @@ def slice_(recorder: Recorder, call: Call) -> Value:
     return Value(call.shape, {**others, dim: part})
 
 
-def select(recorder: Recorder, call: Call) -> Value | tuple[Value, ...]:
-    """One position (select) or every position (unbind) of an axis by number: that axis must stay whole."""
-    x = call["self"]
-    dim = x.axis(call["dim"])
-    recorder.freeze(x.vector(dim), f"{call.operator} picks positions of this axis by number")
-    labels = {axis - (axis > dim): vector for axis, vector in x.labels.items() if axis != dim}
-    metas = call.node.meta["value"]
-    if isinstance(metas, tuple):
-        return tuple(Value(meta.shape, labels) for meta in metas)
-    return Value(metas.shape, labels)
+def _every(recorder: Recorder, whole: Labels, start: int, end: int, step: int) -> Labels:
+    """x[start::step] stays right if every run of `step` positions lives or dies as a whole."""
+    if len(whole) % step or start >= step or end < len(whole):
+        recorder.freeze(whole, "sliced with a step")
+        return whole[start:end:step]
+    runs = recorder.tie_rows(whole.reshape(-1, step).T)
+    recorder.piece(runs, "")
+    return runs
 
 
 def getitem(recorder: Recorder, call: Call) -> Value:
@@ -106,6 +103,5 @@ HANDLERS = {
         split,
     ),
     "slice": slice_,
-    **dict.fromkeys(("select", "unbind"), select),
     "getitem": getitem,
 }

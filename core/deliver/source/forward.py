@@ -54,6 +54,7 @@ class _Writer:
         self.statements = [node for node in nodes if node.op == "call_function" and node not in hidden]
         self.last_read = self._last_reads()
         self.names: dict[Node, str] = {}
+        self.living = list(self.inputs)
         owners = [name.rpartition(".")[0] for name in tree.network.tensors]
         self.containers = {parent for owner in owners for parent in _ancestors(owner)}
 
@@ -112,10 +113,13 @@ class _Writer:
         results = [node] if node in self.last_read else self.unpacked.get(node, [])
         for result in results:
             self.names[result] = self._name(result, self._reads(node), index)
+            self.living.append(result)
         return ", ".join(self.names[result] for result in results) + " = " * bool(results)
 
     def _name(self, node: Node, reads: Sequence[Node], index: int) -> str:
-        live = {name for other, name in self.names.items() if self.last_read.get(other, -1) > index}
+        # What nobody reads from here on is never read again.
+        self.living = [other for other in self.living if self.last_read.get(other, -1) > index]
+        live = {self.names[other] for other in self.living}
         fixed = {self.names[read] for read in self.inputs}
         if not isinstance(node.meta.get("value"), TensorMeta):
             kind = "parts" if isinstance(node.meta.get("value"), tuple) else _size_name(node)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.architectures.arguments import integer_in
-from core.architectures.registry import Architecture
+from core.architectures.family import Architecture, OwnFamily
 
 STAGES = 3
 PRESET_DEPTHS = (20, 32, 44, 56, 110)
@@ -183,14 +183,16 @@ def _preset(depth: int) -> Architecture:
     )
 
 
-ARCHITECTURES = (
-    Architecture(
-        name="cifar_resnet",
-        title="ResNet for small images (He et al. 2016) of any depth and width, shortcuts without parameters",
-        args_schema=_schema("depth", "width", "in_channels", "num_classes", "inner_widths"),
-        infer=infer,
-        construct=_construct,
-        input_shape=_input_shape,
-    ),
-    *(_preset(depth) for depth in PRESET_DEPTHS),
+FAMILY = OwnFamily(
+    (
+        Architecture(
+            name="cifar_resnet",
+            title="ResNet for small images (He et al. 2016) of any depth and width, shortcuts without parameters",
+            args_schema=_schema("depth", "width", "in_channels", "num_classes", "inner_widths"),
+            infer=infer,
+            construct=_construct,
+            input_shape=_input_shape,
+        ),
+        *(_preset(depth) for depth in PRESET_DEPTHS),
+    )
 )
