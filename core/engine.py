@@ -50,7 +50,7 @@ class CompressionRequest:
     budget: Budget
     architecture: str | None = None
     architecture_args: Mapping[str, Any] = field(default_factory=dict)
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     methods: tuple[Mapping[str, Any], ...] = ({"type": "auto"},)
     dataset_path: Path | None = None
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None

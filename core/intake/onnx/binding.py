@@ -20,11 +20,15 @@ MAX_NAME = 256
 
 @dataclass(frozen=True)
 class Binding:
-    """inputs: in the file's order. dynamic: whether the file takes any number of images. batch_name: what it calls that."""
+    """inputs: in the file's order. dynamic: whether the file takes any number of images. batch_name: what it calls that.
+
+    open_axes: by input, the axes after the batch that the file leaves open, with their names.
+    """
 
     inputs: tuple[TensorSpec, ...]
     dynamic: bool
     batch_name: str
+    open_axes: Mapping[str, Mapping[int, str]]
 
 
 def bind_inputs(model: onnx.ModelProto, given: Sequence[int] | Mapping[str, Sequence[int]] | None) -> Binding:
@@ -43,7 +47,11 @@ def bind_inputs(model: onnx.ModelProto, given: Sequence[int] | Mapping[str, Sequ
     batches = [sizes[0] for sizes in axes.values()]
     dynamic = all(not isinstance(size, int) for size in batches)
     names = [size for size in batches if isinstance(size, str) and size]
-    return Binding(specs, dynamic, names[0] if names else "batch")
+    free = {
+        name: {axis: size for axis, size in enumerate(sizes) if axis and isinstance(size, str)}
+        for name, sizes in axes.items()
+    }
+    return Binding(specs, dynamic, names[0] if names else "batch", {name: one for name, one in free.items() if one})
 
 
 def _axes(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import onnx
@@ -22,7 +23,7 @@ from core.intake.onnx.handlers import HANDLERS
 from core.intake.onnx.names import safe_name
 from core.intake.onnx.node import OnnxNode, read_attributes
 from core.intake.onnx.proto import parse, tensor
-from core.intake.onnx.reference import require_agreement
+from core.intake.onnx.reference import agrees_at, require_agreement
 from core.intake.onnx.refusal import require_readable, require_valid
 from core.intake.onnx.tail import LAYER_OPERATORS, build_tail
 from core.intake.onnx.values import Computed, Known, NotPerImage, Unsupported, Value
@@ -138,7 +139,15 @@ class _Import:
         self._require_work(network)
         nodes = {name: value.node for name, value in self.values.items() if isinstance(value, Computed)}
         require_agreement(self.model, network, nodes, self.operators, dynamic=self.binding.dynamic)
-        return network
+        return self._opened(network)
+
+    def _opened(self, network: Network) -> Network:
+        """With the axes that the file leaves open, if the network follows them: sizes that were computed may be literals."""
+        if not self.binding.open_axes:
+            return network
+        opened = replace(network, interface=replace(network.interface, open_axes=self.binding.open_axes))
+        shapes = [opened.interface.other_shape(spec) for spec in opened.inputs]
+        return opened if agrees_at(self.model, opened, shapes) else network
 
     def _outputs(self) -> tuple[list[str], dict[str, str]]:
         """Names of the network's outputs: the file's, then what the tail reads. Also: second names of one value."""

@@ -34,13 +34,13 @@ def build_tail(
     renamed: Mapping[str, str],
     constants: Mapping[str, Tensor],
 ) -> bytes:
-    """The tail as a model: `inputs` are values of the network (batch 1), its outputs those of the file, in their order.
+    """The tail as a model: `inputs` are values of the network, its outputs those of the file, in their order.
 
     renamed: other names for inputs, which outputs or nodes of the tail use. constants: numbers that the nodes read.
     """
     make = onnx.helper
     declared = [
-        make.make_tensor_value_info(name, make.np_dtype_to_tensor_dtype(_numpy(spec)), [None, *spec.shape])
+        make.make_tensor_value_info(name, make.np_dtype_to_tensor_dtype(_numpy(spec)), [None] * (1 + len(spec.shape)))
         for name, spec in inputs.items()
     ]
     copies = [make.make_node("Identity", [source], [name]) for name, source in renamed.items()]
