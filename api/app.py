@@ -16,7 +16,21 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 
-from api import catalogue, datasets, documentation, jobs, models, operations, outcomes, problems
+from api import (
+    bundles,
+    catalogue,
+    datasets,
+    direct_uploads,
+    documentation,
+    idempotency,
+    jobs,
+    metrics,
+    models,
+    operations,
+    outcomes,
+    plans,
+    problems,
+)
 from api.context import RequestContext
 from api.dependencies import Services
 from api.security import LoopbackGuard, keys_required
@@ -24,11 +38,29 @@ from store.database import Database
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
 
-VERSIONED = (models.router, datasets.router, jobs.router, outcomes.router, catalogue.router, operations.versioned)
-UNVERSIONED = (operations.router, documentation.pages)
+VERSIONED = (
+    models.router,
+    datasets.router,
+    direct_uploads.router,
+    plans.router,
+    jobs.router,
+    outcomes.router,
+    bundles.router,
+    catalogue.router,
+    operations.versioned,
+)
+UNVERSIONED = (operations.router, metrics.router, documentation.pages)
 PREFIX = "/v1"
 
-_EXPOSED_HEADERS = ("ETag", "Location", "Retry-After", "X-Request-Id", "Content-Disposition", "Repr-Digest")
+_EXPOSED_HEADERS = (
+    "ETag",
+    "Location",
+    "Retry-After",
+    "X-Request-Id",
+    "Content-Disposition",
+    "Repr-Digest",
+    "Idempotent-Replayed",
+)
 
 
 def create_app(
@@ -46,7 +78,7 @@ def create_app(
     services = Services(
         settings=settings,
         database=database or Database(settings.resolved_database_url),
-        objects=objects or object_store(settings.resolved_storage_url),
+        objects=objects or object_store(settings.resolved_storage_url, settings.storage_public_url),
         wake=wake,
     )
 
@@ -67,6 +99,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = services
+    app.state.probes = operations.Probes(services)
+    app.state.metrics = metrics.RequestMetrics(operations.VERSION, services.database)
     app.state.allowed_methods = _allowed_methods()
     for router in VERSIONED:
         app.include_router(router, prefix=PREFIX)
@@ -74,17 +108,26 @@ def create_app(
     for router in UNVERSIONED:
         app.include_router(router)
     problems.install(app)
+    idempotency.install(app)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "If-None-Match", "Range", "X-Request-Id"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "If-None-Match",
+                "Range",
+                "X-Request-Id",
+                "Idempotency-Key",
+            ],
             expose_headers=_EXPOSED_HEADERS,
         )
     if not keys_required(settings):
         app.add_middleware(LoopbackGuard, settings=settings)
-    app.add_middleware(RequestContext)
+    aliases = {route.path: PREFIX + route.path for router in VERSIONED for route in _routes(router)}
+    app.add_middleware(RequestContext, metrics=app.state.metrics, aliases=aliases, log_polls=settings.log_polls)
     _describe(app, settings)
     return app
 

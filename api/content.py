@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from api.problems import Problem
 from store.objects import CHUNK_BYTES, ObjectReader, ObjectStore
@@ -20,17 +20,24 @@ _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 def download(
     request: Request, objects: ObjectStore, *, object_key: str, filename: str, media_type: str, size: int, sha256: str
 ) -> Response:
-    """200 with the whole object, 206 with the range that was asked for, 304 if the client has it. Raises the 416."""
+    """200 with the whole object, 206 with the range that was asked for, 304 if the client has it. Raises the 416.
+
+    307 to the object store where it serves clients itself: it knows ranges too, under an entity tag of its own.
+    """
     etag = f'"{sha256}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
-        "Content-Disposition": _attachment(filename),
+        "Content-Disposition": attachment(filename),
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",
     }
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
+    elsewhere = objects.download_url(object_key, disposition=headers["Content-Disposition"], media_type=media_type)
+    if elsewhere is not None and not request.state.head_only:
+        # The URL is a key to this one object, for a while; it is for whoever asked.
+        return RedirectResponse(elsewhere, status_code=307, headers={"Cache-Control": "private, no-store"})
     start, end, status = 0, size, 200
     if request.headers.get("if-range", etag) == etag:
         wanted = _range(request.headers.get("range", ""), size)
@@ -79,7 +86,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def _attachment(filename: str) -> str:
+def attachment(filename: str) -> str:
     plain = re.sub(r'[^ -~]|["\\%]', "_", filename)
     extended = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
     return f'attachment; filename="{plain}"{extended}'

@@ -8,19 +8,21 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
 from api.forms import DATASET_FIELDS, DATASET_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
+from api.idempotency import Once
 from api.polling import retry_after_inspection
 from api.problems import problems
-from api.requests import no_idempotency_key, require_multipart
+from api.requests import require_multipart
 from api.uploads import FileRule, ReceivedFile, received_form
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
 from store.layout import dataset_key
 from store.pages import DEFAULT_LIMIT
-from store.tables import Dataset
 
 router = APIRouter(tags=["datasets"])
+
+AfterId = page_after("ds")
 
 _FORM = form_schema(
     files={"file": "Images with labels: .npz, or a .tar of Parquet shards."},
@@ -32,15 +34,15 @@ _FORM = form_schema(
 @router.post(
     "/datasets",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Upload a dataset",
-    responses=problems(401, 403, 413, 415),
+    responses=problems(401, 403, 409, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},
 )
 async def create_dataset(
-    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
 ) -> resources.Dataset:
     require_multipart(request)
+    await once.begin(None)
     dataset_id = new_id("ds")
     async with received_form(
         request,
@@ -49,16 +51,20 @@ async def create_dataset(
         files={"file": FileRule(dataset_key(tenant_id, dataset_id))},
         max_file_bytes=services.settings.max_upload_bytes,
     ) as form:
-        row = await run_in_threadpool(_store, services, tenant_id, dataset_id, form.files["file"], form.fields)
+        response.headers["Location"] = f"{resources.base_url(request)}/v1/datasets/{dataset_id}"
+        headers = {"Location": response.headers["Location"]}
+
+        def store() -> resources.Dataset:
+            columns = dataset_columns(dataset_id, form.files["file"], form.fields)
+            with services.database.transaction() as session:
+                once.settle(session, once.fingerprint(form.contents()))
+                resource = resources.Dataset.of(DatasetRepository(session, tenant_id).create(**columns))
+                once.keep(session, 201, resource, headers)
+                return resource
+
+        resource = await run_in_threadpool(store)
     services.ring()
-    response.headers["Location"] = f"{resources.base_url(request)}/v1/datasets/{row.id}"
-    return resources.Dataset.of(row)
-
-
-def _store(services: Services, tenant_id: str, dataset_id: str, file: ReceivedFile, fields: dict[str, Any]) -> Dataset:
-    columns = dataset_columns(dataset_id, file, fields)
-    with services.database.transaction() as session:
-        return DatasetRepository(session, tenant_id).create(**columns)
+    return resource
 
 
 def dataset_columns(dataset_id: str, file: ReceivedFile, fields: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def list_datasets(
     services: ServicesOf,
     tenant_id: TenantId,
     limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
+    after: AfterId = None,
     order: PageOrder = "desc",
 ) -> resources.DatasetList:
     with services.database.read() as session:

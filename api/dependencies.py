@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
@@ -13,9 +15,12 @@ from starlette.concurrency import run_in_threadpool
 
 from api.problems import FieldError, invalid
 from api.security import keys_required, tenant_of
+from api.watching import Watcher
+from store import logs
 from store.catalogue import CatalogueRepository
 from store.contract import Catalogue
 from store.database import Database
+from store.identifiers import Prefix
 from store.objects import ObjectStore
 from store.pages import MAX_LIMIT
 from store.settings import Settings
@@ -46,6 +51,10 @@ class Services:
     objects: ObjectStore
     wake: Callable[[], None] | None
     _catalogue: _CatalogueInUse = field(default_factory=_CatalogueInUse)
+
+    @cached_property
+    def watcher(self) -> Watcher:
+        return Watcher(self.database)
 
     def ring(self) -> None:
         """Tell a worker, after the commit. Workers also look by themselves, so a failure here loses nothing."""
@@ -86,7 +95,9 @@ async def _tenant(request: Request, services: ServicesOf, _documented: Annotated
         with services.database.read() as session:
             return tenant_of(session, authorization)
 
-    return await run_in_threadpool(check)
+    tenant = await run_in_threadpool(check)
+    logs.add(tenant=tenant)
+    return tenant
 
 
 TenantId = Annotated[str, Depends(_tenant)]
@@ -95,24 +106,41 @@ TenantId = Annotated[str, Depends(_tenant)]
 PageLimit = Annotated[
     int, Query(ge=1, description=f"How many entries at most; more than {MAX_LIMIT} is taken as {MAX_LIMIT}.")
 ]
-PageAfter = Annotated[str | None, Query(max_length=255, description="The cursor `next` of the page before.")]
+_CURSOR = "The cursor `next` of the page before."
+PageAfter = Annotated[str | None, Query(max_length=255, description=_CURSOR)]
+
+
+def page_after(prefix: Prefix) -> Any:
+    """The type of the cursor of a list whose entries have ids of this kind. An entry that is gone still has a place."""
+    return Annotated[str | None, Query(pattern=f"^{prefix}_[0-9A-HJKMNP-TV-Z]{{26}}$", description=_CURSOR)]
+
+
 PageOrder = Annotated[Literal["asc", "desc"], Query(description="By age: newest first is `desc`.")]
 
 
-def known_query(*names: str, prefixes: tuple[str, ...] = ()) -> Callable[[Request], None]:
-    """A dependency that refuses other query parameters: a misspelt filter must not look like an unfiltered list."""
+def known_query(
+    *names: str, prefixes: tuple[str, ...] = (), repeatable: tuple[str, ...] = ()
+) -> Callable[[Request], None]:
+    """A dependency that refuses other query parameters, and the same one twice unless it is `repeatable`: a filter that
+    is misspelt, or of which only the last value would count, must not look like one that was applied."""
 
     def check(request: Request) -> None:
-        unknown = [
+        given = Counter(name for name, _ in request.query_params.multi_items())
+        wrong = [
             FieldError(
                 pointer=f"/{name}",
                 code="unknown_parameter",
                 detail=f"Unknown query parameter. Known: {', '.join(names)}.",
             )
-            for name in request.query_params
+            for name in given
             if name not in names and not name.startswith(prefixes)
         ]
-        if unknown:
-            raise invalid(unknown)
+        wrong += [
+            FieldError(pointer=f"/{name}", code="duplicate", detail=f"Given {count} times; it takes one value.")
+            for name, count in given.items()
+            if count > 1 and name not in repeatable
+        ]
+        if wrong:
+            raise invalid(wrong)
 
     return check

@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from api.operations import VERSION
 from api.problems import MEDIA_TYPE, ProblemDocument
 from api.security import keys_required
+from api.upload_requests import UploadCompletion, UploadRequest
 from store.contract import JobOptions, JobRequest, Normalization
 from store.settings import Settings
 
@@ -37,7 +38,10 @@ def openapi_document(app: FastAPI, settings: Settings) -> dict[str, Any]:
         routes=app.routes,
     )
     schemas = document["components"]["schemas"]
-    bodies = [(model, "validation") for model in (JobRequest, JobOptions, Normalization, ProblemDocument)]
+    bodies = [
+        (model, "validation")
+        for model in (JobRequest, JobOptions, Normalization, ProblemDocument, UploadRequest, UploadCompletion)
+    ]
     _, definitions = models_json_schema(bodies, ref_template=_REF)
     for name, schema in definitions["$defs"].items():
         schemas.setdefault(name, schema)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+import anyio
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import TypeAdapter
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.content import matches
 from api.datasets import dataset_columns
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
 from api.forms import (
     DATASET_FIELDS,
     DATASET_PROPERTIES,
@@ -22,15 +26,16 @@ from api.forms import (
     check_fields_used,
     form_schema,
 )
+from api.idempotency import Attempt, Once
 from api.models import model_columns
-from api.polling import job_etag, job_headers
+from api.polling import MOST_WAIT_S, job_etag, job_headers, preferred_wait
 from api.problems import Problem, problems
-from api.requests import media_type, no_idempotency_key, read_json, unsupported_media_type
+from api.requests import media_type, read_json, unsupported_media_type
 from api.uploads import FileRule, Form, received_form
 from api.validation import check_architecture, check_options, validate
+from api.watching import unless_gone
 from store.contract import JobOptions, JobRequest, JobStatus
 from store.datasets import DatasetRepository
-from store.errors import Conflict
 from store.identifiers import new_id
 from store.jobs import JobRepository
 from store.layout import dataset_key, model_key
@@ -39,6 +44,8 @@ from store.pages import DEFAULT_LIMIT
 from store.tables import Job
 
 router = APIRouter(tags=["jobs"])
+
+AfterId = page_after("job")
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _FORM = form_schema(
@@ -52,36 +59,47 @@ _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobReques
 @router.post(
     "/jobs",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Compress a model",
     description="From JSON that names an uploaded model, or from one form with the model itself (and its dataset).",
-    responses=problems(401, 403, 404, 413, 415),
+    responses=problems(401, 403, 404, 409, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
-async def create_job(request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> resources.Job:
+async def create_job(
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
+) -> resources.Job:
+    base_url = resources.base_url(request)
     match media_type(request):
         case "application/json":
-            job = await _from_json(request, services, tenant_id)
+            job, headers = await _from_json(request, services, tenant_id, once, base_url)
         case "multipart/form-data":
-            job = await _from_form(request, services, tenant_id)
+            job, headers = await _from_form(request, services, tenant_id, once, base_url)
         case _:
             raise unsupported_media_type(request, "application/json", "multipart/form-data")
     services.ring()
-    return _created(job, request, response)
+    response.headers.update(headers)
+    return job
 
 
-async def _from_json(request: Request, services: Services, tenant_id: str) -> Job:
-    body = validate(_job_request, await read_json(request))
+_Seen = tuple[Job, dict[str, str]]
+_Created = tuple[resources.Job, dict[str, str]]
 
-    def store() -> Job:
+
+async def _from_json(request: Request, services: Services, tenant_id: str, once: Attempt, base_url: str) -> _Created:
+    value = await read_json(request)
+    body = validate(_job_request, value)
+    await once.begin(once.fingerprint(value))
+
+    def store() -> _Created:
         check_options(body, services.catalogue(), dataset=body.dataset is not None)
         with services.database.transaction() as session:
-            return JobRepository(session, tenant_id).create(body)
+            once.settle(session)
+            return _created(session, once, JobRepository(session, tenant_id).create(body), base_url)
 
     return await run_in_threadpool(store)
 
 
-async def _from_form(request: Request, services: Services, tenant_id: str) -> Job:
+async def _from_form(request: Request, services: Services, tenant_id: str, once: Attempt, base_url: str) -> _Created:
+    await once.begin(None)
     catalogue = await run_in_threadpool(services.catalogue)
     model_id, dataset_id = new_id("mdl"), new_id("ds")
     async with received_form(
@@ -97,7 +115,14 @@ async def _from_form(request: Request, services: Services, tenant_id: str) -> Jo
         options = _options(form)
         check_options(options, catalogue, dataset=bool(options.dataset) or "dataset" in form.files, at="/spec")
         check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
-        return await run_in_threadpool(_store_form, services, tenant_id, form, options, model_id, dataset_id)
+
+        def store() -> _Created:
+            files = _file_columns(form, model_id, dataset_id)
+            with services.database.transaction() as session:
+                once.settle(session, once.fingerprint(form.contents()))
+                return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
+
+        return await run_in_threadpool(store)
 
 
 def _options(form: Form) -> JobOptions:
@@ -110,28 +135,33 @@ def _options(form: Form) -> JobOptions:
     return options
 
 
-def _store_form(
-    services: Services, tenant_id: str, form: Form, options: JobOptions, model_id: str, dataset_id: str
-) -> Job:
-    """Model, dataset and job in one transaction: all of them, or none."""
+_FileColumns = tuple[dict[str, Any], dict[str, Any] | None]
+
+
+def _file_columns(form: Form, model_id: str, dataset_id: str) -> _FileColumns:
+    """Make the files visible in the object store; returns what the rows of model and dataset say."""
     model = model_columns(model_id, form.files["model"], form.fields)
-    dataset = None
-    if "dataset" in form.files:
-        dataset = dataset_columns(dataset_id, form.files["dataset"], form.fields)
-        options = options.model_copy(update={"dataset": dataset_id})
-    with services.database.transaction() as session:
-        ModelRepository(session, tenant_id).create(**model)
-        if dataset is not None:
-            DatasetRepository(session, tenant_id).create(**dataset)
-        request = JobRequest.model_validate({**options.model_dump(mode="json"), "model": model_id})
-        return JobRepository(session, tenant_id).create(request)
+    dataset = dataset_columns(dataset_id, form.files["dataset"], form.fields) if "dataset" in form.files else None
+    return model, dataset
 
 
-def _created(job: Job, request: Request, response: Response) -> resources.Job:
-    resource = resources.Job.of(job, resources.base_url(request))
-    response.headers.update(job_headers(job, job.created_at))
-    response.headers["Location"] = resource.links.self
-    return resource
+def _store_form(session: Session, tenant_id: str, files: _FileColumns, options: JobOptions) -> Job:
+    """Model, dataset and job in one transaction: all of them, or none."""
+    model, dataset = files
+    ModelRepository(session, tenant_id).create(**model)
+    if dataset is not None:
+        DatasetRepository(session, tenant_id).create(**dataset)
+        options = options.model_copy(update={"dataset": dataset["id"]})
+    request = JobRequest.model_validate({**options.model_dump(mode="json"), "model": model["id"]})
+    return JobRepository(session, tenant_id).create(request)
+
+
+def _created(session: Session, once: Attempt, job: Job, base_url: str) -> _Created:
+    """What the client is told of a new job, kept under its idempotency key."""
+    resource = resources.Job.of(job, base_url)
+    headers = {**job_headers(job, job.created_at), "Location": resource.links.self}
+    once.keep(session, 201, resource, headers)
+    return resource, headers
 
 
 def _label_filters(request: Request) -> dict[str, str]:
@@ -143,9 +173,14 @@ def _label_filters(request: Request) -> dict[str, str]:
 @router.get(
     "/jobs",
     summary="List jobs",
-    description="`status` may be repeated; `label.KEY=VALUE` may be repeated and keeps jobs that carry all of them.",
+    description=(
+        "`status` may be repeated: jobs with any of them. `label.KEY=VALUE` may be given for several keys: jobs that carry "
+        "all of them. A job has one value for a key, so the same key twice is refused."
+    ),
     responses=problems(401),
-    dependencies=[Depends(known_query("status", "limit", "after", "order", prefixes=("label.",)))],
+    dependencies=[
+        Depends(known_query("status", "limit", "after", "order", prefixes=("label.",), repeatable=("status",)))
+    ],
 )
 def list_jobs(
     request: Request,
@@ -154,7 +189,7 @@ def list_jobs(
     labels: Annotated[dict[str, str], Depends(_label_filters)],
     status: Annotated[list[JobStatus] | None, Query()] = None,
     limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
+    after: AfterId = None,
     order: PageOrder = "desc",
 ) -> resources.JobList:
     with services.database.read() as session:
@@ -168,18 +203,47 @@ def list_jobs(
 @router.get(
     "/jobs/{job_id}",
     summary="Poll a job",
-    description="Send the `ETag` back as `If-None-Match`, and wait as long as `Retry-After` says.",
+    description=(
+        "Send the `ETag` back as `If-None-Match`, and wait as long as `Retry-After` says; or send `Prefer: wait=N` (seconds, "
+        f"at most {MOST_WAIT_S}), and the answer comes when the job has ended, or after that time."
+    ),
     response_model=resources.Job,
     responses={**problems(401, 404), 304: {"description": "Nothing has changed"}},
 )
-def get_job(job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId) -> Any:
-    with services.database.read() as session:
-        job = JobRepository(session, tenant_id).get(job_id)
-        headers = job_headers(job, services.database.now(session))
+async def get_job(
+    job_id: str,
+    request: Request,
+    response: Response,
+    services: ServicesOf,
+    tenant_id: TenantId,
+    prefer: Annotated[str | None, Header(description=f"`wait=N`, 0 to {MOST_WAIT_S} (RFC 7240).")] = None,
+) -> Any:
+    def look() -> _Seen:
+        with services.database.read() as session:
+            job = JobRepository(session, tenant_id).get(job_id)
+            return job, job_headers(job, services.database.now(session))
+
+    job, headers = await run_in_threadpool(look)
+    wait_s = preferred_wait(prefer)
+    if wait_s is not None:
+        until_end = partial(_until_end, job, headers, look, services, wait_s)
+        job, headers = await unless_gone(request, until_end, (job, headers))
+        headers["Preference-Applied"] = f"wait={wait_s}"
     if matches(request.headers.get("if-none-match"), job_etag(job)):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return resources.Job.of(job, resources.base_url(request))
+
+
+async def _until_end(
+    job: Job, headers: dict[str, str], look: Callable[[], _Seen], services: Services, wait_s: int
+) -> _Seen:
+    deadline = anyio.current_time() + wait_s
+    while not job.status.terminal and (left_s := deadline - anyio.current_time()) > 0:
+        if not await services.watcher.changed(job.id, job.version, left_s):
+            break
+        job, headers = await run_in_threadpool(look)
+    return job, headers
 
 
 @router.post(
@@ -202,23 +266,24 @@ def cancel_job(
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Run a finished job again, as a new one",
     responses=problems(401, 403, 404, 409),
 )
-def retry_job(
-    job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+async def retry_job(
+    job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
 ) -> resources.Job:
-    with services.database.transaction() as session:
-        jobs = JobRepository(session, tenant_id)
-        old = jobs.get(job_id)
-        if not old.status.terminal:
-            raise Conflict(
-                "job_not_terminal", f"The job {job_id} is still {old.status.value}: wait, or cancel it first."
-            )
-        job = jobs.create(JobRequest.model_validate(old.request), retry_of=job_id)
+    await once.begin()
+    base_url = resources.base_url(request)
+
+    def store() -> _Created:
+        with services.database.transaction() as session:
+            once.settle(session)
+            return _created(session, once, JobRepository(session, tenant_id).retry(job_id), base_url)
+
+    job, headers = await run_in_threadpool(store)
     services.ring()
-    return _created(job, request, response)
+    response.headers.update(headers)
+    return job
 
 
 @router.delete(

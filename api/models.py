@@ -9,20 +9,22 @@ from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.content import download
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
 from api.forms import MODEL_FIELDS, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
+from api.idempotency import Once
 from api.polling import retry_after_inspection
 from api.problems import problems
-from api.requests import no_idempotency_key, require_multipart
+from api.requests import require_multipart
 from api.uploads import FileRule, ReceivedFile, received_form
 from api.validation import check_architecture
 from store.identifiers import new_id
 from store.layout import model_key
 from store.models import ModelRepository
 from store.pages import DEFAULT_LIMIT
-from store.tables import Model
 
 router = APIRouter(tags=["models"])
+
+AfterId = page_after("mdl")
 
 _FORM = form_schema(
     files={"file": "A state_dict: .safetensors, .pt, .pth or .th."},
@@ -34,15 +36,15 @@ _FORM = form_schema(
 @router.post(
     "/models",
     status_code=201,
-    dependencies=[Depends(no_idempotency_key)],
     summary="Upload a model",
-    responses=problems(401, 403, 413, 415),
+    responses=problems(401, 403, 409, 413, 415),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},
 )
 async def create_model(
-    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
+    request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
 ) -> resources.Model:
     require_multipart(request)
+    await once.begin(None)
     catalogue = await run_in_threadpool(services.catalogue)
     model_id = new_id("mdl")
     async with received_form(
@@ -53,16 +55,20 @@ async def create_model(
         max_file_bytes=services.settings.max_upload_bytes,
     ) as form:
         check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
-        row = await run_in_threadpool(_store, services, tenant_id, model_id, form.files["file"], form.fields)
+        response.headers["Location"] = f"{resources.base_url(request)}/v1/models/{model_id}"
+        headers = {"Location": response.headers["Location"]}
+
+        def store() -> resources.Model:
+            columns = model_columns(model_id, form.files["file"], form.fields)
+            with services.database.transaction() as session:
+                once.settle(session, once.fingerprint(form.contents()))
+                resource = resources.Model.of(ModelRepository(session, tenant_id).create(**columns))
+                once.keep(session, 201, resource, headers)
+                return resource
+
+        resource = await run_in_threadpool(store)
     services.ring()
-    response.headers["Location"] = f"{resources.base_url(request)}/v1/models/{row.id}"
-    return resources.Model.of(row)
-
-
-def _store(services: Services, tenant_id: str, model_id: str, file: ReceivedFile, fields: dict[str, Any]) -> Model:
-    columns = model_columns(model_id, file, fields)
-    with services.database.transaction() as session:
-        return ModelRepository(session, tenant_id).create(**columns)
+    return resource
 
 
 def model_columns(model_id: str, file: ReceivedFile, fields: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def list_models(
     services: ServicesOf,
     tenant_id: TenantId,
     limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
+    after: AfterId = None,
     order: PageOrder = "desc",
 ) -> resources.ModelList:
     with services.database.read() as session:
@@ -118,6 +124,7 @@ def get_model(model_id: str, response: Response, services: ServicesOf, tenant_id
         200: {"description": "The file", "content": {"application/octet-stream": {}}},
         206: {"description": "The requested range", "content": {"application/octet-stream": {}}},
         304: {"description": "The client has it"},
+        307: {"description": "The object store has it, at a URL that works for a while"},
     },
 )
 def get_model_content(model_id: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import asyncio
 from importlib.metadata import version as installed_version
 from typing import Literal
 
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import select
 
-from api.dependencies import Services, ServicesOf
+from api.dependencies import Services
+from api.probes import Part, Probe
 from api.problems import problems
+from store import statistics
 from store.catalogue import CatalogueRepository
-from store.identifiers import new_id
-
-logger = logging.getLogger("api")
-
-WORKER_SILENCE_S = 90
-"""A living worker says that it is there every 20 s or so."""
 
 VERSION = installed_version("pennyweight-server")
 
@@ -30,17 +26,12 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-class Part(BaseModel):
-    """A worker is `missing` before the first has started and `stale` when none has been heard of lately: uploads and
-    jobs are accepted, and wait for one."""
-
-    status: Literal["ok", "down", "missing", "stale"]
-    detail: str | None = None
-
-
 class WorkerPart(Part):
+    """live: slots that were heard of lately; sandbox_level: the lowest among them, which is what can be relied on."""
+
+    live: int = 0
     version: str | None = None
-    devices: list[str] = []
+    devices: list[str] = Field(default_factory=list)
     sandbox_level: int | None = None
     sandbox_kind: str | None = None
 
@@ -48,6 +39,7 @@ class WorkerPart(Part):
 class Readiness(BaseModel):
     status: Literal["ready", "degraded", "unready"]
     database: Part
+    migrations: Part
     objects: Part
     worker: WorkerPart
 
@@ -57,27 +49,51 @@ class Version(BaseModel):
     api: Literal["v1"] = "v1"
 
 
+class Probes:
+    """The questions that `/readyz` asks about one application's parts."""
+
+    def __init__(self, services: Services) -> None:
+        self._database = Probe("The database", lambda: _database(services))
+        self._migrations = Probe("The database's schema", lambda: _migrations(services))
+        self._objects = Probe("The object store", lambda: _objects(services))
+        self._worker = Probe("The list of workers", lambda: _worker(services))
+
+    async def readiness(self) -> Readiness:
+        """Everything at once, in little more than the time that one probe may take."""
+        database, migrations, objects, worker = await asyncio.gather(
+            self._database.answer(), self._migrations.answer(), self._objects.answer(), self._worker.answer()
+        )
+        if not isinstance(worker, WorkerPart):
+            worker = WorkerPart(status="unknown", detail=worker.detail)
+        if database.status == "down":
+            migrations = Part(status="unknown", detail=database.detail)
+        if "down" in (database.status, migrations.status, objects.status):
+            status: Literal["ready", "degraded", "unready"] = "unready"
+        else:
+            status = "ready" if worker.status == "ok" else "degraded"
+        return Readiness(status=status, database=database, migrations=migrations, objects=objects, worker=worker)
+
+
+# Both answer on the event loop itself: neither waits for a thread that slow requests may hold.
+
+
 @router.get("/healthz", summary="Is the process alive?", responses=problems())
-def healthz() -> Health:
+async def healthz() -> Health:
     return Health()
 
 
 @router.get(
     "/readyz",
     summary="Can it do its work?",
-    description="503 when the database or the object store is down. Without a worker it is `degraded`: jobs wait.",
+    description="503 when the database, its schema or the object store is down. Without a worker it is `degraded`: jobs "
+    "wait. Each part has two seconds to answer.",
     responses={**problems(), 503: {"description": "A part is down", "model": Readiness}},
 )
-def readyz(response: Response, services: ServicesOf) -> Readiness:
-    database = _check("The database", lambda: services.database.check_schema())
-    objects = _check("The object store", lambda: _try_writing(services))
-    worker = _worker(services) if database.status == "ok" else WorkerPart(status="missing", detail=database.detail)
-    if "down" in (database.status, objects.status):
+async def readyz(request: Request, response: Response) -> Readiness:
+    readiness = await request.app.state.probes.readiness()
+    if readiness.status == "unready":
         response.status_code = 503
-        status: Literal["ready", "degraded", "unready"] = "unready"
-    else:
-        status = "ready" if worker.status == "ok" else "degraded"
-    return Readiness(status=status, database=database, objects=objects, worker=worker)
+    return readiness
 
 
 @versioned.get("/version", summary="What is running?", responses=problems())
@@ -85,33 +101,43 @@ def get_version() -> Version:
     return Version(version=VERSION)
 
 
-def _check(what: str, attempt: Callable[[], None]) -> Part:
-    try:
-        attempt()
-    except Exception as error:
-        logger.exception("%s is not ready", what)
-        return Part(status="down", detail=f"{what} does not work ({type(error).__name__}); the server's log has more.")
+def _database(services: Services) -> Part:
+    with services.database.read() as session:
+        session.execute(select(1))
     return Part(status="ok")
 
 
-def _try_writing(services: Services) -> None:
-    """Writing proves more than reading: a full or read-only disk shows. The probe is never committed."""
-    with services.objects.open_writer(f"probes/{new_id('key')}") as writer:
-        writer.write(b"ready?")
+def _migrations(services: Services) -> Part:
+    services.database.check_schema()
+    return Part(status="ok")
+
+
+def _objects(services: Services) -> Part:
+    services.objects.check()
+    return Part(status="ok")
 
 
 def _worker(services: Services) -> WorkerPart:
     catalogue = services.catalogue()
     with services.database.read() as session:
         silent_for_s = CatalogueRepository(session).silent_for_s()
+        live = [group for group in statistics.workers(session) if group.live]
     if catalogue is None or silent_for_s is None:
         return WorkerPart(status="missing", detail="No worker has published what it can do; jobs wait for the first.")
-    stale = silent_for_s > WORKER_SILENCE_S
+    known = {"version": catalogue.version, "devices": catalogue.devices}
+    if not live:
+        return WorkerPart(
+            status="stale",
+            detail=f"No worker has been heard of for {silent_for_s:.0f} s; jobs wait for one.",
+            sandbox_level=catalogue.sandbox_level,
+            sandbox_kind=catalogue.sandbox_kind,
+            **known,
+        )
+    weakest = min(live, key=lambda group: group.sandbox_level)
     return WorkerPart(
-        status="stale" if stale else "ok",
-        detail=f"No worker has been heard of for {silent_for_s:.0f} s; jobs wait for one." if stale else None,
-        version=catalogue.version,
-        devices=catalogue.devices,
-        sandbox_level=catalogue.sandbox_level,
-        sandbox_kind=catalogue.sandbox_kind,
+        status="ok",
+        live=sum(group.live for group in live),
+        sandbox_level=weakest.sandbox_level,
+        sandbox_kind=weakest.sandbox_kind,
+        **known,
     )

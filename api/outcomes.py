@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from api import resources
+from api import resources, streams
 from api.content import download
 from api.dependencies import PageAfter, PageLimit, PageOrder, ServicesOf, TenantId, known_query
 from api.problems import problems
 from store.jobs import JobRepository
-from store.pages import DEFAULT_LIMIT
+from store.pages import DEFAULT_LIMIT, Page
+from store.tables import JobEvent
 
 router = APIRouter(tags=["jobs"])
 
@@ -19,19 +21,37 @@ router = APIRouter(tags=["jobs"])
 @router.get(
     "/jobs/{job_id}/events",
     summary="List what happened to a job",
-    responses=problems(401, 404),
+    description=(
+        "With `Accept: text/event-stream`, the events from the first one (or from `after`, or `Last-Event-ID`) on as they "
+        "happen, until the job has ended; `limit` and `order` are for the list."
+    ),
+    response_model=resources.EventList,
+    responses={
+        **problems(401, 404),
+        200: {"content": {streams.MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        204: {"description": "The stream is over: nothing came after `Last-Event-ID`, and nothing will"},
+    },
     dependencies=[Depends(known_query("limit", "after", "order"))],
 )
-def list_events(
+async def list_events(
     job_id: str,
+    request: Request,
     services: ServicesOf,
     tenant_id: TenantId,
     limit: PageLimit = DEFAULT_LIMIT,
     after: Annotated[int | None, Query(ge=0, lt=2**31, description="A `seq`.")] = None,
     order: PageOrder = "desc",
-) -> resources.EventList:
-    with services.database.read() as session:
-        page = JobRepository(session, tenant_id).events(job_id, after, limit, order)
+    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**31)] = None,
+) -> Any:
+    if streams.wants_stream(request):
+        start = after if last_event_id is None else last_event_id
+        return await streams.event_stream(services, tenant_id, job_id, start or 0)
+
+    def read() -> Page[JobEvent]:
+        with services.database.read() as session:
+            return JobRepository(session, tenant_id).events(job_id, after, limit, order)
+
+    page = await run_in_threadpool(read)
     return resources.EventList(
         data=[resources.Event.of(row) for row in page.rows],
         has_more=page.has_more,
@@ -71,6 +91,7 @@ def list_artifacts(
         200: {"description": "The file", "content": {"*/*": {}}},
         206: {"description": "The requested range", "content": {"*/*": {}}},
         304: {"description": "The client has it"},
+        307: {"description": "The object store has it, at a URL that works for a while"},
     },
 )
 def get_artifact(job_id: str, name: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:

@@ -12,6 +12,9 @@ _PATIENCE = ((10.0, 1), (120.0, 2))
 
 _PATIENCE_OF_LONG_JOBS_S = 5
 
+MOST_WAIT_S = 60
+"""How long one request may ask to be held."""
+
 
 def job_etag(job: Job) -> str:
     """Weak: the version says that nothing a client can see has changed, links may be spelt differently."""
@@ -26,6 +29,16 @@ def job_headers(job: Job, now: datetime) -> dict[str, str]:
         retry_s = next((wait_s for limit_s, wait_s in _PATIENCE if age_s < limit_s), _PATIENCE_OF_LONG_JOBS_S)
         headers["Retry-After"] = str(retry_s)
     return headers
+
+
+def preferred_wait(prefer: str | None) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), at most MOST_WAIT_S; None where nothing is said that can be read."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.split(";")[0].partition("=")
+        seconds = value.strip().strip('"')
+        if name.strip().lower() == "wait" and seconds.isascii() and seconds.isdecimal():
+            return min(int(seconds[:9]), MOST_WAIT_S)
+    return None
 
 
 def retry_after_inspection(status: InspectionStatus) -> dict[str, str]:

@@ -6,6 +6,7 @@ first segment is the name of the part). `PROBLEMS` is the complete list of codes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,9 +18,23 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
-from store.errors import Conflict, NotFound, ObjectMissing, UploadRejected
+from store.errors import (
+    Conflict,
+    DatasetUnlabelled,
+    IdempotencyKeyReused,
+    NotFound,
+    ObjectMissing,
+    PartsGone,
+    PartsIncomplete,
+    RequestInFlight,
+    StorageUnavailable,
+    UploadRejected,
+)
+
+logger = logging.getLogger("api")
 
 MEDIA_TYPE = "application/problem+json"
+STORAGE_RETRY_S = 5
 
 PROBLEMS: Mapping[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be understood"),
@@ -29,9 +44,13 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "origin_not_allowed": (403, "This origin may not call the API"),
     "not_found": (404, "There is nothing here"),
     "method_not_allowed": (405, "This route does not take this method"),
+    "idempotency_in_flight": (409, "A request with this idempotency key is being worked on"),
     "in_use": (409, "The upload is in use"),
     "job_not_cancellable": (409, "The job has already ended"),
     "job_not_terminal": (409, "The job has not ended yet"),
+    "nothing_to_bundle": (409, "The job has no files for this bundle"),
+    "upload_gone": (409, "The upload takes no more parts"),
+    "upload_incomplete": (409, "Parts of the upload are missing"),
     "too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "This content type is not supported"),
     "unsupported_format": (415, "This file format is not supported"),
@@ -39,11 +58,13 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "host_not_allowed": (421, "This host name is not served here"),
     "validation_failed": (422, "The request is not valid"),
     "empty_file": (422, "The file is empty"),
-    "idempotency_unsupported": (422, "Idempotency keys are not supported"),
+    "idempotency_key_reused": (422, "The idempotency key stands for another request"),
+    "digest_mismatch": (422, "These are not the bytes that were announced"),
+    "wrong_part_size": (422, "The part has another size"),
     "unknown_architecture": (422, "There is no such architecture"),
     "upload_rejected": (422, "The upload was rejected"),
     "internal": (500, "Something went wrong here"),
-    "unavailable": (503, "The service is not ready"),
+    "unavailable": (503, "A part of the service does not answer"),
 }
 
 
@@ -141,19 +162,52 @@ def install(app: FastAPI) -> None:
     def _not_found(request: Request, error: NotFound) -> JSONResponse:
         if error.param is None:
             return problem_response(request, Problem("not_found", str(error)))
-        return problem_response(request, Problem.at(error.param, "not_found", str(error), code="not_found"))
+        return problem_response(
+            request, Problem.at(_at(request, error.param), "not_found", str(error), code="not_found")
+        )
 
     @app.exception_handler(ObjectMissing)
     def _object_missing(request: Request, error: ObjectMissing) -> JSONResponse:
         return problem_response(request, Problem("not_found", "The file has been deleted."))
 
+    @app.exception_handler(PartsGone)
+    def _parts_gone(request: Request, error: PartsGone) -> JSONResponse:
+        return problem_response(request, Problem("upload_gone", str(error)))
+
+    @app.exception_handler(PartsIncomplete)
+    def _parts_incomplete(request: Request, error: PartsIncomplete) -> JSONResponse:
+        return problem_response(request, Problem("upload_incomplete", str(error)))
+
+    @app.exception_handler(StorageUnavailable)
+    def _no_storage(request: Request, error: StorageUnavailable) -> JSONResponse:
+        logger.error("%s [%s]", error, request.state.request_id)
+        detail = "The object store does not work at the moment; the server's log says why. Try again."
+        return problem_response(request, Problem("unavailable", detail, headers={"Retry-After": str(STORAGE_RETRY_S)}))
+
     @app.exception_handler(Conflict)
     def _conflict(request: Request, error: Conflict) -> JSONResponse:
         return problem_response(request, Problem(error.code, error.message))
 
+    @app.exception_handler(IdempotencyKeyReused)
+    def _key_reused(request: Request, error: IdempotencyKeyReused) -> JSONResponse:
+        return problem_response(request, Problem("idempotency_key_reused", str(error)))
+
+    @app.exception_handler(RequestInFlight)
+    def _in_flight(request: Request, error: RequestInFlight) -> JSONResponse:
+        return problem_response(request, Problem("idempotency_in_flight", str(error), headers={"Retry-After": "1"}))
+
     @app.exception_handler(UploadRejected)
     def _rejected(request: Request, error: UploadRejected) -> JSONResponse:
-        return problem_response(request, Problem.at(error.param, error.error.code, str(error), code="upload_rejected"))
+        pointer = _at(request, error.param)
+        return problem_response(request, Problem.at(pointer, error.error.code, str(error), code="upload_rejected"))
+
+    @app.exception_handler(DatasetUnlabelled)
+    def _unlabelled(request: Request, error: DatasetUnlabelled) -> JSONResponse:
+        errors = [
+            FieldError(pointer=_at(request, f"/{field}"), code="dataset_unlabelled", detail=str(error))
+            for field in error.fields
+        ]
+        return problem_response(request, Problem("validation_failed", str(error), errors=errors))
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -180,7 +234,13 @@ def install(app: FastAPI) -> None:
         return problem_response(request, problem)
 
 
-_EVERYWHERE = (400, 421, 422, 500)
+def _at(request: Request, field: str) -> str:
+    """The pointer of a job's field: in a form, the job is the part `spec`."""
+    is_form = request.headers.get("content-type", "").lower().startswith("multipart/")
+    return f"/spec{field}" if is_form else field
+
+
+_EVERYWHERE = (400, 421, 422, 500, 503)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

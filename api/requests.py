@@ -21,16 +21,6 @@ def require_multipart(request: Request) -> None:
         raise unsupported_media_type(request, "multipart/form-data")
 
 
-def no_idempotency_key(request: Request) -> None:
-    """A dependency of every POST that creates: a promise that is not kept must not look like one that is."""
-    if "idempotency-key" in request.headers:
-        raise Problem(
-            "idempotency_unsupported",
-            "This service does not keep idempotency keys, so sending the request twice would create two resources. "
-            "Leave the Idempotency-Key header out; nothing was created.",
-        )
-
-
 def unsupported_media_type(request: Request, *expected: str) -> Problem:
     given = media_type(request)[:100]
     detail = (

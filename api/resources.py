@@ -7,13 +7,15 @@ from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
+from api.problems import Problem
 from store import tables
 from store.contract import (
     ArchitectureInfo,
     ArtifactInfo,
+    ConstraintResult,
     ErrorInfo,
     InspectionStatus,
     JobProgress,
@@ -21,6 +23,8 @@ from store.contract import (
     JobStatus,
     MethodInfo,
     ModelProfile,
+    PlannedLayer,
+    PlanStatus,
 )
 from store.pages import MAX_LIMIT
 
@@ -109,6 +113,7 @@ class JobLinks(BaseModel):
     events: str
     cancel: str
     artifacts: str
+    bundle: str
 
 
 class FinishedJob(JobResult):
@@ -168,7 +173,71 @@ class Job(BaseModel):
             progress=JobProgress() if row.progress is None else JobProgress.model_validate(row.progress),
             result=result,
             error=None if row.error is None else ErrorInfo.model_validate(row.error),
-            links=JobLinks(self=here, events=f"{here}/events", cancel=f"{here}/cancel", artifacts=f"{here}/artifacts"),
+            links=JobLinks(
+                self=here,
+                events=f"{here}/events",
+                cancel=f"{here}/cancel",
+                artifacts=f"{here}/artifacts",
+                bundle=f"{here}/bundle",
+            ),
+        )
+
+
+class PlanLinks(BaseModel):
+    self: str
+
+
+class Plan(BaseModel):
+    """`status`: planning, ready or failed. The rest is null or empty until it is ready; a plan that is ready and not
+    `feasible` carries the `error` that a job would fail with."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["plan"] = "plan"
+    status: PlanStatus
+    model: str
+    dataset: str | None
+    feasible: bool | None
+    predicted: dict[str, Any] | None
+    baseline: dict[str, Any] | None
+    constraints: list[ConstraintResult]
+    layers: list[PlannedLayer]
+    frozen: list[dict[str, Any]]
+    smallest: dict[str, Any] | None
+    note: str
+    request: dict[str, Any]
+    error: ErrorInfo | None
+    created_at: datetime
+    finished_at: datetime | None
+    links: PlanLinks
+
+    @classmethod
+    def of(cls, row: tables.Plan, base_url: str) -> Self:
+        nothing = {
+            "feasible": None,
+            "predicted": None,
+            "baseline": None,
+            "constraints": [],
+            "layers": [],
+            "frozen": [],
+            "smallest": None,
+            "note": "",
+            "error": row.error,
+        }
+        return cls.model_validate(
+            {
+                **nothing,
+                **(row.result or {}),
+                "id": row.id,
+                "status": row.status,
+                "model": row.model_id,
+                "dataset": row.dataset_id,
+                "request": row.request,
+                "created_at": row.created_at,
+                "finished_at": row.finished_at,
+                "links": {"self": f"{base_url}/v1/plans/{row.id}"},
+            }
         )
 
 
@@ -211,11 +280,14 @@ class ArchitectureList(_List):
 def slice_of(
     rows: Sequence[Row], cursor: Callable[[Row], str], *, limit: int, after: str | None
 ) -> tuple[list[Row], bool, str | None]:
-    """One page of a short list held in memory, in its own order: rows, has_more, next. An unknown cursor gives none."""
+    """One page of a short list held in memory, in its own order: rows, has_more, next. Raises Problem for a cursor that
+    names no row."""
     limit = min(limit, MAX_LIMIT)
     start = 0
     if after is not None:
-        start = next((index + 1 for index, row in enumerate(rows) if cursor(row) == after), len(rows))
+        start = next((index + 1 for index, row in enumerate(rows) if cursor(row) == after), -1)
+        if start < 0:
+            raise Problem.at("/after", "unknown_cursor", f"No entry of this list is called {after[:100]!r}.")
     page = list(rows[start : start + limit])
     has_more = start + limit < len(rows)
     return page, has_more, cursor(page[-1]) if has_more else None

@@ -2,7 +2,7 @@
 
 Nothing is kept unless the whole request succeeds: an error or a broken connection leaves no object behind. So does a
 crash, but for one moment: a process killed between the commit of an object and that of its row leaves an object that
-nothing refers to. It takes up space and can do no more harm.
+nothing refers to, until a sweeper removes it (`store.orphans`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from store.objects import ObjectStore, ObjectWriter, StoredObject
 WRITE_BYTES = 1 << 20
 """File data is collected to this size before a worker thread digests and writes it."""
 
-MAX_FIELD_BYTES = 64 << 10
+MAX_FIELD_BYTES = 1 << 20
+"""A `spec` can name the width of every layer of a large network."""
 _FRAMING_BYTES = 1 << 20
 """What fields, headers and boundaries can add to the files of a request."""
 
@@ -73,6 +74,11 @@ class ReceivedFile:
             self._stored = self._writer.commit()
             return self._stored
 
+    @property
+    def sha256(self) -> str | None:
+        """The digest of the committed file."""
+        return None if self._stored is None else self._stored.sha256
+
     def discard(self) -> None:
         with self._lock:
             self._writer.abort()
@@ -86,6 +92,11 @@ class Form:
 
     fields: dict[str, Any] = field(default_factory=dict)
     files: dict[str, ReceivedFile] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def contents(self) -> list[Any]:
+        """What was sent, as JSON: the fields as they were spelt, and name and digest of each file, all committed."""
+        return [self.texts, {part: [file.filename, file.sha256] for part, file in self.files.items()}]
 
     def discard(self) -> None:
         for file in self.files.values():
@@ -158,7 +169,7 @@ class _Receiver:
         if name in self._files:
             rule = self._files[name]
             writer = await run_in_threadpool(self._objects.open_writer, rule.object_key)
-            self._file = ReceivedFile(name, _display_name(start.filename), self._objects, writer)
+            self._file = ReceivedFile(name, display_name(start.filename), self._objects, writer)
             self._form.files[name] = self._file
         elif name not in self._fields:
             known = ", ".join([*self._files, *self._fields])
@@ -186,10 +197,12 @@ class _Receiver:
 
     async def _end(self) -> None:
         if self._file is None:
-            self._form.fields[self._part] = self._fields[self._part](self._field_text())
+            text = self._form.texts[self._part] = self._field_text()
+            self._form.fields[self._part] = self._fields[self._part](text)
             return
         await self._flush(self._file)
-        _check_head(self._file, self._files[self._part])
+        file, rule = self._file, self._files[self._part]
+        check_head(file.filename, file.size_bytes, file.head, f"/{file.part}", is_model=rule.is_model)
         self._file = None
 
     async def _flush(self, file: ReceivedFile) -> None:
@@ -237,22 +250,22 @@ def _check_announced_size(request: Request, all_files_bytes: int, max_file_bytes
         raise over_limit(max_file_bytes)
 
 
-def _check_head(file: ReceivedFile, rule: FileRule) -> None:
+def check_head(filename: str, size_bytes: int, head: bytes, pointer: str, *, is_model: bool) -> None:
     """The API looks at size and first bytes only; what is in a file is the sandboxed worker's business."""
-    if file.size_bytes == 0:
-        raise Problem.at(f"/{file.part}", "empty_file", f"The file {file.filename!r} is empty.", code="empty_file")
-    foreign = next((title for magic, title in _FOREIGN_FORMATS.items() if file.head.startswith(magic)), None)
-    if rule.is_model and foreign is not None:
+    if size_bytes == 0:
+        raise Problem.at(pointer, "empty_file", f"The file {filename!r} is empty.", code="empty_file")
+    foreign = next((title for magic, title in _FOREIGN_FORMATS.items() if head.startswith(magic)), None)
+    if is_model and foreign is not None:
         raise Problem.at(
-            f"/{file.part}",
+            pointer,
             "unsupported_format",
-            f"{file.filename!r} is {foreign}. Send a PyTorch state_dict (.safetensors, .pt, .pth, .th) with its "
+            f"{filename!r} is {foreign}. Send a PyTorch state_dict (.safetensors, .pt, .pth, .th) with its "
             "architecture.",
             code="unsupported_format",
         )
 
 
-def _display_name(filename: str | None) -> str:
+def display_name(filename: str | None) -> str:
     """A client's file name as something to show: no folders, nothing unprintable. It never names a file of ours."""
     last = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(character for character in last if character.isprintable())[:_MAX_FILENAME].strip() or "upload"

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
 from api.problems import FieldError, Problem, escape, field_errors, invalid
-from store.contract import ArchitectureInfo, Catalogue, JobOptions, Recovery
+from store.contract import ArchitectureInfo, Catalogue, JobOptions
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: 
         if options.accuracy is not None:
             detail = "An accuracy floor needs a labelled dataset: name one in `dataset`, or upload one with the job."
             errors.append(FieldError(pointer=f"{at}/accuracy", code="dataset_required", detail=detail))
-        if _trains(options.recovery):
+        if options.recovery.trains:
             detail = "Recovery training needs a labelled dataset: name one in `dataset`, or leave `recovery` out."
             errors.append(FieldError(pointer=f"{at}/recovery", code="dataset_required", detail=detail))
     if errors:
@@ -100,11 +100,6 @@ def check_architecture(name: str | None, args: dict[str, Any] | None, catalogue:
     errors = _schema_errors(args or {}, known.args_schema, "/architecture_args")
     if errors:
         raise invalid(errors)
-
-
-def _trains(recovery: Recovery) -> bool:
-    """Whether training is asked for, not merely left to the engine or switched off."""
-    return recovery.epochs != 0 and any(value is not None for value in recovery.model_dump().values())
 
 
 def _method_errors(options: JobOptions, catalogue: Catalogue, at: str) -> list[FieldError]:

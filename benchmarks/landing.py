@@ -3,10 +3,11 @@
     python -m benchmarks.landing [--nets cifar_resnet20 cifar_resnet56] [--checkpoints FOLDER] [--ratios 0.3 0.4 0.5 0.7]
                                  [--budgets macs=0.5 flops=0.4+params=0.6 memory.activations=0.6] [--round-to 1 8] [--json FILE]
 
-A budget is a `+`-joined list of metric[.kind]=ratio; without `--budgets`, every metric at every ratio and a few
-combinations are run. FOLDER may hold trained weights, as `resnet20-cifar10.th` for cifar_resnet20; without it the weights are
-random (seed 0). The predicted costs of every plan are checked against the profile of the pruned network. Exit code 1 if
-a cap is exceeded, a prediction is off, or a plan is over 1 % below its cap without naming the step that forbids more.
+A net is an architecture's name (cifar_resnet20, torchvision:resnet50, timm:resnet50). A budget is a `+`-joined list of
+metric[.kind]=ratio; without `--budgets`, every metric at every ratio and a few combinations are run. FOLDER may hold trained weights, as `resnet20-cifar10.th` for cifar_resnet20; without it the weights are
+random (seed 0). The predicted costs of every plan, and the bytes of its file under a cap on size, are checked against the
+pruned network. Exit code 1 if a cap is exceeded, a prediction is off, or a plan is over 1 % below its cap without naming
+the step that forbids more.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,18 @@ from rich.console import Console
 from rich.table import Table
 
 from core.analysis import ChannelAnalysis, analyse, profile
-from core.architectures import build
+from core.architectures import build, get_architecture
 from core.budget import Budget, Cap, Costs
+from core.deliver.artifacts import write_safetensors
 from core.errors import EngineError
 from core.intake import load_network
 from core.methods import get_method
 from core.network import Network
-from core.planning import Plan, plan_widths
+from core.planning import Plan, SizeTable, plan_widths, safetensors_bytes
 from core.surgery import apply
 
-METRICS = ("macs", "params", "memory.total", "memory.weights", "memory.activations")
-COMBINATIONS = ("flops=0.4+params=0.6", "macs=0.6+params=0.5", "macs=0.5+memory.activations=0.7")
+METRICS = ("macs", "params", "memory.total", "memory.weights", "memory.activations", "size")
+COMBINATIONS = ("flops=0.4+params=0.6", "macs=0.6+params=0.5", "macs=0.5+memory.activations=0.7", "macs=0.6+size=0.5")
 REPEATS = 3
 
 
@@ -44,7 +48,8 @@ def main() -> int:
     rows = []
     for name in arguments.nets:
         network = _network(name, arguments.checkpoints)
-        analysis, baseline = analyse(network), profile(network).costs
+        analysis = analyse(network)
+        baseline = replace(profile(network).costs, size_bytes=safetensors_bytes(network))
         for round_to in arguments.round_to:
             rows += [_landing(name, network, analysis, baseline, budget, round_to) for budget in budgets]
     _print(rows)
@@ -60,7 +65,9 @@ def _network(name: str, checkpoints: Path | None) -> Network:
             raise SystemExit(f"{checkpoints} has no file that starts with {_file_stem(name)!r}")
         return load_network(found[0], architecture=name)
     torch.manual_seed(0)
-    return Network.from_module(build(name, {}), {"input": (3, 32, 32)}, architecture=name)
+    architecture = get_architecture(name)
+    shape = architecture.input_shape(architecture.defaults())
+    return Network.from_module(build(name, {}), {"input": shape}, architecture=name)
 
 
 def _file_stem(name: str) -> str:
@@ -74,12 +81,13 @@ def _landing(
     config = method.config({"round_to": round_to})
     constraints = Budget(tuple(_cap(part) for part in budget.split("+"))).constraints(baseline)
     scores = method.scores(network, analysis, config, 0)
+    size = SizeTable.of(network, analysis) if "size" in budget else None
     row: dict[str, Any] = {"net": name, "budget": budget, "round_to": round_to}
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         try:
-            plan: Plan | None = plan_widths(analysis, scores, constraints, method.plan_options(config))
+            plan: Plan | None = plan_widths(analysis, scores, constraints, method.plan_options(config), size=size)
             note = plan.note
         except EngineError as refusal:
             plan, note = None, refusal.message
@@ -87,7 +95,10 @@ def _landing(
     row |= {"plan_ms": round(1e3 * min(seconds), 2), "note": note}
     if plan is None:
         return row | {"feasible": False, "below": None, "binding": None, "ok": True}
-    exact = profile(apply(network, analysis, plan.keep)).costs == plan.predicted
+    pruned = apply(network, analysis, plan.keep)
+    exact = profile(pruned).costs == plan.predicted.counted
+    if size is not None:
+        exact = exact and _written_bytes(pruned, whole=bool(plan.keep.all())) == plan.predicted.size_bytes
     within = all(constraint.met_by(plan.predicted) for constraint in constraints)
     below, binding = None, None
     if plan.binding is not None:
@@ -101,6 +112,13 @@ def _landing(
         "exact": exact,
         "ok": exact and within and explained,
     }
+
+
+def _written_bytes(network: Network, *, whole: bool) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        write_safetensors(network, path, pruned=not whole)
+        return path.stat().st_size
 
 
 def _cap(text: str) -> Cap:

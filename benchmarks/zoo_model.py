@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.zoo import Row, export, parse_budget, write_row
+from benchmarks.zoo import Row, build_network, parse_budget, write_row
 from core.analysis import ChannelAnalysis, analyse
 from core.analysis.folding import fold_statistics
 from core.budget import Budget
@@ -68,8 +68,10 @@ def measure(
     row: Row = {"name": name, "budget": budget, "round_to": round_to, "image_size": image_size, "seed": seed}
     clock = _Clock(row, tell)
     try:
+        with clock.stage("build"):
+            module, shape = build_network(name, seed=seed, image_size=image_size)
         with clock.stage("export"):
-            network = export(name, seed=seed, image_size=image_size)
+            network = Network.from_module(module, {"input": shape}, architecture=name)
         row |= {"input": list(network.inputs[0].shape), "nodes": len(network.graph.nodes)}
         pruned, plan, analysis, folded = _prune(network, parse_budget(budget), round_to, row, clock)
         _count(row, network, pruned, plan, clock)

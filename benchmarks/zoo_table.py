@@ -199,10 +199,10 @@ def goal_table(found: Sequence[Goal]) -> Table:
 def print_report(rows: Sequence[Row], table: Table, found: Sequence[Goal]) -> None:
     """The table, what went wrong, and the goals."""
     console.print(table)
-    for title, lines in (("What was refused or went wrong", problem_lines(rows)),):
-        if lines:
-            console.print(f"\n[bold]{title}[/bold]")
-            for line in lines:
-                console.print(line)
+    lines = problem_lines(rows)
+    if lines:
+        console.print("\n[bold]What was refused or went wrong[/bold]")
+    for line in lines:
+        console.print(line)
     console.print()
     console.print(goal_table(found))

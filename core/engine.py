@@ -3,7 +3,8 @@
     intake → profile → plan → apply → verify → recover → deliver
 
 `compress` takes a checkpoint and a budget and leaves a smaller network in a folder, with the proof that it meets every
-cap and that the surgery was correct; or it raises `EngineError` with the reason. It knows no web, database or cloud.
+cap and that the surgery was correct; or it raises `EngineError` with the reason. `propose` stops after the plan and says
+what it would do. The engine knows no web, database or cloud.
 """
 
 from __future__ import annotations
@@ -11,27 +12,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from core.analysis import ChannelAnalysis, Profile, analyse, profile
-from core.budget import Budget, Constraint, Costs
+from core.agreement import require_agreement, require_equal, require_same_function
+from core.analysis import profile
+from core.budget import Constraint, Costs
+from core.choice import Choice, Chooser, given_widths
 from core.deliver import deliver
 from core.errors import EngineError
-from core.intake import load_network
-from core.measure import independent_costs
+from core.latency import REPLANS, analytic, delivered_latency, exported_latency, guide_for, guided
 from core.methods import get_method
 from core.network import Network
-from core.planning import Plan, plan_widths, smallest_plan
-from core.progress import Progress, ProgressEvent, silent
+from core.origin import Origin, load_origin
+from core.progress import Progress, Stages, silent
+from core.proposal import compose_proposal
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, check_baseline, check_fits, load_dataset, recover
 from core.report import compose_result
+from core.request import CompressionRequest
 from core.surgery import Equivalence, apply, kept_indices, verify
+
+__all__ = ["CompressionRequest", "compress", "propose", "resolve_device"]
 
 # With `on_unmet: best_effort`, an accuracy floor that the budget breaks is kept by moving the caps this far towards the
 # original costs, one attempt after another; the last one delivers the original network.
@@ -39,37 +44,11 @@ RELAXATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class CompressionRequest:
-    """Everything that decides the outcome of one run.
-
-    methods: one mapping per step of the chain, each with its `type`. recovery: keyword arguments of `RecoveryConfig`.
-    max_accuracy_drop: largest allowed loss of accuracy, as a fraction; needs a labelled dataset (`_accuracy_drop`).
-    """
-
-    model_path: Path
-    budget: Budget
-    architecture: str | None = None
-    architecture_args: Mapping[str, Any] = field(default_factory=dict)
-    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None
-    methods: tuple[Mapping[str, Any], ...] = ({"type": "auto"},)
-    dataset_path: Path | None = None
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    scale: float | None = None
-    recovery: Mapping[str, Any] = field(default_factory=dict)
-    outputs: tuple[str, ...] = ("onnx", "safetensors", "report")
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    seed: int = 0
-    on_unmet: Literal["fail", "best_effort"] = "fail"
-    max_accuracy_drop: float | None = None
-    request_sha256: str | None = None
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A compressed network before delivery."""
 
     network: Network
-    plan: Plan
+    choice: Choice
     equivalence: Equivalence
     recovered: Recovered
 
@@ -81,44 +60,44 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
     """
     started = time.monotonic()
     torch.manual_seed(request.seed)
-    stages = _Stages(progress)
+    stages = Stages(progress)
     device = resolve_device(request.device)
-
-    with stages.run("intake"):
-        original = load_network(
-            request.model_path,
-            architecture=request.architecture,
-            architecture_args=request.architecture_args,
-            input_shape=request.input_shape,
-        )
-
-    with stages.run("profile"):
-        baseline = profile(original)
-        _require_agreement(original, baseline.costs, "The profile")
-        analysis = analyse(original)
-
-    constraints = request.budget.constraints(baseline.costs)
+    origin = load_origin(request, stages)
+    require_agreement(origin.upload, origin.costs, "The profile")
+    require_same_function(origin.upload, origin.network, origin.folded, request.seed)
+    constraints = request.budget.constraints(origin.costs)
     with stages.run("plan"):
-        # An infeasible budget is refused before a single image is read.
-        plan = _plan(constraints, request, original, analysis)
-        dataset = _load_dataset(request, original, device)
-    candidate = _compress_onto(constraints, plan, request, original, baseline, analysis, dataset, device, stages)
+        scored_by_data = _needs_data(request)
+        # Unless scores look at images, an infeasible budget is refused before a single one is read.
+        dataset = _load_dataset(request, origin.upload, device) if scored_by_data else None
+        chooser = _chooser(request, origin, dataset, device)
+        choice = _choose(chooser, constraints, request)
+        if not scored_by_data:
+            dataset = _load_dataset(request, origin.upload, device)
+    candidate = _compress_onto(constraints, choice, chooser, request, origin, dataset, device, stages)
 
     with stages.run("deliver"):
-        delivery = deliver(original, candidate.network, request.outputs, output_folder)
-        measured = _require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
+        delivery = deliver(origin.network, candidate.network, request.outputs, output_folder)
+        costs = require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
+        latency = delivered_latency(candidate.network, delivery.latency, constraints)
+        measured = dataclasses.replace(
+            costs, size_bytes=delivery.size_bytes, latency_ms=latency.p50 if latency else None
+        )
         result = compose_result(
             request=dataclasses.asdict(request),
-            original=original,
+            original=origin.upload,
             compressed=candidate.network,
-            baseline=baseline,
+            baseline=origin.profile,
+            baseline_costs=origin.costs,
             measured=measured,
             constraints=constraints,
-            analysis=analysis,
-            plan=candidate.plan,
+            choice=candidate.choice,
+            folded=origin.folded,
             equivalence=candidate.equivalence,
             recovered=candidate.recovered,
             delivery=delivery,
+            original_latency=origin.latency or delivery.original_latency,
+            latency=latency,
             device=str(device),
             input_sha256=_sha256(request.model_path),
             seconds=time.monotonic() - started,
@@ -126,6 +105,43 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
         _require_met(result, request)
         delivery.write_report(result)
     return result
+
+
+def propose(request: CompressionRequest, progress: Progress = silent) -> dict[str, Any]:
+    """What `compress` would make of this request, without making it: widths and exact costs, layer by layer.
+
+    Writes nothing and reads no dataset unless the scores need one. A budget that is out of reach is an answer, too
+    (`feasible` false, with the nearest network); anything else that is wrong with the request raises EngineError.
+    """
+    torch.manual_seed(request.seed)
+    stages = Stages(progress)
+    device = resolve_device(request.device)
+    origin = load_origin(request, stages)
+    constraints = request.budget.constraints(origin.costs)
+    with stages.run("plan"):
+        dataset = _load_dataset(request, origin.upload, device) if _needs_data(request) else None
+        chooser = _chooser(request, origin, dataset, device, with_size=True)
+        capped, guide = analytic(constraints), guide_for(constraints, origin.costs)
+        refusal = None
+        try:
+            choice = chooser.choose(capped)
+            if guide is not None:
+                choice = guided(chooser, capped, guide, choice)
+        except EngineError as error:
+            if error.code != "target_infeasible":
+                raise
+            refusal, choice = error, chooser.nearest(capped)
+        after = profile(apply(origin.network, choice.analysis, choice.plan.keep))
+        require_equal(after.costs, choice.plan.predicted, "The plan")
+        return compose_proposal(
+            baseline=origin.profile,
+            baseline_costs=origin.costs,
+            after=after,
+            constraints=constraints,
+            choice=choice,
+            folded=origin.folded,
+            refusal=refusal,
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -166,29 +182,106 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
     return dataset
 
 
-def _compress_onto(
-    constraints: Sequence[Constraint],
-    plan: Plan,
+def _needs_data(request: CompressionRequest) -> bool:
+    return get_method(request.methods[0]["type"]).needs_data and request.dataset_path is not None
+
+
+def _chooser(
     request: CompressionRequest,
-    original: Network,
-    baseline: Profile,
-    analysis: ChannelAnalysis,
+    origin: Origin,
     dataset: ImageDataset | None,
     device: torch.device,
-    stages: _Stages,
+    *,
+    with_size: bool = False,
+) -> Chooser:
+    return Chooser(
+        origin.network,
+        request.methods[0],
+        seed=request.seed,
+        given=given_widths(request.plan),
+        with_size=with_size or request.budget.has("size"),
+        dataset=dataset,
+        device=device,
+    )
+
+
+def _choose(chooser: Chooser, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
+    """The plan within the caps that can be planned for; with best effort the nearest one."""
+    capped = analytic(constraints)
+    try:
+        return chooser.choose(capped)
+    except EngineError as error:
+        if error.code == "target_infeasible" and request.on_unmet == "best_effort":
+            return chooser.nearest(capped)
+        raise
+
+
+def _applied(origin: Origin, choice: Choice) -> Network:
+    pruned = apply(origin.network, choice.analysis, choice.plan.keep)
+    require_agreement(pruned, choice.plan.predicted, "The plan")
+    return pruned
+
+
+def _apply_within_latency(
+    constraints: Sequence[Constraint],
+    choice: Choice,
+    chooser: Chooser,
+    request: CompressionRequest,
+    origin: Origin,
+    stages: Stages,
+) -> tuple[Choice, Network]:
+    """Apply `choice`; under a cap on latency measure what comes out and, after a miss, plan again with fewer MACs."""
+    guide = guide_for(constraints, origin.costs)
+    if guide is None:
+        with stages.run("apply"):
+            return choice, _applied(origin, choice)
+    capped = analytic(constraints)
+    for _ in range(1 + REPLANS):
+        with stages.run("plan"):
+            choice = guided(chooser, capped, guide, choice)
+        with stages.run("apply"):
+            pruned = _applied(origin, choice)
+            latency = exported_latency(pruned)
+        smaller = choice.plan.predicted.macs < guide.points[-1][0]
+        guide.learn(choice.plan.predicted.macs, latency.p50)
+        if guide.met or not smaller:
+            break
+    if not guide.met and request.on_unmet == "fail":
+        reached = dataclasses.replace(choice.plan.predicted, latency_ms=latency.p50)
+        raise EngineError(
+            "target_unmet",
+            f"latency_ms at most {guide.limit_ms:g} was not reached: the original takes {origin.costs.latency_ms:g} ms, "
+            f"and with {reached.macs:,} of {origin.costs.macs:,} MACs the network takes {latency.p50:g} ms on this "
+            "worker. Raise the cap, or ask for round_to 8, which hardware likes.",
+            param="/budget/latency_ms",
+            details={
+                "costs": reached.as_dict(),
+                "attempts": [{"macs": macs, "latency_ms": latency_ms} for macs, latency_ms in guide.points],
+            },
+        )
+    return choice, pruned
+
+
+def _compress_onto(
+    constraints: Sequence[Constraint],
+    choice: Choice,
+    chooser: Chooser,
+    request: CompressionRequest,
+    origin: Origin,
+    dataset: ImageDataset | None,
+    device: torch.device,
+    stages: Stages,
 ) -> Candidate:
-    """Apply `plan`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
+    """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
     for relaxation in relaxations:
+        caps = tuple(_relax(constraint, origin.costs, relaxation) for constraint in constraints)
         if relaxation:
             with stages.run("plan"):
-                relaxed = tuple(_relax(constraint, baseline.costs, relaxation) for constraint in constraints)
-                plan = _plan(relaxed, request, original, analysis)
-        with stages.run("apply"):
-            pruned = apply(original, analysis, plan.keep)
-            _require_agreement(pruned, plan.predicted, "The plan")
+                choice = _choose(chooser, caps, request)
+        choice, pruned = _apply_within_latency(caps, choice, chooser, request, origin, stages)
         with stages.run("verify"):
-            equivalence = verify(original, analysis, plan.keep, pruned, seed=request.seed)
+            equivalence = verify(origin.network, choice.analysis, choice.plan.keep, pruned, seed=request.seed)
             if not equivalence.passed:
                 raise EngineError(
                     "equivalence_failed",
@@ -202,27 +295,26 @@ def _compress_onto(
                     },
                 )
         with stages.run("recover"):
-            config = RecoveryConfig(**request.recovery)
             recovered = recover(
                 pruned,
-                original,
+                origin.network,
                 dataset,
-                config,
-                kept=kept_indices(analysis, plan.keep),
+                RecoveryConfig(**request.recovery),
+                kept=kept_indices(choice.analysis, choice.plan.keep),
                 seed=request.seed,
                 device=device,
                 progress=stages.listener,
             )
         drop = _accuracy_drop(recovered, request)
         if drop is None or drop <= request.max_accuracy_drop:
-            return Candidate(recovered.network, plan, equivalence, recovered)
+            return Candidate(recovered.network, choice, equivalence, recovered)
     raise EngineError(
         "accuracy_floor",
         f"Within the budget, test accuracy falls by {drop:.4f}, more than accuracy.max_drop = "
         f"{request.max_accuracy_drop:g}. Raise the caps, allow a larger drop, train longer (recovery.epochs), or use "
         'on_unmet "best_effort" to have the budget relaxed until the floor holds.',
         param="/accuracy/max_drop",
-        details={"accuracy_drop": drop, "costs": plan.predicted.as_dict()},
+        details={"accuracy_drop": drop, "costs": choice.plan.predicted.as_dict()},
     )
 
 
@@ -247,36 +339,11 @@ def _accuracy_drop(recovered: Recovered, request: CompressionRequest) -> float |
     return recovered.accuracy_original - recovered.accuracy_after
 
 
-def _plan(
-    constraints: Sequence[Constraint], request: CompressionRequest, original: Network, analysis: ChannelAnalysis
-) -> Plan:
-    options = dict(request.methods[0])
-    method = get_method(options.pop("type"))
-    config = method.config(options)
-    scores = method.scores(original, analysis, config, request.seed)
-    plan_options = method.plan_options(config)
-    try:
-        return plan_widths(analysis, scores, constraints, plan_options)
-    except EngineError as error:
-        if error.code == "target_infeasible" and request.on_unmet == "best_effort":
-            return smallest_plan(analysis, scores, constraints, plan_options)
-        raise
-
-
 def _relax(constraint: Constraint, baseline: Costs, fraction: float) -> Constraint:
-    distance = max(0, constraint.value(baseline) - constraint.limit)
-    return dataclasses.replace(constraint, limit=constraint.limit + round(fraction * distance))
-
-
-def _require_agreement(network: Network, expected: Costs, what: str) -> Costs:
-    """Count the network again by other means than the analysis; a budget kept by a wrong count is not kept."""
-    counted = independent_costs(network)
-    if counted != expected:
-        raise EngineError(
-            "internal",
-            f"{what} says {expected.as_dict()} and an independent count says {counted.as_dict()}; nothing is delivered.",
-        )
-    return counted
+    distance = max(0, constraint.value(baseline) - constraint.limit) * fraction
+    return dataclasses.replace(
+        constraint, limit=constraint.limit + (round(distance) if constraint.analytic else distance)
+    )
 
 
 def _require_met(result: Mapping[str, Any], request: CompressionRequest) -> None:
@@ -289,16 +356,3 @@ def _require_met(result: Mapping[str, Any], request: CompressionRequest) -> None
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Stages:
-    """Tells the listener where the pipeline is."""
-
-    def __init__(self, listener: Progress) -> None:
-        self.listener = listener
-
-    @contextmanager
-    def run(self, stage: str) -> Iterator[None]:
-        self.listener(ProgressEvent(stage, "running"))
-        yield
-        self.listener(ProgressEvent(stage, "succeeded"))

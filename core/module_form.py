@@ -83,7 +83,7 @@ def to_module(network: Network) -> nn.Module:
         elif node.op == "output":
             results = tuple(copies[result] for result in node.args[0])
             graph.output(results[0] if len(results) == 1 else results)
-        elif node.op != "get_attr" or any(user not in modules for user in node.users):
+        elif node.op != "get_attr" or any(user not in modules or modules[user].input is node for user in node.users):
             if node.op == "get_attr":
                 _place_tensor(root, node.target, network)
             copies[node] = graph.node_copy(node, lambda other: copies[other])

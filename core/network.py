@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 # Deep networks halve their images five or six times.
 OTHER_SIZE = 64
 

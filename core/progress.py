@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,3 +24,16 @@ Progress = Callable[[ProgressEvent], None]
 
 def silent(event: ProgressEvent) -> None:
     """A listener for callers that do not show progress."""
+
+
+class Stages:
+    """Tells the listener where the pipeline is."""
+
+    def __init__(self, listener: Progress) -> None:
+        self.listener = listener
+
+    @contextmanager
+    def run(self, stage: str) -> Iterator[None]:
+        self.listener(ProgressEvent(stage, "running"))
+        yield
+        self.listener(ProgressEvent(stage, "succeeded"))

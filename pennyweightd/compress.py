@@ -7,22 +7,17 @@ Unlike the service it runs in this very process: use it on checkpoints of your o
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pennyweight import arguments
+from pennyweight.arguments import job_options, require_writable
 from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNMET, EXIT_USAGE, exit_code
-from pennyweight.options import (
-    OptionError,
-    parse_budget,
-    parse_input_shape,
-    parse_json_object,
-    parse_method,
-    parse_normalization,
-)
+from pennyweight.options import OptionError, parse_input_shape, parse_json_object, parse_normalization
 from pennyweight.tables import result_table
 from pennyweight.terminal import console, print_error
 from pydantic import ValidationError
@@ -43,62 +38,62 @@ out = console()
 
 def compress(
     model: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .pt, .pth, .th.")],
-    architecture: Annotated[str | None, typer.Option(help="e.g. cifar_resnet20.")] = None,
-    architecture_args: Annotated[str | None, typer.Option(help="JSON object, e.g. '{\"depth\": 20}'.")] = None,
-    input_shape: Annotated[str | None, typer.Option(help="Without the batch, e.g. 3x32x32.")] = None,
-    dataset: Annotated[
-        Path | None, typer.Option(help="Labelled images: .npz, .parquet, or a .tar of Parquet shards.")
-    ] = None,
-    normalization: Annotated[str | None, typer.Option(help="mean/std per channel, or JSON.")] = None,
-    params: Annotated[str | None, typer.Option(help="Cap on parameters: 100k or 40%.")] = None,
-    flops: Annotated[str | None, typer.Option(help="Cap on FLOPs (2 × MACs): 60M or 40%.")] = None,
-    macs: Annotated[str | None, typer.Option(help="Cap on multiply-accumulates: 30M or 40%.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Cap on memory: 2MB, 60%, weights:1MB or activations:50%.")] = None,
-    method: Annotated[str | None, typer.Option(help="e.g. magnitude:round_to=8.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of recovery training; chosen if left out.")] = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Largest loss of accuracy allowed, as a fraction: 0.01.")
-    ] = None,
-    best_effort: Annotated[
-        bool, typer.Option("--best-effort", help="Deliver the nearest result where a cap cannot be met.")
-    ] = False,
-    outputs: Annotated[str | None, typer.Option(help="Comma-separated: onnx,safetensors,report.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    architecture: arguments.Architecture = None,
+    architecture_args: arguments.ArchitectureArgs = None,
+    input_shape: arguments.InputShape = None,
+    dataset: arguments.DatasetFile = None,
+    normalization: arguments.Normalization = None,
+    params: arguments.Params = None,
+    flops: arguments.Flops = None,
+    macs: arguments.Macs = None,
+    memory: arguments.Memory = None,
+    size: arguments.Size = None,
+    latency_ms: arguments.LatencyMs = None,
+    method: arguments.MethodName = None,
+    plan: arguments.PlanFile = None,
+    epochs: arguments.Epochs = None,
+    max_drop: arguments.MaxDrop = None,
+    best_effort: arguments.BestEffort = False,
+    outputs: arguments.Outputs = None,
+    device: arguments.Device = None,
+    seed: arguments.Seed = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the artifacts; new or empty.")] = Path(
         "out"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Compress a checkpoint with the engine alone: no server, no database."""
-    try:
-        budget = parse_budget({"params": params, "flops": flops, "macs": macs, "memory": memory})
-        if not budget:
-            raise OptionError("give at least one cap: --params, --flops, --macs or --memory, for example --flops 40%")
-        options = JobOptions.model_validate(
-            _given(
-                budget=budget,
-                methods=[parse_method(method)] if method else None,
-                recovery={"epochs": epochs} if epochs is not None else None,
-                accuracy={"max_drop": max_drop} if max_drop is not None else None,
-                on_unmet="best_effort" if best_effort else None,
-                outputs=[part.strip() for part in outputs.split(",")] if outputs else None,
-                device=device,
-                seed=seed,
-            )
+    with _explained(as_json):
+        given = job_options(
+            params=params,
+            flops=flops,
+            macs=macs,
+            memory=memory,
+            size=size,
+            latency_ms=latency_ms,
+            method=method,
+            plan=plan,
+            epochs=epochs,
+            max_drop=max_drop,
+            best_effort=best_effort,
+            outputs=outputs,
+            device=device,
+            seed=seed,
         )
+        if "budget" not in given:
+            raise OptionError(arguments.NO_BUDGET)
+        options = JobOptions.model_validate(given)
         statistics = Normalization.model_validate(parse_normalization(normalization)) if normalization else None
         args = parse_json_object("--architecture-args", architecture_args) if architecture_args else {}
         shape = tuple(parse_input_shape(input_shape)) if input_shape else None
-        for path in filter(None, (model, dataset)):
+        for path in filter(None, (model, dataset, plan)):
             if not path.is_file():
                 raise OptionError(f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
         if dataset is None and (epochs or max_drop is not None):
             raise OptionError("--epochs and --max-drop need labelled images: give --dataset, or leave them out")
         _require_empty(output)
-    except (OptionError, ValidationError) as error:
-        _stop(_words(error), EXIT_USAGE)
-    result = _run(options, model, architecture, args, shape, dataset, statistics, output)
+        require_writable("--output", output)
+        result = _run(options, model, architecture, args, shape, dataset, statistics, output)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -106,6 +101,38 @@ def compress(
         err.print(f"{sum(1 for _ in output.iterdir())} files in {output}")
     if not result["met"]:
         raise typer.Exit(EXIT_UNMET)
+
+
+class Stopped(Exception):
+    """No result. `document` tells of it in JSON, `status` is the exit code."""
+
+    def __init__(self, message: str, status: int, document: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.document = dict(document)
+
+
+@contextmanager
+def _explained(as_json: bool) -> Iterator[None]:
+    """Whatever a user can meet in the block ends as one message and an exit code, and as JSON where that was asked for."""
+    try:
+        yield
+    except (OptionError, ValidationError) as error:
+        stopped = _refused(_words(error), EXIT_USAGE)
+    except Stopped as error:
+        stopped = error
+    except OSError as error:
+        stopped = _refused(f"{error.filename or ''}: {error.strerror or error}", EXIT_USAGE)
+    else:
+        return
+    print_error(err, str(stopped))
+    if as_json:
+        print(json.dumps(stopped.document, indent=2))
+    raise typer.Exit(stopped.status)
+
+
+def _refused(message: str, status: int) -> Stopped:
+    return Stopped(message, status, {"code": "usage" if status == EXIT_USAGE else "failed", "message": message})
 
 
 def _run(
@@ -118,10 +145,6 @@ def _run(
     normalization: Normalization | None,
     output: Path,
 ) -> dict[str, Any]:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _stop(f"--output {output}: {error.strerror or error} ({error.filename})", EXIT_USAGE)
     # torch takes seconds to import; usage mistakes should not wait for it.
     from core.engine import compress as run_engine
     from core.errors import EngineError
@@ -138,6 +161,7 @@ def _run(
         scale=None,
     )
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         # Artifacts appear all at once or not at all.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging, _Stages() as stages:
             result = run_engine(request, Path(staging), stages.show)
@@ -145,11 +169,13 @@ def _run(
             for path in Path(staging).iterdir():
                 path.replace(output / path.name)
     except EngineError as error:
-        _stop(f"{error.code}: {error.message}", EXIT_USAGE if error.code in USAGE_CODES else exit_code(error.code))
+        status = EXIT_USAGE if error.code in USAGE_CODES else exit_code(error.code)
+        document = {"code": error.code, "message": error.message, "param": error.param, "details": error.details}
+        raise Stopped(f"{error.code}: {error.message}", status, document) from error
     except OSError as error:
-        _stop(f"{error.filename or output}: {error.strerror or error}", EXIT_FAILED)
+        raise _refused(f"{error.filename or output}: {error.strerror or error}", EXIT_FAILED) from error
     except KeyboardInterrupt:
-        _stop("interrupted; nothing was written", EXIT_INTERRUPTED)
+        raise _refused("interrupted; nothing was written", EXIT_INTERRUPTED) from None
     return result
 
 
@@ -191,16 +217,7 @@ def _require_empty(output: Path) -> None:
         raise OptionError(f"--output {output}: this exists and is not an empty folder; name a new one")
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def _words(error: OptionError | ValidationError) -> str:
     if isinstance(error, OptionError):
         return str(error)
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-
-
-def _stop(message: str, code: int) -> None:
-    print_error(err, message)
-    sys.exit(code)

@@ -29,9 +29,10 @@ def explained() -> Iterator[None]:
         problems = "; ".join(f"{_setting_name(problem['loc'])}: {problem['msg']}" for problem in error.errors())
         _refuse(f"a setting is wrong: {problems}")
     except DBAPIError as error:
-        _refuse(
-            f"the database cannot be used: {error.orig}. Is PENNYWEIGHT_DATABASE_URL right, and the file undamaged?"
-        )
+        # Drivers speak in several lines, with advice of their own.
+        reason = " ".join(str(error.orig).split())
+        hint = "Check PENNYWEIGHT_DATABASE_URL, and that the server runs or the file is undamaged."
+        _refuse(f"the database cannot be used: {reason}{'' if reason.endswith(('.', '?')) else '.'} {hint}")
     except (Refusal, DataFolderInUse, NoSandbox, StoreError, OSError) as error:
         _refuse(str(error))
 

@@ -11,10 +11,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
 from pennyweightd.failures import Refusal
 from pennyweightd.options import open_database
+from store import logs
 from store.database import Database
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
@@ -31,7 +33,7 @@ BACKLOG = 2048
 
 def serve(settings: Settings) -> None:
     """Embedded mode: own database and objects in the data folder, API and worker in one process."""
-    _log_to_stderr()
+    logs.configure(settings)
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
         _require_keys_for_strangers(settings, database)
@@ -52,7 +54,7 @@ def serve(settings: Settings) -> None:
 
 def serve_api(settings: Settings) -> None:
     """The API alone, beside workers that run elsewhere. Raises SchemaOutdated."""
-    _log_to_stderr()
+    logs.configure(settings)
     with open_database(settings) as database:
         database.check_schema()
         _require_keys_for_strangers(settings, database)
@@ -65,7 +67,7 @@ def serve_api(settings: Settings) -> None:
 
 def _open_objects(settings: Settings) -> ObjectStore:
     try:
-        return object_store(settings.resolved_storage_url)
+        return object_store(settings.resolved_storage_url, settings.storage_public_url)
     except ValueError as error:
         raise Refusal(str(error)) from error
 
@@ -93,7 +95,13 @@ def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], on
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
-    server = _Server(config, on_ready, on_stop)
+    services: Services = app.state.services
+
+    def stopping() -> None:
+        services.watcher.stop()  # who waits for a job is answered now, not cut off in five seconds
+        on_stop()
+
+    server = _Server(config, on_ready, stopping)
 
     def stop(number: int, frame: object) -> None:
         # uvicorn handles signals while it serves, and raises them again for us when it is done: then this changes
@@ -131,10 +139,3 @@ def _require_keys_for_strangers(settings: Settings, database: Database) -> None:
 def _announce(settings: Settings, what: str) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"Pennyweight is ready: http://{host}:{settings.port}  ({what}; Ctrl-C stops it)", flush=True)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Schema versions at every start are not news.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from store.contract import WorkKind
 from store.layout import artifact_key
-from store.tables import Dataset, Job, Model, Work
+from store.tables import Dataset, Job, Model, Plan, Work
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DatasetSubject:
 
 @dataclass(frozen=True)
 class JobSubject:
-    """A job: its request (JSON of `JobRequest`) and its two files, both inspected and ready."""
+    """A job, or a plan for one: its request (JSON of `JobRequest`) and its two files, both inspected and ready."""
 
     request: Mapping[str, Any]
     model: ModelSubject
@@ -52,7 +52,8 @@ class JobSubject:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on one thing until the lease ends. `attempt` is the fencing token of every later write."""
+    """The right to work on one thing until the lease ends. `attempt` is the fencing token of every later write;
+    `troubles` is how often workers gave it back for reasons of their own."""
 
     id: str
     kind: WorkKind
@@ -61,6 +62,7 @@ class Claim:
     worker_id: str
     subject: JobSubject | ModelSubject | DatasetSubject
     max_runtime_s: int
+    troubles: int
 
     def object_key(self, name: str) -> str:
         """Where this attempt of a job stores the artifact `name`."""
@@ -92,10 +94,10 @@ def describe(session: Session, work: Work) -> JobSubject | ModelSubject | Datase
             return _model(session, work.id)
         case WorkKind.inspect_dataset:
             return _dataset(session, work.id)
-        case WorkKind.job:
-            job = session.get_one(Job, work.id)
-            dataset = None if job.dataset_id is None else _dataset(session, job.dataset_id)
-            return JobSubject(request=job.request, model=_model(session, job.model_id), dataset=dataset)
+        case WorkKind.job | WorkKind.plan:
+            row = session.get_one(Job if work.kind is WorkKind.job else Plan, work.id)
+            dataset = None if row.dataset_id is None else _dataset(session, row.dataset_id)
+            return JobSubject(request=row.request, model=_model(session, row.model_id), dataset=dataset)
 
 
 def _model(session: Session, id: str) -> ModelSubject:

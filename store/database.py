@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 import migrations
-from store import dialect
+from store import dialect, tallies
 from store.errors import SchemaOutdated
 
 POOL_SIZE = 8
@@ -61,6 +61,7 @@ class Database:
                 "Run: pip install 'pennyweight-server[postgres]'"
             ) from error
         dialect.prepare(self._engine)
+        self._shard = tallies.new_shard()
         self._reader = self._engine.execution_options(**dialect.READ)
         self._writer = self._engine.execution_options(**dialect.WRITE)
 
@@ -69,6 +70,7 @@ class Database:
         """A write transaction: commits at the end of the block, rolls back on any exception."""
         with Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
+            tallies.write(session, self._shard)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

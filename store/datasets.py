@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from store import dialect, queue
 from store.contract import InspectionStatus, WorkKind
-from store.errors import Conflict, NotFound
-from store.jobs import live_job_using
+from store.errors import NotFound
 from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
-from store.tables import Dataset, Job
+from store.tables import Dataset
+from store.uses import require_unused
 
 
 class DatasetRepository:
@@ -63,13 +63,11 @@ class DatasetRepository:
         return fetch_page(self._session, self._mine(), Dataset.id, limit=limit, after=after, order=order)
 
     def delete(self, id: str) -> list[str]:
-        """Delete the row; returns the object keys to remove after the commit. Raises Conflict while a live job uses it."""
+        """Delete the row; returns the object keys to remove after the commit. Raises Conflict while something live uses it."""
         self.get(id)
         queue.lock(self._session, id)
         dataset = self._session.get_one(Dataset, id, with_for_update=True, populate_existing=True)
-        job_id = live_job_using(self._session, Job.dataset_id == id)
-        if job_id is not None:
-            raise Conflict("in_use", f"The dataset {id} is used by the job {job_id}: wait for it to end, or cancel it.")
+        require_unused(self._session, Dataset, id)
         queue.forget(self._session, id)
         self._session.delete(dataset)
         self._session.flush()

@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, String, event
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -17,6 +19,9 @@ from sqlalchemy.types import TypeDecorator
 
 BUSY_TIMEOUT_S = 30.0
 """How long a SQLite connection waits for the single writer before it gives up with `database is locked`."""
+
+CONNECT_TIMEOUT_S = 10
+"""How long PostgreSQL may take to answer at all; a host that drops packets would hold a start for minutes."""
 
 READ = {"pennyweight_access": "read", "postgresql_readonly": True}
 WRITE = {"pennyweight_access": "write"}
@@ -79,7 +84,9 @@ def _postgresql_now(element: database_now, compiler: Any, **_: Any) -> str:
 
 def connect_args(url: URL) -> dict[str, Any]:
     """Driver arguments for `create_engine`."""
-    return {"timeout": BUSY_TIMEOUT_S} if url.get_backend_name() == "sqlite" else {}
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_TIMEOUT_S}
+    return {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
 
 
 def prepare(engine: Engine) -> None:
@@ -134,6 +141,11 @@ def check_migration(connection: Connection) -> None:
         dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
         if dangling:
             raise RuntimeError(f"The migration would leave dangling references, first {tuple(dangling[0])}.")
+
+
+def insert(session: Session, table: type[Any]) -> Any:
+    """An INSERT into `table` that knows `on_conflict_do_update`: both dialects spell it the same way."""
+    return (sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert)(table)
 
 
 def now(session: Session) -> datetime:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from store.contract import ErrorInfo
 
 
@@ -28,6 +30,20 @@ class Conflict(StoreError):
         self.message = message
 
 
+class IdempotencyKeyReused(StoreError):
+    """A key that stands for another request: other body, other route."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The Idempotency-Key {key!r} was used for another request. Use a new key for a new request.")
+
+
+class RequestInFlight(StoreError):
+    """The first request with this key has not been answered yet."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"A request with the Idempotency-Key {key!r} is being worked on. Ask again in a moment.")
+
+
 class UploadRejected(StoreError):
     """A job names an upload that inspection has already rejected; `error` says why, `param` is the request's field."""
 
@@ -48,6 +64,18 @@ class ModelRejected(UploadRejected):
 class DatasetRejected(UploadRejected):
     resource = "dataset"
     param = "/dataset"
+
+
+class DatasetUnlabelled(StoreError):
+    """A request needs labels, and inspection found none in its dataset. `fields` are the request's that need them."""
+
+    def __init__(self, id: str, fields: Sequence[str]) -> None:
+        super().__init__(
+            f"The dataset {id} has no labels, and {' and '.join(fields)} need them. Leave those out, or name a dataset "
+            "with labels."
+        )
+        self.id = id
+        self.fields = tuple(fields)
 
 
 class IllegalTransition(StoreError):
@@ -80,6 +108,35 @@ class ObjectMissing(StoreError):
     def __init__(self, key: str) -> None:
         super().__init__(f"No object is stored under {key!r}.")
         self.key = key
+
+
+class StorageUnavailable(StoreError, OSError):
+    """The object store does not answer, or refuses. `code` is its own word for why, where it gave one."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PartsGone(StoreError):
+    """An upload in parts that was completed or aborted, or a part that somebody else is sending by now."""
+
+    def __init__(self, message: str = "This upload has been completed or aborted: it takes no more parts.") -> None:
+        super().__init__(message)
+
+
+class PartsIncomplete(StoreError):
+    """Parts that have not arrived, or not with the size that they must have."""
+
+    def __init__(self, missing: Sequence[int], wrong: Sequence[int]) -> None:
+        said = [
+            f"{len(numbers)} {what} ({', '.join(map(str, numbers[:10]))}{', …' if len(numbers) > 10 else ''})"
+            for what, numbers in (("missing", missing), ("of the wrong size", wrong))
+            if numbers
+        ]
+        super().__init__(f"Not all parts are there: {' and '.join(said)}. Send them and complete the upload again.")
+        self.missing = tuple(missing)
+        self.wrong = tuple(wrong)
 
 
 class InvalidObjectKey(StoreError, ValueError):

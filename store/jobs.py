@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Select, delete, exists, select
+from sqlalchemy import Select, delete, exists, select
 from sqlalchemy.orm import Session
 
 from store import dialect, queue
-from store.contract import ErrorInfo, InspectionStatus, JobRequest, JobStatus, WorkKind
-from store.errors import Conflict, DatasetRejected, ModelRejected, NotFound
+from store.contract import JobRequest, JobStatus, WorkKind
+from store.errors import Conflict, NotFound
 from store.identifiers import new_id
 from store.layout import job_prefix
 from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
-from store.tables import Artifact, Dataset, Job, JobEvent, JobLabel, Model, Work, WorkState
+from store.tables import Artifact, Job, JobEvent, JobLabel, Work, WorkState
 from store.transitions import touch, transition
-
-LIVE = tuple(status for status in JobStatus if not status.terminal)
+from store.uses import require_uploads
 
 
 class JobRepository:
@@ -27,13 +26,11 @@ class JobRepository:
     def create(self, request: JobRequest, retry_of: str | None = None) -> Job:
         """A new queued job; its model and dataset may still be inspecting.
 
-        Raises NotFound (param /model or /dataset) and ModelRejected or DatasetRejected.
+        Raises what `require_uploads` raises, and NotFound for `retry_of`.
         """
         if retry_of is not None:
             self.get(retry_of)
-        self._require(Model, "model", ModelRejected, request.model)
-        if request.dataset is not None:
-            self._require(Dataset, "dataset", DatasetRejected, request.dataset)
+        require_uploads(self._session, self._tenant_id, request)
         now = dialect.now(self._session)
         job = Job(
             id=new_id("job"),
@@ -64,6 +61,13 @@ class JobRepository:
         )
         self._session.flush()
         return job
+
+    def retry(self, id: str) -> Job:
+        """A new job that asks for the same. Raises Conflict `job_not_terminal`, and what `create` raises."""
+        old = self.get(id)
+        if not old.status.terminal:
+            raise Conflict("job_not_terminal", f"The job {id} is still {old.status.value}: wait, or cancel it first.")
+        return self.create(JobRequest.model_validate(old.request), retry_of=id)
 
     def get(self, id: str) -> Job:
         """Raises NotFound."""
@@ -156,25 +160,3 @@ class JobRepository:
             self._mine().where(Job.id == id).with_for_update(), execution_options={"populate_existing": True}
         ).one()
         return job, work
-
-    def _require(
-        self,
-        table: type[Model] | type[Dataset],
-        resource: str,
-        rejected: type[ModelRejected] | type[DatasetRejected],
-        id: str,
-    ) -> None:
-        # A shared lock: a rejection or deletion in flight is either seen here, or sees this job.
-        subject = self._session.scalar(
-            select(table).where(table.tenant_id == self._tenant_id, table.id == id).with_for_update(read=True),
-            execution_options={"populate_existing": True},
-        )
-        if subject is None:
-            raise NotFound(resource, id, rejected.param)
-        if subject.status is InspectionStatus.rejected:
-            raise rejected(id, ErrorInfo.model_validate(subject.error))
-
-
-def live_job_using(session: Session, uses: ColumnElement[bool]) -> str | None:
-    """The id of a job that is not terminal and that `uses` selects, if there is one."""
-    return session.scalar(select(Job.id).where(uses, Job.status.in_(LIVE)).limit(1))

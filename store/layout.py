@@ -5,6 +5,17 @@ The attempt in the key is what makes a stale worker harmless: it can write garba
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+_DEPTHS = {"models": 5, "datasets": 5, "jobs": 6}
+
+
+class Owner(NamedTuple):
+    """Whose an object is: `models`, `datasets` or `jobs`, and the id."""
+
+    kind: str
+    id: str
+
 
 def model_key(tenant_id: str, model_id: str) -> str:
     return f"tenants/{tenant_id}/models/{model_id}/content"
@@ -21,3 +32,11 @@ def job_prefix(tenant_id: str, job_id: str) -> str:
 
 def artifact_key(tenant_id: str, job_id: str, attempt: int, name: str) -> str:
     return f"{job_prefix(tenant_id, job_id)}/{attempt}/{name}"
+
+
+def owner_of(key: str) -> Owner | None:
+    """Whose object this is; None for a key that nothing above makes."""
+    segments = key.split("/")
+    if segments[0] != "tenants" or len(segments) < 4 or len(segments) != _DEPTHS.get(segments[2]):
+        return None
+    return Owner(segments[2], segments[3])

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from store import dialect, queue
 from store.contract import InspectionStatus, WorkKind
-from store.errors import Conflict, NotFound
-from store.jobs import live_job_using
+from store.errors import NotFound
 from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
-from store.tables import Job, Model
+from store.plans import forget_plans
+from store.tables import Model
+from store.uses import require_unused
 
 
 class ModelRepository:
@@ -66,13 +67,12 @@ class ModelRepository:
         return fetch_page(self._session, self._mine(), Model.id, limit=limit, after=after, order=order)
 
     def delete(self, id: str) -> list[str]:
-        """Delete the row; returns the object keys to remove after the commit. Raises Conflict while a live job uses it."""
+        """Delete the row and the model's plans; returns the object keys to remove after the commit. Raises Conflict while something live uses it."""
         self.get(id)
         queue.lock(self._session, id)
         model = self._session.get_one(Model, id, with_for_update=True, populate_existing=True)
-        job_id = live_job_using(self._session, Job.model_id == id)
-        if job_id is not None:
-            raise Conflict("in_use", f"The model {id} is used by the job {job_id}: wait for it to end, or cancel it.")
+        require_unused(self._session, Model, id)
+        forget_plans(self._session, id)
         queue.forget(self._session, id)
         self._session.delete(model)
         self._session.flush()

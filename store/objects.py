@@ -1,4 +1,4 @@
-"""Objects: large immutable files by key. This protocol is what S3 will also speak; local files come first.
+"""Objects: large immutable files by key. One protocol, two stores: local files here, S3 in `store/s3.py`.
 
 An object is either completely there or not there at all: bytes go to a temporary file, reach the disk, and only then
 get their name. All copies go chunk by chunk, so memory stays flat whatever the size.
@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from store.errors import InvalidObjectKey, ObjectMissing
+from store.files import move_into_place
+from store.parts import LocalParts, PartStore
 
 CHUNK_BYTES = 1 << 20
 MAX_KEY_LENGTH = 1024
-RENAME_ATTEMPTS = 100
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 
 
@@ -64,19 +66,45 @@ class ObjectReader(Protocol):
 
 
 class ObjectStore(Protocol):
+    """`parts` takes objects that arrive in parts. What cannot be reached or written raises OSError, in words."""
+
+    parts: PartStore
+
     def open_writer(self, key: str) -> ObjectWriter: ...
     def open_reader(self, key: str, start: int = 0, end: int | None = None) -> ObjectReader: ...
     def delete(self, key: str) -> None: ...
     def delete_prefix(self, prefix: str) -> None: ...
     def fetch(self, key: str, path: Path) -> None: ...
+    def keys(self, *, older_than_s: float) -> Iterator[str]: ...
+    def check(self) -> None:
+        """Raises OSError unless objects can be kept here now."""
+
+    def download_url(self, key: str, *, disposition: str, media_type: str) -> str | None:
+        """Where a client can GET this object without us, for a while, with this Content-Disposition and Content-Type;
+        None where only we can read."""
 
 
-def object_store(url: str) -> ObjectStore:
-    """The store that a `PENNYWEIGHT_STORAGE_URL` names."""
+def object_store(url: str, public_url: str | None = None) -> ObjectStore:
+    """The store that a `PENNYWEIGHT_STORAGE_URL` names. Raises ValueError.
+
+    `public_url` is where clients reach the same S3 store; given one, they are sent there with presigned URLs.
+    """
     parts = urlsplit(url)
+    if parts.scheme == "s3":
+        from store.s3 import S3Objects  # boto3 takes half a second, and one machine does not need it
+
+        return S3Objects.from_url(url, public_url)
+    if public_url is not None:
+        raise ValueError("PENNYWEIGHT_STORAGE_PUBLIC_URL is for an s3: PENNYWEIGHT_STORAGE_URL; local files have none.")
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise ValueError(f"PENNYWEIGHT_STORAGE_URL must look like file:///absolute/folder, not {url!r}.")
+        raise ValueError(f"PENNYWEIGHT_STORAGE_URL must look like file:///absolute/folder or s3://bucket, not {url!r}.")
     return LocalObjects(Path(unquote(parts.path)))
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidObjectKey."""
+    if len(key) > MAX_KEY_LENGTH or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
+        raise InvalidObjectKey(key)
 
 
 class LocalObjects:
@@ -87,6 +115,7 @@ class LocalObjects:
         self._temporary = self._root / ".tmp"
         self._temporary.mkdir(parents=True, exist_ok=True)
         self._remove_orphans()
+        self.parts = LocalParts(self._root, self._root / ".parts")
 
     def open_writer(self, key: str) -> LocalWriter:
         return LocalWriter(key, self._path(key), self._root, self._temporary)
@@ -115,11 +144,28 @@ class LocalObjects:
             for chunk in reader:
                 target.write(chunk)
 
+    def keys(self, *, older_than_s: float) -> Iterator[str]:
+        """Keys of the objects that became visible longer ago than this, in no order. May run while others write."""
+        latest = time.time() - older_than_s
+        for folder, subfolders, files in os.walk(self._root):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in files:
+                path = Path(folder) / name
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < latest:
+                        yield path.relative_to(self._root).as_posix()
+
+    def check(self) -> None:
+        """Writing proves more than reading: a full or read-only disk shows. The probe is never committed."""
+        with self.open_writer("probe") as writer:
+            writer.write(b"ready?")
+
+    def download_url(self, key: str, *, disposition: str, media_type: str) -> None:
+        return None
+
     def _path(self, key: str) -> Path:
-        segments = key.split("/")
-        if len(key) > MAX_KEY_LENGTH or not all(_SEGMENT.fullmatch(segment) for segment in segments):
-            raise InvalidObjectKey(key)
-        return self._root.joinpath(*segments)
+        check_key(key)
+        return self._root.joinpath(*key.split("/"))
 
     def _remove_empty_parents(self, path: Path) -> None:
         for parent in path.parents:
@@ -165,25 +211,11 @@ class LocalWriter:
         """Make the object visible, replacing one of the same key; when this returns, it survives a power cut."""
         if not self._open:
             raise ValueError(f"The writer of {self._key} is closed.")
+        os.utime(self._descriptor)  # the age of an object counts from here, however long its upload took
         os.fsync(self._descriptor)
-        self._move_into_place()
+        move_into_place(self._path, self._target, self._root)
         self._close()
-        for folder in (self._target.parent, *self._target.parent.parents):
-            _sync_folder(folder)
-            if folder == self._root:
-                break
         return StoredObject(self._key, self._size, self._digest.hexdigest())
-
-    def _move_into_place(self) -> None:
-        for patience in range(RENAME_ATTEMPTS, 0, -1):
-            try:
-                self._target.parent.mkdir(parents=True, exist_ok=True)
-                self._path.replace(self._target)
-                return
-            except (FileNotFoundError, FileExistsError):
-                # A delete may remove a folder that is empty at this moment; anything else stays wrong.
-                if patience == 1:
-                    raise
 
     def abort(self) -> None:
         """Forget everything written; after a commit this does nothing."""
@@ -250,14 +282,6 @@ def _locked_temporary(folder: Path) -> tuple[int, Path]:
         if os.fstat(descriptor).st_nlink > 0:
             return descriptor, Path(name)
         os.close(descriptor)  # a starting process took it for an orphan before it was locked
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _ignore_missing(function: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:

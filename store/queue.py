@@ -12,7 +12,7 @@ from store.tables import Work, WorkState
 ANY_QUEUE = "auto"
 """Work that any worker may claim; the other queues are named after devices, `cpu` and `gpu`."""
 
-INSPECTION_MAX_RUNTIME_S = 300
+SHORT_WORK_MAX_RUNTIME_S = 300
 
 
 def enqueue(
@@ -22,7 +22,7 @@ def enqueue(
     kind: WorkKind,
     tenant_id: str,
     queue: str = ANY_QUEUE,
-    max_runtime_s: int = INSPECTION_MAX_RUNTIME_S,
+    max_runtime_s: int = SHORT_WORK_MAX_RUNTIME_S,
 ) -> None:
     """Make the subject `id` claimable. Of equal priority, the oldest id goes first; a smaller priority goes before."""
     session.add(
@@ -35,6 +35,7 @@ def enqueue(
             state=WorkState.queued,
             attempt=0,
             losses=0,
+            troubles=0,
             available_at=dialect.now(session),
             max_runtime_s=max_runtime_s,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+MIB = 2**20
 GIB = 2**30
 
 
@@ -21,7 +22,9 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """SQLAlchemy URL; unset means SQLite under `data_dir`."""
     storage_url: str | None = None
-    """`file:///…`; unset means `objects/` under `data_dir`."""
+    """`file:///…`, or `s3://bucket/prefix?endpoint=https://…`; unset means `objects/` under `data_dir`."""
+    storage_public_url: str | None = None
+    """Where clients reach the same S3 store: they then send and fetch files there directly. Unset: everything passes us."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -31,7 +34,22 @@ class Settings(BaseSettings):
     """Origins of other web pages that may call the API, for example `https://tools.example.org`."""
     require_keys: bool = False
     """Ask for an API key on loopback too; bound to any other address one is always needed."""
+    metrics_token: SecretStr | None = None
+    """The bearer token that `GET /metrics` asks for; without API keys none is needed."""
+    metrics_open: bool = False
+    """Show `/metrics` to whoever reaches the port although API keys are needed for everything else."""
+    log_format: Literal["console", "json"] = "console"
+    """How log lines look: for people, or one JSON object each."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_polls: bool = False
+    """Log every request, those too that only read and go well: polls and health checks are most of the traffic."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
+    upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
+    """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
+    upload_expires_s: Annotated[float, Field(gt=0)] = 24 * 3600
+    """How long an upload in parts may take, interruptions included."""
+    max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
+    """What one task may write to disk, its uploads included."""
 
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""

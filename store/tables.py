@@ -1,7 +1,8 @@
 """The tables. A job's row is the truth about it; `work` is what a worker may claim; nothing else holds state.
 
-Every row of a tenant says so, or hangs on one that does. `work.id` is the id of its subject (a job, a model or a dataset). Ids of
-models and datasets in `jobs` are kept after those are deleted, so they are not foreign keys.
+Every row of a tenant says so, or hangs on one that does. `work.id` is the id of its subject (a job, a plan, a
+model or a dataset). Ids of models and datasets in `jobs` and `plans` are kept after those are deleted, so they are not
+foreign keys.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Float, ForeignKey, Index, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from store.contract import InspectionStatus, JobStatus, WorkKind
+from store.contract import InspectionStatus, JobStatus, PlanStatus, WorkKind
 from store.dialect import EnumText, UtcDateTime
 
 LOCAL_TENANT = "local"
@@ -50,6 +51,7 @@ class Base(DeclarativeBase):
         list[int] | dict[str, list[int]]: JSON(none_as_null=True),
         JobStatus: EnumText(JobStatus),
         InspectionStatus: EnumText(InspectionStatus),
+        PlanStatus: EnumText(PlanStatus),
         WorkKind: EnumText(WorkKind),
         WorkState: EnumText(WorkState),
     }
@@ -123,6 +125,29 @@ class Dataset(Base):
     std: Mapped[list[float] | None]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
+
+
+class Upload(Base):
+    """A file on its way here in parts. `resource_id` is the model or dataset that it becomes, with `fields`, when it is
+    completed; `handle` is the object store's own name for the parts."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "tenant_id", "id"), Index(None, "expires_at"))
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    purpose: Mapped[str] = mapped_column(String(16))
+    resource_id: Mapped[str] = mapped_column(Id)
+    filename: Mapped[str]
+    fields: Mapped[dict[str, Any]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    part_size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    object_key: Mapped[str]
+    handle: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
 
 
 class Job(Base):
@@ -201,8 +226,32 @@ class Artifact(Base):
     created_at: Mapped[datetime]
 
 
+class Plan(Base):
+    """What a job with this request would do. `result` is a `PlanOutcome`, `error` why there is none."""
+
+    __tablename__ = "plans"
+    __table_args__ = (
+        Index(None, "tenant_id", "id"),
+        Index(None, "model_id"),
+        Index(None, "dataset_id"),
+        _one_of("status", PlanStatus),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    model_id: Mapped[str] = mapped_column(Id)
+    dataset_id: Mapped[str | None] = mapped_column(Id)
+    status: Mapped[PlanStatus]
+    request: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
 class Work(Base):
-    """One claimable thing. `attempt` only fences; `losses` counts expired leases."""
+    """One claimable thing. `attempt` only fences; `losses` counts expired leases, `troubles` how often a worker gave it
+    back for reasons of its own."""
 
     __tablename__ = "work"
     __table_args__ = (
@@ -220,11 +269,32 @@ class Work(Base):
     state: Mapped[WorkState]
     attempt: Mapped[int]
     losses: Mapped[int]
+    troubles: Mapped[int]
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires_at: Mapped[datetime | None]
     available_at: Mapped[datetime]
     cancel_requested_at: Mapped[datetime | None]
     max_runtime_s: Mapped[int]
+
+
+class IdempotencyKey(Base):
+    """A key that a client gave a request that creates: reserved by `holder` for a while, then with its answer."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "expires_at"),)
+
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    operation: Mapped[str]
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    holder: Mapped[str | None] = mapped_column(String(32))
+    reserved_until: Mapped[datetime | None]
+    status: Mapped[int | None]
+    headers: Mapped[dict[str, Any] | None]
+    body: Mapped[str | None]
+    resource_id: Mapped[str | None] = mapped_column(Id)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
 
 
 class Worker(Base):
@@ -237,3 +307,14 @@ class Worker(Base):
     catalogue: Mapped[dict[str, Any]]
     published_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+
+
+class Tally(Base):
+    """One counter, or one bucket of a histogram; see `store.tallies`."""
+
+    __tablename__ = "tallies"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    labels: Mapped[str] = mapped_column(String(255), primary_key=True)
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float] = mapped_column(Float(53))

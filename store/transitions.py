@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from store import tallies
 from store.contract import ErrorInfo, JobProgress, JobResult, JobStatus
 from store.errors import IllegalTransition
 from store.tables import Job, JobEvent
+from store.tallies import TallyName
+
+STAGES = frozenset({"intake", "profile", "plan", "apply", "verify", "recover", "encode", "deliver"})
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.queued: frozenset({JobStatus.running, JobStatus.cancelled, JobStatus.failed}),
@@ -48,6 +53,7 @@ def transition(
     """
     if to not in TRANSITIONS[job.status]:
         raise IllegalTransition(job.id, job.status, to)
+    was_running = job.status is not JobStatus.queued
     job.status = to
     match to:
         case JobStatus.queued:
@@ -67,6 +73,11 @@ def transition(
     if to.terminal:
         job.finished_at = now
         job.progress = _ended(job.progress, to, now)
+        code = error.code.value if error is not None else "none"
+        tallies.count(session, TallyName.jobs_ended, status=to.value, code=code)
+        if was_running and job.started_at is not None:
+            tallies.observe(session, TallyName.job_run, (now - job.started_at).total_seconds(), status=to.value)
+            leave_stage(session, job, now=now)
     details: dict[str, Any] = {"status": to.value, "attempt": job.attempt}
     if error is not None:
         details["error"] = {"code": error.code.value, "message": error.message}
@@ -80,6 +91,29 @@ def touch(session: Session, job: Job, type: str, data: Mapping[str, Any], *, now
     session.add(JobEvent(job_id=job.id, seq=job.last_event_seq, type=type, data=dict(data), at=now))
 
 
+def enter_stage(session: Session, job: Job, stage: str, *, now: datetime) -> None:
+    """Let the running `job` go on to another stage, with the event `job.stage`."""
+    leave_stage(session, job, now=now)
+    job.stage = stage
+    touch(session, job, "job.stage", {"stage": stage}, now=now)
+
+
+def leave_stage(session: Session, job: Job, *, now: datetime) -> None:
+    """Count how long the stage took that `job` is in. A stage that a lost worker was in is counted when it is done again."""
+    if job.stage is None:
+        return
+    entered = (
+        select(JobEvent.at)
+        .where(JobEvent.job_id == job.id, JobEvent.type == "job.stage")
+        .order_by(JobEvent.seq.desc())
+        .limit(1)
+    )
+    if (since := session.scalar(entered)) is not None:
+        # Names of stages come from a runner, which may have been taken over: only known ones become labels.
+        stage = job.stage if job.stage in STAGES else "other"
+        tallies.observe(session, TallyName.stage, (now - since).total_seconds(), stage=stage)
+
+
 def _ended(progress: Mapping[str, Any] | None, to: JobStatus, now: datetime) -> dict[str, Any] | None:
     """The last progress of a job as it should read for ever: no stage is left running."""
     if progress is None:
@@ -90,5 +124,5 @@ def _ended(progress: Mapping[str, Any] | None, to: JobStatus, now: datetime) -> 
         ended.fraction = 1.0
     for stage in ended.stages:
         if stage.status == "running":
-            stage.status = "succeeded" if to is JobStatus.succeeded else "failed"
+            stage.status = to.value
     return ended.model_dump(mode="json")

@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import Exists, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from store import dialect, waiting
+from store import dialect, tallies, waiting
 from store.claims import Claim, Heartbeat, StoredArtifact, describe
 from store.contract import (
     DatasetInspection,
@@ -26,13 +26,16 @@ from store.contract import (
     JobResult,
     JobStatus,
     ModelInspection,
+    PlanOutcome,
+    PlanStatus,
     WorkKind,
 )
 from store.database import Database
 from store.errors import LeaseLost
 from store.queue import ANY_QUEUE
-from store.tables import Artifact, Dataset, Job, Model, Work, WorkState
-from store.transitions import touch, transition
+from store.tables import Artifact, Dataset, Job, Model, Plan, Work, WorkState
+from store.tallies import TallyName
+from store.transitions import enter_stage, transition
 
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
 
@@ -42,19 +45,9 @@ def claim(
 ) -> Claim | None:
     """Take the most urgent claimable work of these kinds, or None.
 
-    `queues` are the devices that this worker serves (`cpu`, `gpu`); work for any device is always included. A job is
-    claimable once its model and its dataset are ready.
+    `queues` are the devices that this worker serves (`cpu`, `gpu`); work for any device is always included. A job or a
+    plan is claimable once its model and its dataset are ready.
     """
-    ready = exists(
-        select(Job.id)
-        .join(Model, Model.id == Job.model_id)
-        .outerjoin(Dataset, Dataset.id == Job.dataset_id)
-        .where(
-            Job.id == Work.id,
-            Model.status == InspectionStatus.ready,
-            or_(Job.dataset_id.is_(None), Dataset.status == InspectionStatus.ready),
-        )
-    )
     with database.transaction() as session:
         now = dialect.now(session)
         most_urgent = (
@@ -64,7 +57,7 @@ def claim(
                 Work.kind.in_(list(kinds)),
                 Work.queue.in_([ANY_QUEUE, *queues]),
                 Work.available_at <= now,
-                or_(Work.kind != WorkKind.job, ready),
+                or_(Work.kind.in_([WorkKind.inspect_model, WorkKind.inspect_dataset]), _ready(Job), _ready(Plan)),
             )
             .order_by(Work.priority, Work.id)
             .limit(1)
@@ -83,6 +76,8 @@ def claim(
         )
         if work is None:
             return None
+        waited_s = (now - work.available_at).total_seconds()
+        tallies.observe(session, TallyName.queue_wait, waited_s, kind=work.kind.value, queue=work.queue)
         if work.kind is WorkKind.job:
             job = session.get_one(Job, work.id, with_for_update=True)
             transition(session, job, JobStatus.running, now=now, attempt=work.attempt)
@@ -94,6 +89,7 @@ def claim(
             worker_id=worker_id,
             subject=describe(session, work),
             max_runtime_s=work.max_runtime_s,
+            troubles=work.troubles,
         )
 
 
@@ -117,8 +113,7 @@ def heartbeat(
                 job.progress = progress.model_copy(update={"updated_at": now}).model_dump(mode="json")
                 job.version += 1
             if stage is not None and stage != job.stage:
-                job.stage = stage
-                touch(session, job, "job.stage", {"stage": stage}, now=now)
+                enter_stage(session, job, stage, now=now)
         return Heartbeat(cancel_requested=work.cancel_requested_at is not None)
 
 
@@ -172,19 +167,23 @@ def cancel_job(database: Database, claim: Claim) -> None:
         transition(session, _end(session, claim), JobStatus.cancelled, now=dialect.now(session))
 
 
-def release(database: Database, claim: Claim, *, delay_s: float = 0.0) -> None:
-    """Give work back unfinished, claimable after `delay_s` seconds, no loss counted. Raises LeaseLost.
-
-    For a planned stop, and for trouble that is the worker's own: neither says anything against the work.
-    """
+def release(database: Database, claim: Claim) -> None:
+    """Give work back unfinished because this worker stops: claimable at once, no loss counted. Raises LeaseLost."""
     with database.transaction() as session:
         now = dialect.now(session)
-        work = _fenced(
-            session, claim, state=WorkState.queued, available_at=now + timedelta(seconds=delay_s), **_NO_LEASE
-        )
-        if claim.kind is WorkKind.job:
-            job = session.get_one(Job, claim.id, with_for_update=True)
-            waiting.requeue_job(session, work, job, now=now, reason="released")
+        work = _fenced(session, claim, state=WorkState.queued, available_at=now, **_NO_LEASE)
+        waiting.requeue(session, work, now=now, reason="released")
+
+
+def trouble(database: Database, claim: Claim, *, delay_s: float, what: str) -> None:
+    """Give work back because of trouble that is the worker's own, claimable after `delay_s` seconds, no loss counted.
+
+    `what` names the trouble for whoever asked for the work: where it never ends, the work does, and says so. Raises
+    LeaseLost.
+    """
+    with database.transaction() as session:
+        work = _fenced(session, claim, **_NO_LEASE)
+        waiting.trouble(session, work, now=dialect.now(session), delay_s=delay_s, what=what)
 
 
 def lose(database: Database, claim: Claim) -> None:
@@ -195,7 +194,7 @@ def lose(database: Database, claim: Claim) -> None:
 
 
 def finish_model(database: Database, claim: Claim, inspection: ModelInspection) -> None:
-    """Make a model ready with what inspection found; jobs that wait for it become claimable. Raises LeaseLost."""
+    """Make a model ready with what inspection found; what waits for it becomes claimable. Raises LeaseLost."""
     with database.transaction() as session:
         _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
         model = session.get_one(Model, claim.id, with_for_update=True)
@@ -209,7 +208,7 @@ def finish_model(database: Database, claim: Claim, inspection: ModelInspection) 
 
 
 def finish_dataset(database: Database, claim: Claim, inspection: DatasetInspection) -> None:
-    """Make a dataset ready with what inspection found; jobs that wait for it become claimable. Raises LeaseLost."""
+    """Make a dataset ready with what inspection found; what waits for it becomes claimable. Raises LeaseLost."""
     with database.transaction() as session:
         _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
         dataset = session.get_one(Dataset, claim.id, with_for_update=True)
@@ -218,11 +217,20 @@ def finish_dataset(database: Database, claim: Claim, inspection: DatasetInspecti
         dataset.status = InspectionStatus.ready
 
 
-def reject(database: Database, claim: Claim, error: ErrorInfo) -> None:
-    """Reject an inspected upload and fail, in the same transaction, every job that waits for it. Raises LeaseLost."""
+def finish_plan(database: Database, claim: Claim, outcome: PlanOutcome) -> None:
+    """Make a plan ready. Raises LeaseLost."""
     with database.transaction() as session:
-        work = _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
-        waiting.reject_upload(session, work, error, now=dialect.now(session))
+        _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        plan = session.get_one(Plan, claim.id, with_for_update=True)
+        plan.status, plan.finished_at = PlanStatus.ready, dialect.now(session)
+        plan.result = outcome.model_dump(mode="json")
+
+
+def reject(database: Database, claim: Claim, error: ErrorInfo) -> None:
+    """End short work with an error: a plan fails, an inspected upload is rejected and takes with it, in the same
+    transaction, every job and plan that waits for it. Raises LeaseLost."""
+    with database.transaction() as session:
+        waiting.end(session, _fenced(session, claim, **_NO_LEASE), error, now=dialect.now(session))
 
 
 def expire_leases(database: Database, *, backoff_s: float = waiting.LOSS_BACKOFF_S) -> int:
@@ -261,6 +269,20 @@ def release_owner(database: Database, worker_prefix: str) -> int:
         for work in held:
             waiting.lose(session, work, now=now, backoff_s=0)
         return len(held)
+
+
+def _ready(user: type[Job] | type[Plan]) -> Exists:
+    """Whether the work's row belongs to such a thing, and the uploads that it names are inspected and good."""
+    return exists(
+        select(user.id)
+        .join(Model, Model.id == user.model_id)
+        .outerjoin(Dataset, Dataset.id == user.dataset_id)
+        .where(
+            user.id == Work.id,
+            Model.status == InspectionStatus.ready,
+            or_(user.dataset_id.is_(None), Dataset.status == InspectionStatus.ready),
+        )
+    )
 
 
 def _fenced(session: Session, claim: Claim, **values: Any) -> Work:

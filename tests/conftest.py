@@ -4,9 +4,20 @@
 """
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The endpoint of an S3 that moto plays, credentials for it (and for a real one) in the environment."""
+    from tests.store.object_stores import moto_endpoint, s3_environment  # moto takes a second
+
+    with s3_environment(), moto_endpoint() as endpoint:
+        yield endpoint

@@ -11,7 +11,8 @@ However it goes, it ends in exactly one of these, and every write carries the cl
     Fenced     the lease is gone                  → nothing: another worker decides
 
 Trouble of the worker's own (a full disk, no memory for a process, storage that does not answer) says nothing about the
-work: it is released without a loss, later each time, and the exception goes on to the slot, which backs off.
+work: it waits without a loss, longer each time, and the exception goes on to the slot, which backs off. Trouble that does
+not end after `store.waiting.TROUBLE_LIMIT` times ends the work with words about it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from store import logs
 from store.claims import Claim, DatasetSubject, JobSubject, ModelSubject
 from store.contract import (
     DatasetInspection,
@@ -38,16 +40,45 @@ from store.contract import (
     JobResult,
     JobStatus,
     ModelInspection,
+    PlanOutcome,
     WorkKind,
 )
 from store.database import Database
 from store.errors import ObjectMissing
 from store.layout import job_prefix
 from store.objects import ObjectStore
-from store.work import cancel_job, fail_job, finish_dataset, finish_job, finish_model, lose, reject, release
+from store.work import (
+    cancel_job,
+    fail_job,
+    finish_dataset,
+    finish_job,
+    finish_model,
+    finish_plan,
+    lose,
+    reject,
+    release,
+    trouble,
+)
+from worker.endings import (
+    MEMORY_USED_UP,
+    RESULTS,
+    Cancelled,
+    Crashed,
+    End,
+    Failed,
+    Fenced,
+    Finished,
+    Result,
+    Stopped,
+    TimedOut,
+    in_words,
+    out_of_memory_kills,
+    scratch_full,
+    too_slow,
+)
 from worker.lease import Lease, Timing
 from worker.outputs import delete_outputs, store_outputs
-from worker.process import RunnerProcess
+from worker.process import RunnerProcess, bytes_below
 from worker.progress import ProgressBoard
 from worker.protocol import (
     INPUT_FOLDER,
@@ -64,6 +95,7 @@ from worker.protocol import (
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2
+MEASURE_EVERY_S = 2.0
 CANCEL_GRACE_S = 5.0
 # A runner that has closed its messages is ending; its interpreter may take a moment.
 END_GRACE_S = 10.0
@@ -71,56 +103,25 @@ SPARE_CPU_SECONDS = 60
 STOP_NOTICE_S = 2.0
 TROUBLE_DELAY_S = 2.0
 LONGEST_TROUBLE_DELAY_S = 300.0
+_ID_FIELDS = {
+    WorkKind.job: "job_id",
+    WorkKind.plan: "plan_id",
+    WorkKind.inspect_model: "model_id",
+    WorkKind.inspect_dataset: "dataset_id",
+}
 CODES_WITH_LOG = frozenset({ErrorCode.internal, ErrorCode.out_of_memory, ErrorCode.worker_lost})
 
 
 @dataclass(frozen=True)
-class Finished:
-    result: JobResult | ModelInspection | DatasetInspection
-
-
-@dataclass(frozen=True)
-class Failed:
-    error: ErrorInfo
-    best: JobResult | None = None
-
-
-@dataclass(frozen=True)
-class TimedOut:
-    pass
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    pass
-
-
-@dataclass(frozen=True)
-class Stopped:
-    pass
-
-
-@dataclass(frozen=True)
-class Crashed:
-    signal_number: int
-
-
-@dataclass(frozen=True)
-class Fenced:
-    pass
-
-
-End = Finished | Failed | TimedOut | Cancelled | Stopped | Crashed | Fenced
-
-
-@dataclass(frozen=True)
 class Services:
-    """What every attempt of a worker shares. crashes: the signal that last ended each work item's runner here."""
+    """What every attempt of a worker shares. scratch_bytes: what one runner's folder may hold. crashes: the signal that
+    last ended each work item's runner here."""
 
     database: Database
     objects: ObjectStore
     timing: Timing
     stopping: threading.Event
+    scratch_bytes: int
     crashes: dict[str, int] = field(default_factory=dict)
 
 
@@ -131,7 +132,7 @@ class Attempt:
         self._services = services
         self._claim = claim
         self._take_runner = take_runner
-        self._started = time.monotonic()
+        self._started = self._measure_at = time.monotonic()
         self._lease = Lease(services.database, claim, services.timing)
 
     def nudge(self) -> None:
@@ -140,7 +141,7 @@ class Attempt:
 
     def run(self) -> None:
         """Work on the claim to its end. Raises whatever trouble this worker has of its own, the work given back."""
-        with self._lease as lease:
+        with logs.bound(**self._about()), self._lease as lease:
             try:
                 with self._take_runner() as runner:
                     end = self._watch(runner)
@@ -149,16 +150,22 @@ class Attempt:
                     runner.kill()
                     logger.info("Attempt %d of %s: %s.", self._claim.attempt, self._claim.id, type(end).__name__)
                     self._settle(end, runner)
-            except Exception:
-                delay_s = trouble_delay_s(self._claim.attempt)
+            except Exception as error:
+                delay_s = trouble_delay_s(self._claim.troubles)
                 logger.error(
-                    "Attempt %d of %s failed on this worker; it is tried again in %g s at the earliest.",
+                    "Attempt %d of %s failed on this worker; if it is tried again, in %g s at the earliest.",
                     self._claim.attempt,
                     self._claim.id,
                     delay_s,
                 )
-                lease.settle(lambda: release(self._services.database, self._claim, delay_s=delay_s))
+                what = in_words(error)
+                lease.settle(lambda: trouble(self._services.database, self._claim, delay_s=delay_s, what=what))
                 raise
+
+    def _about(self) -> dict[str, object]:
+        """What every line that is logged meanwhile is about."""
+        claim = self._claim
+        return {_ID_FIELDS[claim.kind]: claim.id, "attempt": claim.attempt, "tenant": claim.tenant_id}
 
     # --- while the runner works ---
 
@@ -172,7 +179,7 @@ class Attempt:
                 return self._file_missing(error)
             runner.start(task)
             while runner.talking:
-                if end := self._interruption():
+                if end := self._interruption(runner):
                     return end
                 for message in runner.read(LOOK_EVERY_S):
                     if isinstance(message, ProgressMessage):
@@ -223,7 +230,7 @@ class Attempt:
         path.chmod(RUNNER_READABLE)
         return f"{INPUT_FOLDER}/{name}"
 
-    def _interruption(self) -> End | None:
+    def _interruption(self, runner: RunnerProcess | None = None) -> End | None:
         """Why the runner should not go on, the strongest reason first."""
         if self._lease.lost:
             return Fenced()
@@ -233,16 +240,17 @@ class Attempt:
             return Cancelled()
         if time.monotonic() - self._started > self._claim.max_runtime_s:
             return TimedOut()
+        if runner is not None and time.monotonic() >= self._measure_at:
+            self._measure_at = time.monotonic() + MEASURE_EVERY_S
+            limit = self._services.scratch_bytes
+            if bytes_below(runner.folder, stop_at=limit) > limit:
+                return Failed(scratch_full(limit))
         return None
 
     # --- how it ended ---
 
-    def _validated(self, result: dict[str, Any]) -> JobResult | ModelInspection | DatasetInspection:
-        shape = {
-            WorkKind.job: JobResult,
-            WorkKind.inspect_model: ModelInspection,
-            WorkKind.inspect_dataset: DatasetInspection,
-        }[self._claim.kind]
+    def _validated(self, result: dict[str, Any]) -> Result:
+        shape = RESULTS[self._claim.kind]
         try:
             return shape.model_validate(result)
         except ValidationError as error:
@@ -295,11 +303,7 @@ class Attempt:
         if status == -signal.SIGTERM and self._services.stopping.wait(STOP_NOTICE_S):
             return Stopped()
         if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
-            message = "The system killed this task because the worker's memory was used up. "
-            message += (
-                "Use a smaller batch size (recovery.batch_size), a smaller dataset, or a worker with more memory."
-            )
-            return self._failed(ErrorInfo(code=ErrorCode.out_of_memory, message=message), runner)
+            return self._failed(MEMORY_USED_UP, runner)
         if status < 0:
             return self._crashed(-status, runner)
         message = (
@@ -325,6 +329,8 @@ class Attempt:
         match end:
             case Finished(result=JobResult() as result):
                 self._finish_job(result, runner)
+            case Finished(result=PlanOutcome() as outcome):
+                lease.settle(lambda: finish_plan(database, claim, outcome))
             case Finished(result=ModelInspection() as found):
                 lease.settle(lambda: finish_model(database, claim, found))
             case Finished(result=DatasetInspection() as found):
@@ -332,11 +338,7 @@ class Attempt:
             case Failed(error=error, best=best):
                 self._fail(error, best)
             case TimedOut():
-                limit = f"{claim.max_runtime_s} s"
-                message = f"This took longer than the {limit} that it may (limits.max_runtime_s) and was stopped."
-                if claim.kind is not WorkKind.job:
-                    message = f"Inspecting this file took longer than {limit} and was stopped."
-                self._fail(ErrorInfo(code=ErrorCode.timeout, message=message), None)
+                self._fail(too_slow(claim), None)
             case Cancelled():
                 lease.settle(lambda: cancel_job(database, claim))
             case Stopped():
@@ -379,16 +381,9 @@ class Attempt:
             self._services.objects.delete_prefix(f"{job_prefix(self._claim.tenant_id, self._claim.id)}/{attempt}")
 
 
-def trouble_delay_s(attempt: int) -> float:
-    """Seconds until work is tried again after its n-th attempt met trouble of the worker's own: twice as long each time."""
-    return min(TROUBLE_DELAY_S * 2 ** min(attempt - 1, 16), LONGEST_TROUBLE_DELAY_S)
-
-
-def out_of_memory_kills() -> int:
-    """How often the kernel has killed a process for memory since it started; 0 where it does not say."""
-    counters = Path("/proc/vmstat")
-    lines = counters.read_text().splitlines() if counters.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+def trouble_delay_s(troubles: int) -> float:
+    """Seconds until work is tried again that has met so many troubles of workers' own before: twice as long each time."""
+    return min(TROUBLE_DELAY_S * 2 ** min(troubles, 16), LONGEST_TROUBLE_DELAY_S)
 
 
 def _digest(request: Any) -> str:

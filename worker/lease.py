@@ -7,6 +7,7 @@ the lease lives, the attempt is fenced: it stops at once and writes nothing more
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -55,9 +56,13 @@ class Lease:
         self._lost = False
         self._cancel_requested = False
         self._last_beat = self._last_success = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"lease-{claim.id}", daemon=True)
+        self._context: contextvars.Context
+        self._thread = threading.Thread(
+            target=lambda: self._context.run(self._run), name=f"lease-{claim.id}", daemon=True
+        )
 
     def __enter__(self) -> Lease:
+        self._context = contextvars.copy_context()  # what the thread logs is about the same work
         self._thread.start()
         return self
 

@@ -33,7 +33,7 @@ START_LINE = b"start\n"
 # The runner may be another user; the folder above keeps everyone else out.
 RUNNER_READABLE = 0o644
 
-TaskKind = Literal["job", "inspect_model", "inspect_dataset", "catalogue"]
+TaskKind = Literal["job", "plan", "inspect_model", "inspect_dataset", "catalogue"]
 
 
 class _Strict(BaseModel):

@@ -33,6 +33,7 @@ from worker.probe import Confinement, choose_confinement
 from worker.process import DEFAULT_COMMANDS, RunnerProcess, RunnerSpec
 from worker.protocol import ErrorMessage, ProtocolError, ResultMessage, Task
 from worker.sweeper import Sweeper, remove_leftovers
+from worker.upload_sweeper import UploadSweeper
 from worker.view import gpu_devices
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Supervisor:
         self._scratch = settings.data_dir / SCRATCH_FOLDER
         self._slots: list[Slot] = []
         self._sweeper: Sweeper | None = None
+        self._upload_sweeper: UploadSweeper | None = None
         self.confinement: Confinement | None = None
 
     def start(self) -> None:
@@ -97,10 +99,12 @@ class Supervisor:
         remove_leftovers(self._scratch, set(), older_than_s=0)
         self.confinement = choose_confinement(self._scratch, (str(self._settings.data_dir),))
         timing = Timing(lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s)
-        services = Services(self._database, self._objects, timing, self._stopping)
+        limit = self._settings.max_scratch_bytes
+        services = Services(self._database, self._objects, timing, self._stopping, scratch_bytes=limit)
         self._slots = [Slot(spec, services, self._settings.poll_s, self.confinement) for spec in self._slot_specs()]
         self._sweeper = Sweeper(
             self._database,
+            self._objects,
             self._scratch,
             self._folders_in_use,
             self.wake,
@@ -109,14 +113,20 @@ class Supervisor:
             lease_s=self._settings.lease_s,
             stopping=self._stopping,
         )
-        for thread in (*self._slots, self._sweeper):
+        self._upload_sweeper = UploadSweeper(
+            self._database,
+            self._objects,
+            upload_expires_s=self._settings.upload_expires_s,
+            stopping=self._stopping,
+        )
+        for thread in (*self._slots, self._sweeper, self._upload_sweeper):
             thread.start()
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Planned stop: end the runners, give their work back without counting a loss, and wait for the threads."""
         deadline = time.monotonic() + (self._settings.stop_timeout_s if timeout_s is None else timeout_s)
         self.begin_stop()
-        for thread in (*self._slots, *filter(None, [self._sweeper])):
+        for thread in (*self._slots, *filter(None, [self._sweeper, self._upload_sweeper])):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 logger.error("%s did not stop in time; its lease will expire.", thread.name)

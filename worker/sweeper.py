@@ -1,4 +1,7 @@
-"""The sweeper: takes back what dead workers hold and clears up after them. Safe to run anywhere, twice at once."""
+"""The sweeper: takes back what dead workers hold and clears up after them, and after everyone who was killed.
+
+Safe to run anywhere, twice at once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from store.database import Database
+from store.objects import ObjectStore
+from store.orphans import remove_orphans
 from store.work import expire_leases
 from worker.process import FOLDER_PREFIX, remove_folder
 
@@ -17,10 +22,14 @@ logger = logging.getLogger(__name__)
 # A folder that no living runner of ours uses is left for this long: its runner may be about to be registered.
 FOLDER_GRACE_S = 60.0
 SIGN_OF_LIFE_EVERY_S = 20.0
+# The row of an object follows within moments, or never does.
+ORPHAN_AGE_S = 3600.0
+ORPHANS_EVERY_S = 900.0
 
 
 class Sweeper(threading.Thread):
-    """Every `sweep_s` seconds: expired leases, then leftover runner folders; a sign of life about every 20 s.
+    """Every `sweep_s` seconds: expired leases, then leftover runner folders; a sign of life about every 20 s, and objects
+    that nothing refers to now and then.
 
     ring wakes the slots and renews the leases of running work; sign_of_life tells everyone that this worker is there.
     """
@@ -28,6 +37,7 @@ class Sweeper(threading.Thread):
     def __init__(
         self,
         database: Database,
+        objects: ObjectStore,
         scratch: Path,
         folders_in_use: Callable[[], set[Path]],
         ring: Callable[[], None],
@@ -39,11 +49,12 @@ class Sweeper(threading.Thread):
     ) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._database = database
+        self._objects = objects
         self._scratch = scratch
         self._folders_in_use = folders_in_use
         self._ring = ring
         self._sign_of_life = sign_of_life
-        self._sign_at = time.monotonic()
+        self._sign_at = self._orphans_at = time.monotonic()
         self._sweep_s = sweep_s
         self._longest_pause_s = sweep_s + lease_s / 2
         self._stopping = stopping
@@ -76,6 +87,10 @@ class Sweeper(threading.Thread):
             logger.warning("Took back %d expired lease(s).", expired)
             self._ring()
         remove_leftovers(self._scratch, self._folders_in_use(), older_than_s=FOLDER_GRACE_S)
+        if time.monotonic() >= self._orphans_at:
+            self._orphans_at = time.monotonic() + ORPHANS_EVERY_S
+            if orphans := remove_orphans(self._database, self._objects, older_than_s=ORPHAN_AGE_S):
+                logger.warning("Removed %d stored object(s) that nothing referred to.", orphans)
 
 
 def remove_leftovers(scratch: Path, in_use: set[Path], *, older_than_s: float) -> None:

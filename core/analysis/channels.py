@@ -16,6 +16,7 @@ from scipy.sparse import coo_array, csc_array
 
 from core.analysis.context import components, tensor_arguments
 from core.analysis.costs import CostTable, LiveProduct, Product, assert_exact, build_cost_table
+from core.analysis.emptiness import bare_axes
 from core.analysis.rows import CostRow, cost_rows
 from core.analysis.schema import operator_name
 from core.analysis.trace import Trace, layer_name, trace_network
@@ -130,6 +131,7 @@ def analyse(network: Network, *, survivors: bool = False) -> ChannelAnalysis:
     rows = cost_rows(network, trace)
     layers = _layer_vectors(network, trace)
     widths = [*layers, *trace.pieces]
+    widths += bare_axes(trace, widths, component_of, frozen)
     for row in rows.all():
         vectors.add_all(row.vectors)
     vectors.add_all(vector for _, vector in widths)

@@ -51,7 +51,8 @@ class Trace:
 
     values: per node, a Value, a tuple of them or an int. tensors: labels of every tensor that a node reads, by each of its names.
     ties: int64 [2, n] pairs of equal labels. reads: what each node contracts over. subsets: nodes that run over the
-    surviving positions. positions: stored tensors whose values number the places of labels. faults: handlers that raised by mistake (sound, but a bug).
+    surviving positions. positions: stored tensors whose values number the places of labels. faults: handlers that raised
+    by mistake (sound, but a bug).
     """
 
     label_count: int

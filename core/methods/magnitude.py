@@ -31,8 +31,13 @@ class MagnitudeConfig(PlanConfig):
 
 def scores(network: Network, analysis: ChannelAnalysis, config: MagnitudeConfig, evidence: Evidence) -> np.ndarray:
     """float64 per component: the norm of all weight slices that belong to it. Deterministic; the seed has no part."""
-    sums = component_sums(network, analysis, matrices, lambda tensor, axes: slice_powers(tensor, axes, config.norm))
-    return sums ** (1 / config.norm)
+    return weight_norms(network, analysis, config.norm)
+
+
+def weight_norms(network: Network, analysis: ChannelAnalysis, norm: int) -> np.ndarray:
+    """float64 per component: (Σ|w|^norm)^(1/norm) over its slices of all weights with at least two axes."""
+    sums = component_sums(network, analysis, matrices, lambda tensor, axes: slice_powers(tensor, axes, norm))
+    return sums ** (1 / norm)
 
 
 METHOD = Method(

@@ -107,6 +107,9 @@ def _checked(name: str, schema: Mapping[str, Any], value: Any) -> Any:
     # An engine that is called from Python may be given tuples.
     value = list(value) if isinstance(value, tuple) else value
     error = best_match(jsonschema.Draft202012Validator(dict(schema)).iter_errors(value))
+    while error is not None and not {"type", "enum", "const"} & error.schema.keys():
+        # Of two forms of an entry, neither: what is asked for is said where the entry is described.
+        error = error.parent
     if error is not None:
         raise _bad([name, *error.absolute_path], f"must be {_wanted(error)}, not {_shown(error.instance)}")
     return _plain(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,16 @@ class Bounds:
     def of(analysis: ChannelAnalysis, options: PlanOptions) -> Bounds:
         """Raises EngineError("invalid_request") for a layer that is not there and for limits that contradict."""
         limits = _limits(analysis, options.layers)
+        try:
+            return Bounds._of(analysis, options, limits)
+        except EngineError:
+            # Default floors yield to a user's limits: one channel per layer is enough.
+            return Bounds._of(analysis, replace(options, min_channels=1), limits)
+
+    @staticmethod
+    def _of(
+        analysis: ChannelAnalysis, options: PlanOptions, limits: Sequence[tuple[LayerWidth, LayerLimits]]
+    ) -> Bounds:
         full = analysis.full_widths
         lowest, highest = np.zeros_like(full), full.copy()
         owners: dict[tuple[str, int], str] = {}
@@ -52,17 +62,23 @@ class Bounds:
                 floors.append((dict(layer.terms), limit.min - layer.fixed))
         for terms, minimum in floors:
             _raise_lowest(terms, minimum, lowest, highest)
+        for terms, maximum in ceilings:
+            _lower_highest(terms, maximum, lowest, highest)
+        for terms, minimum in floors:
+            _raise_lowest(terms, minimum, lowest, highest)
         own = {id(layer) for layer, limit in limits if limit.freeze or limit.min is not None}
         for layer in analysis.layers:
             if layer.terms and id(layer) not in own:
                 terms = dict(layer.terms)
                 reach = sum(count * int(highest[g]) for g, count in terms.items())
-                minimum = min(options.floor(layer.width) - layer.fixed, reach)
+                # Floors yield to limits, but no layer is emptied.
+                minimum = max(min(options.floor(layer.width) - layer.fixed, reach), 1 - layer.fixed)
                 _raise_lowest(terms, minimum, lowest, highest)
                 floors.append((terms, minimum))
         floors = [(terms, least) for terms, least in floors if _sum(terms, lowest) < least]
         for terms, most in ceilings:
-            _lower_highest(terms, most, lowest, highest)
+            if _sum(terms, lowest) > most:
+                raise _too_narrow(most, _sum(terms, lowest))
         ceilings = [(terms, most) for terms, most in ceilings if _sum(terms, highest) > most]
         return Bounds(lowest, highest, *_matrix(floors, len(full)), *_matrix(ceilings, len(full)))
 
@@ -79,11 +95,15 @@ class Bounds:
 
 
 def layers_by_name(analysis: ChannelAnalysis) -> dict[str, LayerWidth]:
-    """The layers that can be named: those that multiply (the first of each name), not the pieces of splits."""
+    """The layers that can be named: those that multiply, not the pieces of splits.
+
+    A name that multiplies several times (experts and the convolution that they make) stands for the first width that
+    can change.
+    """
     found: dict[str, LayerWidth] = {}
     for layer in analysis.layers:
-        if not layer.name.endswith("]"):
-            found.setdefault(layer.name, layer)
+        if not layer.name.endswith("]") and (layer.name not in found or (layer.terms and not found[layer.name].terms)):
+            found[layer.name] = layer
     return found
 
 
@@ -183,12 +203,17 @@ def _lower_highest(terms: dict[int, int], maximum: int, lowest: np.ndarray, high
     """What each group can have even when all others of the layer are at their lowest."""
     least = _sum(terms, lowest)
     if least > maximum:
-        raise contradiction(
-            f"A layer should keep at most {maximum} channels where floors and limits hold {least}.", "/methods/0/layers"
-        )
+        raise _too_narrow(maximum, least)
     for group, count in terms.items():
         others = least - count * int(lowest[group])
         highest[group] = min(highest[group], (maximum - others) // count)
+
+
+def _too_narrow(maximum: int, least: int) -> EngineError:
+    return contradiction(
+        f"A layer should keep at most {maximum} channels where floors and limits of others hold {least}.",
+        "/methods/0/layers",
+    )
 
 
 def _sum(terms: dict[int, int], widths: np.ndarray) -> int:

@@ -43,11 +43,11 @@ class Lattice:
         for layer in analysis.layers:
             for group, channels in layer.terms:
                 multiplicities[group].add(channels)
+        # A limited group of rounded widths must still be able to hold its part of a shared floor.
+        whole = (bounds.highest == analysis.full_widths) | bounds.floors.any(axis=0)
         ladders = [
-            _ladder(int(low), int(high), int(full), steps, round_to)
-            for low, high, full, steps in zip(
-                bounds.lowest, bounds.highest, analysis.full_widths, multiplicities, strict=True
-            )
+            _ladder(int(low), int(high), steps, round_to, bool(with_highest))
+            for low, high, steps, with_highest in zip(bounds.lowest, bounds.highest, multiplicities, whole, strict=True)
         ]
         longest = max(map(len, ladders), default=1)
         padded = np.array([ladder + [ladder[-1]] * (longest - len(ladder)) for ladder in ladders], dtype=np.int64)
@@ -87,11 +87,11 @@ class Lattice:
         return (self.ladders < needed[:, None]).sum(axis=1)
 
 
-def _ladder(lowest: int, highest: int, full: int, multiplicities: Iterable[int], round_to: int) -> list[int]:
+def _ladder(lowest: int, highest: int, multiplicities: Iterable[int], round_to: int, with_highest: bool) -> list[int]:
     """Widths from `lowest` to `highest` that make multiples of `round_to` channels in all of the group's layers.
 
-    The full width is always one of them, if it is allowed at all. A group too narrow for any such width below its own
-    takes the largest divisor of `round_to` that leaves a choice.
+    with_highest: `highest` is one of them whatever its multiples, as the full width always is. A group too narrow for
+    any such width below its highest takes the largest divisor of `round_to` that leaves a choice.
     """
     if lowest >= highest:
         return [highest]
@@ -101,7 +101,7 @@ def _ladder(lowest: int, highest: int, full: int, multiplicities: Iterable[int],
             continue
         step = math.lcm(*(multiple // math.gcd(multiple, count) for count in multiplicities))
         first = -(-lowest // step) * step
-        if first < full and first <= highest:
-            rungs = [*range(first, min(highest + 1, full), step)]
-            return [*rungs, full] if highest == full else rungs
+        if first < highest + (not with_highest):
+            rungs = [*range(first, highest + (not with_highest), step)]
+            return [*rungs, highest] if with_highest else rungs
     return [highest]

@@ -22,7 +22,7 @@ from core.planning.options import PlanOptions
 from core.planning.plan import Plan, compose_plan
 from core.planning.ranking import Ranking
 from core.planning.reach import Reach, Smallest, infeasible, smallest
-from core.planning.search import Problem, along, descent, land
+from core.planning.search import LANDED, PROMISED, Problem, along, descent, land
 from core.planning.size import SizeTable
 
 
@@ -96,8 +96,11 @@ class _Task:
 
         def problem_within(chosen: Bounds) -> Problem:
             lattice = Lattice.of(analysis, chosen, options.round_to)
-            ranking = Ranking.of(analysis, lattice, scores, per_layer=options.ranking == "per_layer")
-            return Problem(analysis, tuple(constraints), lattice, ranking, size)
+            per_layer = options.ranking == "per_layer"
+            ranking = Ranking.of(analysis, lattice, scores, per_layer=per_layer)
+            # Trades make shares unequal, so per layer they are only made where the budget's promise needs them.
+            enough = PROMISED if per_layer else LANDED
+            return Problem(analysis, tuple(constraints), lattice, ranking, size, enough)
 
         problem = problem_within(bounds)
         if given:
@@ -109,7 +112,8 @@ class _Task:
         problem = self.problem
         if not problem.lattice.holds_ceilings(nearest.levels):
             return contradiction(
-                "The limits of the layers cannot be met together: floors hold more channels than a max allows.",
+                "The limits of the layers cannot be met together: floors hold more channels than a max allows. Lower the "
+                "floors (min_channels), round_to, or raise the max.",
                 "/methods/0/layers",
             )
         if self.given:

@@ -38,13 +38,12 @@ def smallest(problem: Problem, constraints: Sequence[Constraint]) -> Smallest:
     return _branch(problem, constraints, levels, found, sharing)
 
 
-def _key(problem: Problem, constraints: Sequence[Constraint], levels: np.ndarray) -> tuple[float, float]:
-    """What is to be small: the use of the hardest cap, then of all."""
+def _key(problem: Problem, constraints: Sequence[Constraint], levels: np.ndarray) -> tuple[float, ...]:
+    """What is to be small: what a user's ceilings are exceeded by, the use of the hardest cap, then of all."""
     costs = problem.costs(levels)
     # A cap of 0 cannot be met, but can still be missed by less.
     shares = [constraint.value(costs) / max(1, constraint.limit) for constraint in constraints]
-    shares += problem.lattice.ceiling_uses(levels)
-    return max(shares, default=0.0), sum(shares)
+    return max([1.0, *problem.lattice.ceiling_uses(levels)]), max(shares, default=0.0), sum(shares)
 
 
 def _push_down(
@@ -65,18 +64,18 @@ def _saving(
     problem: Problem,
     constraints: Sequence[Constraint],
     levels: np.ndarray,
-    before: tuple[float, float],
+    before: tuple[float, ...],
     group: int,
     lowest: int,
-) -> tuple[float, float]:
+) -> tuple[float, ...]:
     """Saved use per channel that the shared floors lose when `group` goes down to rung `lowest`."""
     if levels[group] == lowest:
-        return 0.0, 0.0
+        return (0.0,) * len(before)
     lower = levels.copy()
     lower[group] = lowest
     after, ladder = _key(problem, constraints, lower), problem.lattice.ladders[group]
     channels = float((ladder[levels[group]] - ladder[lowest]) * problem.lattice.channels[:, group].max())
-    return (before[0] - after[0]) / channels, (before[1] - after[1]) / channels
+    return tuple((old - new) / channels for old, new in zip(before, after, strict=True))
 
 
 def _exchange(

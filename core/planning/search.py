@@ -41,7 +41,8 @@ _MOST_PLANS = 2000
 class Problem:
     """One planning problem: costs, caps, the widths that are allowed, and who leaves first.
 
-    size: where the bytes of the file are to be known; without a cap on them they cost time for nothing.
+    size: where the bytes of the file are to be known; without a cap on them they cost time for nothing. enough: share of
+    the binding cap at which the search is content.
     """
 
     analysis: ChannelAnalysis
@@ -49,6 +50,7 @@ class Problem:
     lattice: Lattice
     ranking: Ranking
     size: SizeTable | None = None
+    enough: float = LANDED
 
     def costs(self, levels: np.ndarray) -> Costs:
         return self.costs_of(self.lattice.widths(levels))
@@ -131,7 +133,7 @@ def _best_of_all(problem: Problem) -> np.ndarray:
     for rungs in itertools.product(*(range(top + 1) for top in problem.lattice.top.tolist())):
         levels = np.array(rungs, dtype=np.int64)
         if problem.lattice.holds_floors(levels) and problem.fits(levels):
-            key = (min(problem.use(levels), LANDED), problem.ranking.score_kept(levels))
+            key = (min(problem.use(levels), problem.enough), problem.ranking.score_kept(levels))
             if key > best_key:
                 best, best_key = levels, key
     return best
@@ -175,7 +177,7 @@ def trade(problem: Problem, levels: np.ndarray) -> np.ndarray:
     """Close the rest that refilling leaves: a group gives up rungs so that others gain, until the plan lands."""
     budget = _MOST_TRADES
     best_use = problem.use(levels)
-    while best_use < LANDED and budget > 0:
+    while best_use < problem.enough and budget > 0:
         depths = [_singles(problem, levels)]
         if best_use < PROMISED:
             depths.append(_pairs(problem, levels))
@@ -200,7 +202,7 @@ def _best_trade(
         tried += 1
         levels = refill(problem, start, locked)
         new_use = problem.use(levels)
-        if new_use >= LANDED:
+        if new_use >= problem.enough:
             return levels, tried
         key = (new_use, problem.ranking.score_kept(levels))
         if key > best_key:

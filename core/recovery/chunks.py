@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import EngineError
+from core.recovery.limits import decoded_limit_bytes
 
 SPLIT_NAMES: tuple[str, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -26,7 +27,6 @@ _SPLIT_CODES = {
 }
 
 CHUNK_BYTES = 16 * 2**20
-MAX_DECODED_BYTES = 8 * 2**30
 MAX_LABEL = 1_000_000
 
 
@@ -35,19 +35,21 @@ class Chunk:
     """Consecutive examples.
 
     images: [n, C, H, W], uint8 or float32. labels: [n] int64, or None where the source has none.
-    splits: [n] int8 codes (TRAIN, VAL, TEST); a source that names no splits is all TRAIN.
+    splits: [n] int8 codes (TRAIN, VAL, TEST); a source that names no splits is all TRAIN. class_names: by label, or None
+    where the source does not say them.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     splits: np.ndarray
+    class_names: tuple[str, ...] | None = None
 
 
 class Allowance:
     """The bytes that one dataset may take up once decoded; asked before anything is allocated."""
 
-    def __init__(self, limit_bytes: int = MAX_DECODED_BYTES) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self._limit_bytes = decoded_limit_bytes() if limit_bytes is None else limit_bytes
         self._taken_bytes = 0
 
     def take(self, size_bytes: int, source: str) -> None:
@@ -55,7 +57,8 @@ class Allowance:
         if self._taken_bytes > self._limit_bytes:
             raise invalid_dataset(
                 f"{source}: the decoded dataset is larger than the limit of {self._limit_bytes:,} bytes "
-                f"({self._taken_bytes:,} so far). Use fewer or smaller images."
+                f"({self._taken_bytes:,} so far), which is what this worker has room for. Use fewer or smaller images "
+                '(convert {"size": [height, width]} makes encoded ones smaller), or a worker with more disk.'
             )
 
 
@@ -99,9 +102,30 @@ def require_label_type(dtype: np.dtype, source: str) -> None:
 def split_code(name: object, source: str, row: int) -> int:
     """The code of a split's name as users write it. Raises EngineError naming the row."""
     text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    code = _SPLIT_CODES.get(text.strip().lower())
+    code = find_split_code(text)
     if code is None:
         raise invalid_dataset(
             f"{source}, row {row}: split {text[:40]!r} is unknown; use train, val (or validation) and test."
         )
     return code
+
+
+def find_split_code(name: str) -> int | None:
+    """The code of a split's name as users write it; None for any other word."""
+    return _SPLIT_CODES.get(name.strip().lower())
+
+
+def joined_labels(
+    parts: list[np.ndarray | None], class_names: tuple[str, ...] | None
+) -> tuple[np.ndarray | None, int | None]:
+    """All labels and the number of classes: how many have names, or else the largest label + 1. (None, None) without any.
+
+    Raises EngineError("dataset_invalid") where there is only one class.
+    """
+    if parts[0] is None:
+        return None, None
+    labels = np.concatenate(parts)
+    if (labels == labels[0]).all():
+        name = f" ({class_names[labels[0]][:80]!r})" if class_names else ""
+        raise invalid_dataset(f"Every label is {labels[0]}{name}; at least two classes are needed.")
+    return labels, len(class_names) if class_names else int(labels.max()) + 1

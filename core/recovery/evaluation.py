@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from core.errors import EngineError
 from core.network import Network
 from core.recovery.chunks import invalid_dataset
-from core.recovery.dataset import ImageDataset, Split
+from core.recovery.dataset import ImageDataset
+from core.recovery.images import Images, Split
 
 # Elements of one input batch: 512 images of 3×32×32, 13 of 3×224×224 on a CPU.
 _BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
@@ -100,7 +101,7 @@ def least_baseline(classes: int) -> float:
 
 @torch.no_grad()
 def predict(
-    network: Network | nn.Module, images: Tensor, dataset: ImageDataset, *, device: torch.device | str = "cpu"
+    network: Network | nn.Module, images: Images, dataset: ImageDataset, *, device: torch.device | str = "cpu"
 ) -> Tensor:
     """First outputs [n, K] for stored images: evaluation mode, float32, in batches, left on `device`."""
     module = network.module().to(device) if isinstance(network, Network) else network

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from core.recovery.archive import require_small_directory
 from core.recovery.chunks import (
     CHUNK_BYTES,
     TRAIN,
@@ -52,6 +53,7 @@ _BYTES_BESIDE_AN_IMAGE = 9
 def read_npz(path: Path) -> Iterator[Chunk]:
     """Stream the examples of an `.npz` file. Raises EngineError("dataset_invalid")."""
     try:
+        require_small_directory(path)
         with zipfile.ZipFile(path) as archive:
             yield from _read(archive)
     except (

@@ -6,6 +6,7 @@ the caller says which split the file is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -13,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.recovery.chunks import MAX_DECODED_BYTES, TRAIN, Chunk, checked_labels, invalid_dataset, split_code
+from core.recovery.chunks import CHUNK_BYTES, TRAIN, Chunk, checked_labels, invalid_dataset, split_code
 from core.recovery.encoded_images import ImageDecoder
+from core.recovery.limits import decoded_limit_bytes
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 SPLIT_COLUMN = "split"
-_BATCH_ROWS = 256
+_MAX_BATCH_ROWS = 256
+_MAX_METADATA_BYTES = 4 * 2**20
+MAX_NAME_CHARACTERS = 255
 _BUFFER_BYTES = 2**20
 
 
@@ -29,25 +33,32 @@ def read_parquet(file: BinaryIO, name: str, split: int | None, decoder: ImageDec
         parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         schema = parquet.schema_arrow
         image, label = _image_column(schema, name), _column(schema, LABEL_COLUMNS)
+        class_names = _class_names(schema, label) if label else None
         has_splits = SPLIT_COLUMN in schema.names
         _require_bounded(parquet.metadata, name)
         columns = [image.path, *([label] if label else []), *([SPLIT_COLUMN] if has_splits else [])]
         row = 0
-        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
-            images = decoder.decode(image.values(batch), name, row)
-            labels = _labels(batch.column(label), name, row) if label else None
+        for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), columns=columns, use_threads=False):
+            places = [f"{name}, row {row + i}" for i in range(len(batch))]
+            labels = _labels(batch.column(label), class_names, name, row) if label else None
             if has_splits:
                 names = batch.column(SPLIT_COLUMN).to_pylist()
                 codes = np.array([split_code(value, name, row + i) for i, value in enumerate(names)], np.int8)
             else:
-                codes = np.full(len(images), TRAIN if split is None else split, np.int8)
-            yield Chunk(images, labels, codes)
-            row += len(images)
+                codes = np.full(len(batch), TRAIN if split is None else split, np.int8)
+            start = 0
+            for images in decoder.decode(image.values(batch), places):
+                part = slice(start, start + len(images))
+                yield Chunk(images, labels[part] if label else None, codes[part], class_names)
+                start += len(images)
+            row += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise invalid_dataset(f"{name}: the Parquet file cannot be read ({reason}).") from error
+        raise invalid_dataset(
+            f"{name}: the Parquet file cannot be read ({reason}); it may be damaged. Upload it again."
+        ) from error
     if row == 0:
-        raise invalid_dataset(f"{name}: the Parquet file holds no rows.")
+        raise invalid_dataset(f"{name}: the Parquet file holds no rows. Leave it out, or write its rows.")
 
 
 class _ImageColumn:
@@ -90,18 +101,49 @@ def _column(schema: pa.Schema, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in schema.names), None)
 
 
+def _declared_bytes(metadata: pq.FileMetaData) -> int:
+    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+
+
 def _require_bounded(metadata: pq.FileMetaData, source: str) -> None:
-    declared_bytes = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    if declared_bytes > MAX_DECODED_BYTES:
+    declared_bytes, limit_bytes = _declared_bytes(metadata), decoded_limit_bytes()
+    if declared_bytes > limit_bytes:
         raise invalid_dataset(
-            f"{source}: {declared_bytes:,} bytes after decompression; the limit is {MAX_DECODED_BYTES:,}."
+            f"{source}: {declared_bytes:,} bytes after decompression; this worker has room for {limit_bytes:,}. Use fewer "
+            "or smaller images."
         )
 
 
-def _labels(column: pa.Array, source: str, first_row: int) -> np.ndarray:
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Rows whose encoded images are about CHUNK_BYTES."""
+    bytes_per_row = _declared_bytes(metadata) // max(1, metadata.num_rows)
+    return max(1, min(_MAX_BATCH_ROWS, CHUNK_BYTES // max(1, bytes_per_row)))
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """The label's names by Hugging Face's metadata (a ClassLabel feature); None where there are none or they are garbled."""
+    text = (schema.metadata or {}).get(b"huggingface", b"")
+    if not 0 < len(text) <= _MAX_METADATA_BYTES:
+        return None
+    try:
+        found = json.loads(text)["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    usable = isinstance(found, list) and all(isinstance(name, str) and name.isprintable() for name in found)
+    return tuple(name[:MAX_NAME_CHARACTERS] for name in found) if found and usable else None
+
+
+def _labels(column: pa.Array, class_names: tuple[str, ...] | None, source: str, first_row: int) -> np.ndarray:
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise invalid_dataset(f"{source}, row {first_row + row}: the label is missing.")
+        raise invalid_dataset(f"{source}, row {first_row + row}: the label is missing. Give every row one, or none.")
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         raise invalid_dataset(f"{source}: labels are of type {column.type}; integers from 0 are needed.")
-    return checked_labels(column.to_numpy(zero_copy_only=False), source, first_row)
+    labels = checked_labels(column.to_numpy(zero_copy_only=False), source, first_row)
+    if class_names is not None and (labels >= len(class_names)).any():
+        row = int(np.argmax(labels >= len(class_names)))
+        raise invalid_dataset(
+            f"{source}, row {first_row + row}: label {labels[row]} has no name; the file's metadata names "
+            f"{len(class_names)} classes. Correct the label, or the names."
+        )
+    return labels

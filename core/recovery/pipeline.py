@@ -1,9 +1,9 @@
 """Getting back what pruning cost, each step kept only if a held-out measure says that it helps.
 
-With labels: batch-norm statistics transferred on training images, then fine-tuning with distillation; the best of all
-stages by validation accuracy is returned, so that the result is never worse there than the start. Unlabelled images: the
-statistics alone, judged by the output error against the original on held-out images. Without data: the same on noise
-(`core.recovery.recalibration`). Test images are used for the report and for nothing else.
+With labels: the closed-form corrections on training images, then fine-tuning with distillation from the best of them; the
+best of all stages by validation accuracy is returned, so that the result is never worse there than the start. Unlabelled
+images: the corrections, judged by the output error against the original on held-out images. Without data: batch-norm
+statistics on noise (`core.recovery.recalibration`). Test images are used for the report and for nothing else.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from torch import Tensor
 from core.network import Network
 from core.progress import Progress, ProgressEvent, silent
 from core.recovery.augmentation import choose_augmentation
+from core.recovery.corrections import (
+    BATCH_NORM_TRANSFER,
+    MIN_STATISTICS_BATCH,
+    STATISTICS_EXAMPLES,
+    Correction,
+    corrections,
+    finite,
+)
 from core.recovery.dataset import ImageDataset
 from core.recovery.evaluation import accuracy, batch_size_for, predict
 from core.recovery.recalibration import Inputs, Kept, kept_channels, statistics, transfer, transfer_guard
 from core.recovery.schedule import RecoveryConfig, plan_schedule
 from core.recovery.training import fine_tune
 
-# Images or noise samples that the statistics are taken from, as in the table of `core.recovery.recalibration`.
-_STATISTICS_EXAMPLES = 256
-_MIN_STATISTICS_BATCH = 32
 _HELD_OUT_EXAMPLES = 2048
 RETRY_FACTOR = 0.1
 _NO_BATCH_NORM = "The network has no batch-norm with running statistics."
@@ -91,19 +96,20 @@ def recover(
     (`core.surgery.kept_indices`); a tensor that is not named is whole. Same inputs, seed and device give the same network.
     """
     device, report = torch.device(device), _Report(progress)
-    unchanged, rows = _same(network, original), kept_channels(original, kept)
+    unchanged = _same(network, original)
     if dataset is not None and dataset.labelled:
-        return _with_labels(network, original, dataset, config, rows, unchanged, seed, device, report)
+        return _with_labels(network, original, dataset, config, kept, unchanged, seed, device, report)
     if unchanged:
         report.details = {"method": "none", "reason": "Nothing was removed."}
         return Recovered(network, report.finish(device))
-    report.say("Transferring batch-norm statistics")
     if dataset is None:
-        found, recalibration = _on_noise(network, original, rows, seed, device)
+        report.say("Transferring batch-norm statistics")
+        found, recalibration = _on_noise(network, original, kept_channels(original, kept), seed, device)
+        method = BATCH_NORM_TRANSFER if recalibration["kept"] else "none"
+        report.details = {"method": method, "batch_norm": recalibration}
     else:
-        found, recalibration = _on_images(network, original, dataset, rows, device)
-    method = "batch_norm_transfer" if recalibration["kept"] else "none"
-    report.details = {"method": method, "batch_norm": recalibration}
+        report.say("Fitting the layers to the original's outputs")
+        found, report.details = _on_images(network, original, dataset, kept, device)
     return Recovered(found, report.finish(device))
 
 
@@ -112,7 +118,7 @@ def _with_labels(
     original: Network,
     dataset: ImageDataset,
     config: RecoveryConfig,
-    rows: Mapping[str, Tensor],
+    kept: Kept,
     unchanged: bool,
     seed: int,
     device: torch.device,
@@ -131,9 +137,11 @@ def _with_labels(
     start = best = scored("pruned", network)
     stages = {start.stage: start.validation}
     before_test = accuracy(network, dataset.test, dataset, device=device)
-    transferred = _transferred_on_images(network, original, dataset, rows, device)
-    if transferred is not None:
-        best = _better(best, scored("batch_norm_transfer", transferred), stages)
+    report.say("Fitting the layers to the original's outputs")
+    tried = corrections(network, original, dataset, kept, device)
+    for correction in tried:
+        if correction.network is not None:
+            best = _better(best, scored(correction.name, correction.network), stages)
     training: dict[str, Any] = {"epochs": 0}
     if config.epochs != 0:
         trained, training = _train(best, original, dataset, config, seed, device, report)
@@ -145,6 +153,7 @@ def _with_labels(
     report.details = {
         "method": best.stage,
         "validation_accuracy": stages,
+        "corrections": _described(tried),
         "training": training,
         "examples": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
         "accuracy": {
@@ -229,7 +238,7 @@ def _on_noise(
     observed, reference = statistics(network, fit, device), statistics(original, fit, device)
     without, with_transfer = transfer_guard(network, original, observed, reference, rows, held_out, device)
     found = transfer(network, observed, reference, rows)
-    better = with_transfer < without and _finite(found)
+    better = with_transfer < without and finite(found)
     return (found if better else network), {
         "inputs": "gaussian noise",
         "examples": sum(len(inputs[0]) for inputs in fit),
@@ -241,47 +250,36 @@ def _on_noise(
 
 
 def _on_images(
-    network: Network, original: Network, dataset: ImageDataset, rows: Mapping[str, Tensor], device: torch.device
+    network: Network, original: Network, dataset: ImageDataset, kept: Kept, device: torch.device
 ) -> tuple[Network, dict[str, Any]]:
-    """Transfer on unlabelled images, kept if it lowers the output error on validation images."""
-    if not rows:
-        return network, {"kept": False, "reason": _NO_BATCH_NORM}
-    found = _transferred_on_images(network, original, dataset, rows, device)
-    if found is None:
-        return network, {"kept": False, "reason": "The transferred statistics are not finite."}
+    """The correction that comes nearest to the original's outputs on held-out images, and the report."""
     held_out = dataset.val.sample(_HELD_OUT_EXAMPLES).images
     target = predict(original, held_out, dataset, device=device)
-    without, with_transfer = (
-        float((predict(candidate, held_out, dataset, device=device) - target).norm() / target.norm())
-        for candidate in (network, found)
-    )
-    better = with_transfer < without
-    return (found if better else network), {
+
+    def error(candidate: Network) -> float:
+        return float((predict(candidate, held_out, dataset, device=device) - target).norm() / target.norm())
+
+    tried = corrections(network, original, dataset, kept, device)
+    candidates = {"pruned": network, **{one.name: one.network for one in tried if one.network is not None}}
+    errors = {name: error(candidate) for name, candidate in candidates.items()}
+    best = min(errors, key=errors.__getitem__)
+    return candidates[best], {
+        "method": "none" if best == "pruned" else best,
         "inputs": "unlabelled training images",
-        "examples": min(_STATISTICS_EXAMPLES, len(dataset.train)),
-        "output_error_before": round(without, 6),
-        "output_error_after": round(with_transfer, 6),
-        "kept": better,
+        "held_out_examples": len(held_out),
+        "output_error": {name: round(value, 6) for name, value in errors.items()},
+        "corrections": _described(tried),
     }
 
 
-def _transferred_on_images(
-    network: Network, original: Network, dataset: ImageDataset, rows: Mapping[str, Tensor], device: torch.device
-) -> Network | None:
-    """Batch-norm statistics moved by what training images show; None where there are none or they become infinite."""
-    if not rows:
-        return None
-    images = dataset.train.sample(_STATISTICS_EXAMPLES).images
-    size = max(_MIN_STATISTICS_BATCH, batch_size_for(dataset.image_shape, device))
-    batches = [(dataset.prepare(batch),) for batch in images.split(size)]
-    found = transfer(network, statistics(network, batches, device), statistics(original, batches, device), rows)
-    return found if _finite(found) else None
+def _described(tried: Sequence[Correction]) -> dict[str, Any]:
+    return {one.name: one.details for one in tried}
 
 
 def _noise(network: Network, seed: int, stream: int) -> Sequence[Inputs]:
-    size = max(_MIN_STATISTICS_BATCH, batch_size_for(network.inputs[0].shape, torch.device("cpu")))
-    count = max(1, _STATISTICS_EXAMPLES // size)
-    size = min(size, _STATISTICS_EXAMPLES)
+    size = max(MIN_STATISTICS_BATCH, batch_size_for(network.inputs[0].shape, torch.device("cpu")))
+    count = max(1, STATISTICS_EXAMPLES // size)
+    size = min(size, STATISTICS_EXAMPLES)
     return [network.random_inputs(size, _derived_seed(seed, index, stream)) for index in range(count)]
 
 
@@ -296,7 +294,3 @@ def _same(network: Network, original: Network) -> bool:
         tensor.shape == original.tensors[name].shape and torch.equal(tensor, original.tensors[name])
         for name, tensor in network.tensors.items()
     )
-
-
-def _finite(network: Network) -> bool:
-    return all(bool(t.isfinite().all()) for t in network.tensors.values() if t.is_floating_point())

@@ -13,23 +13,25 @@ from collections import Counter
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from core.analysis.schema import bind, operator_name
-from core.analysis.trace import storage_key
+from core.analysis.trace import Trace, storage_key
 from core.network import Network
-from core.surgery.masked_run import Run
+from core.surgery.masked_run import MaskedRun, Run
 
 _OUTPUT_AXIS = {"linear": -1, **{f"conv{rank}d": 1 for rank in (1, 2, 3)}}
 # Below this share of a result, a difference between images is mostly rounding: enlarging it would show noise.
 _NOISE = 1e-9
 
 
-def responsive_copy(network: Network, seed: int, inputs: tuple[Tensor, ...]) -> Network:
-    """`network` in float64 with other values, fitted to `inputs` (a batch)."""
-    return _fitted(_randomised(network, seed), inputs)
+def responsive_copy(network: Network, seed: int, inputs: tuple[Tensor, ...], trace: Trace, kept: np.ndarray) -> Network:
+    """`network` in float64 with other values, fitted to what the masked reference computes from `inputs` (a batch)."""
+    other = _randomised(network, seed)
+    return _fitted(other, inputs, MaskedRun(other.graph, other.tensors, inputs, trace, kept))
 
 
 def _randomised(network: Network, seed: int) -> Network:
@@ -64,8 +66,7 @@ def _redrawn(tensor: Tensor, flat: bool, generator: torch.Generator) -> Tensor:
     return fresh
 
 
-def _fitted(network: Network, inputs: tuple[Tensor, ...]) -> Network:
-    run = Run(network.graph, network.tensors, inputs)
+def _fitted(network: Network, inputs: tuple[Tensor, ...], run: MaskedRun) -> Network:
     names = Counter(storage_key(tensor) for tensor in network.tensors.values() if tensor.numel())
     own = {
         node

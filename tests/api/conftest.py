@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +19,26 @@ import pytest
 import uvicorn
 
 from api.app import create_app
+from api.dependencies import Services
 from store.catalogue import CatalogueRepository
-from store.contract import Catalogue, ErrorCode, ErrorInfo, JobResult, ModelInspection, WorkKind
+from store.claims import Claim, StoredArtifact
+from store.contract import (
+    Catalogue,
+    ErrorCode,
+    ErrorInfo,
+    JobRequest,
+    JobResult,
+    ModelInspection,
+    PlanOutcome,
+    WorkKind,
+)
 from store.database import Database
 from store.keys import KeyRepository
-from store.objects import LocalObjects
+from store.objects import LocalObjects, ObjectStore
+from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
-from store.work import StoredArtifact, claim, finish_job, finish_model, reject
+from store.work import cancel_job, claim, finish_job, finish_model, finish_plan, reject
 
 CHECKPOINT = b"weights " * 1000
 HALF = {"flops": {"max_ratio": 0.5}}
@@ -40,8 +52,9 @@ class Service:
     url: str
     settings: Settings
     database: Database
-    objects: LocalObjects
+    objects: ObjectStore
     client: httpx.Client
+    services: Services
     rings: list[float] = field(default_factory=list)
 
     def upload(self, data: bytes = CHECKPOINT, **fields: str) -> dict[str, Any]:
@@ -88,15 +101,52 @@ class Service:
         error = ErrorInfo(code=ErrorCode.unsafe_model, message="It names os.system.")
         reject(self.database, self.claim(WorkKind.inspect_model), error)
 
-    def finish_job(self) -> None:
-        """What a worker does with the oldest job whose model is ready: one artifact."""
-        work = self.claim(WorkKind.job)
-        with self.objects.open_writer(work.object_key("model.onnx")) as writer:
-            writer.write(ARTIFACT)
-            stored = writer.commit()
-        artifact = StoredArtifact("model.onnx", "application/onnx", stored.size, stored.sha256, stored.key)
-        result = JobResult.model_validate({**RESULT, "artifacts": [artifact.__dict__]})
-        finish_job(self.database, work, result=result, artifacts=[artifact])
+    def end_cancelled(self, claim: Claim) -> None:
+        """What a worker does with a job that was cancelled under it."""
+        cancel_job(self.database, claim)
+
+    def stop_waiting(self) -> None:
+        """What a stopping server does."""
+        self.services.watcher.stop()
+
+    def plan(self, model: str, tenant: str = LOCAL_TENANT) -> str:
+        """A plan in the making, put there without asking over HTTP, which would wait for it."""
+        with self.database.transaction() as session:
+            request = JobRequest.model_validate({"model": model, "budget": HALF})
+            return PlanRepository(session, tenant).create(request).id
+
+    def finish_plan(self, **changes: Any) -> None:
+        """What a worker does with the oldest plan whose model is ready."""
+        finish_plan(self.database, self.claim(WorkKind.plan), PlanOutcome.model_validate({**OUTCOME, **changes}))
+
+    @contextmanager
+    def planner(self, **changes: Any) -> Iterator[None]:
+        """A worker that makes plans while the block runs."""
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.wait(0.02):
+                if (found := self.claim(WorkKind.plan)) is not None:
+                    finish_plan(self.database, found, PlanOutcome.model_validate({**OUTCOME, **changes}))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def finish_job(self, files: Mapping[str, bytes] | None = None) -> None:
+        """What a worker does with the oldest job whose model is ready: these artifacts, or one."""
+        work, artifacts = self.claim(WorkKind.job), []
+        for name, data in (files or {"model.onnx": ARTIFACT}).items():
+            with self.objects.open_writer(work.object_key(name)) as writer:
+                writer.write(data)
+                stored = writer.commit()
+            artifacts.append(StoredArtifact(name, "application/onnx", stored.size, stored.sha256, stored.key))
+        result = JobResult.model_validate({**RESULT, "artifacts": [artifact.__dict__ for artifact in artifacts]})
+        finish_job(self.database, work, result=result, artifacts=artifacts)
 
 
 MEASURED = {
@@ -118,6 +168,24 @@ RESULT = {
     "layers": [],
     "frozen": [],
     "provenance": {"version": "0.1.0"},
+}
+OUTCOME = {
+    "feasible": True,
+    "predicted": PROFILE,
+    "baseline": PROFILE,
+    "constraints": RESULT["constraints"],
+    "layers": [
+        {
+            "name": "layer1.0.conv1",
+            "before": {"out": 16, "params": 2304, "macs": 2359296},
+            "after": {"out": 9, "params": 1296, "macs": 1327104},
+            "min": 4,
+            "max": 16,
+            "group": "layer1.0.conv1",
+        }
+    ],
+    "frozen": [{"layer": "linear", "operator": "output", "reason": "it is an output of the network"}],
+    "note": "flops is used to 99.9 %",
 }
 CATALOGUE = Catalogue.model_validate(
     {
@@ -167,16 +235,19 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def run_service(data_dir: Path, migrated: Path, **options: Any) -> Iterator[Service]:
-    """A service with these settings over a new database and object store."""
+def run_service(
+    data_dir: Path, migrated: Path, objects: ObjectStore | None = None, **options: Any
+) -> Iterator[Service]:
+    """A service with these settings over a new database, and over this object store or new local files."""
     settings = Settings(data_dir=data_dir, **options)
     settings.data_dir.mkdir(exist_ok=True)
     shutil.copy(migrated, settings.data_dir / "pennyweight.db")
-    database, objects = Database(settings.resolved_database_url), LocalObjects(settings.data_dir / "objects")
+    database = Database(settings.resolved_database_url)
+    objects = objects or LocalObjects(settings.data_dir / "objects")
     rings: list[float] = []
     app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
     with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-        yield Service(url, settings, database, objects, client, rings)
+        yield Service(url, settings, database, objects, client, app.state.services, rings)
     database.dispose()
 
 

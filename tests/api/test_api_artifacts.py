@@ -41,6 +41,8 @@ def test_artifacts_are_listed_once_the_job_has_succeeded(service):
     assert (listed["has_more"], listed["next"]) == (False, None)
     after = service.client.get(f"/v1/jobs/{job}/artifacts", params={"after": "model.onnx"}).json()
     assert after["data"] == []
+    unknown = service.client.get(f"/v1/jobs/{job}/artifacts", params={"after": "model.exe"})
+    assert "'model.exe'" in pointers(unknown)["/after"]
 
 
 def test_download_carries_type_name_digest_and_validator(client, url):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from store.contract import WorkKind
+from store.contract import DatasetInspection, WorkKind
+from store.work import finish_dataset
 from tests.api.conftest import ARTIFACT, CATALOGUE, CHECKPOINT, HALF, pointers, problem, spec
 
 NO_MODEL = "mdl_" + "0" * 26
@@ -91,6 +92,12 @@ JSON = {"Content-Type": "application/json"}
         ({"methods": [{"type": "magnitude", "round_to": 0}]}, "/methods/0/round_to", "minimum"),
         ({"accuracy": {"max_drop": 0.01}}, "/accuracy", "dataset"),
         ({"recovery": {"epochs": 2}}, "/recovery", "dataset"),
+        ({"budget": {"flops": {"max": 0.4}}}, "/budget/flops/max", "max_ratio"),
+        ({"plan": {"layers": []}}, "/plan/layers", "at least 1"),
+        ({"plan": {"layers": [{"name": "conv1"}]}}, "/plan/layers/0/out", "required"),
+        ({"plan": {"layers": [{"name": "conv1", "out": 0}]}}, "/plan/layers/0/out", "greater"),
+        ({"plan": {"layers": [{"name": "a", "out": 1, "after": {}}]}}, "/plan/layers/0/after", "Unknown field"),
+        ({"plan": {"layers": [{"name": "a", "out": n} for n in (3, 4)]}}, "/plan", "two widths, 3 and 4"),
         ({"seed": -1}, "/seed", "greater"),
         ({"seed": True}, "/seed", "integer"),
         ({"seed": 2**63}, "/seed", ""),
@@ -110,24 +117,6 @@ def test_gpu_may_be_asked_for_where_a_worker_has_one_or_none_has_told_yet(servic
     assert service.job(device="gpu")["request"]["device"] == "gpu"
     service.publish(CATALOGUE.model_copy(update={"devices": ["cpu", "NVIDIA H200"]}))
     assert service.job(device="gpu")["status"] == "queued"
-
-
-def test_idempotency_key_is_refused_where_something_would_be_created(service):
-    key = {"Idempotency-Key": "once"}
-    job = service.job()
-    for path, sent in (
-        ("/v1/models", {"files": {"file": ("net.pt", CHECKPOINT)}}),
-        ("/v1/datasets", {"files": {"file": ("d.npz", b"PK")}}),
-        ("/v1/jobs", {"json": {"model": job["model"], "budget": HALF}}),
-        ("/v1/jobs", {"files": {"model": ("net.pt", CHECKPOINT)}, "data": {"spec": spec()}}),
-        ("/jobs", {"json": {"model": job["model"], "budget": HALF}}),
-        (f"/v1/jobs/{job['id']}/retry", {}),
-    ):
-        problem(service.client.post(path, headers=key, **sent), 422, "idempotency_unsupported")
-    assert len(service.client.get("/v1/jobs").json()["data"]) == 1
-    assert len(service.client.get("/v1/models").json()["data"]) == 1
-    assert len(service.stored_files()) == 1
-    assert service.client.post(f"/v1/jobs/{job['id']}/cancel", headers=key).json()["status"] == "cancelled"
 
 
 def test_every_error_of_a_request_is_reported_at_once(client):
@@ -255,9 +244,61 @@ def test_jobs_are_filtered_by_status_and_labels(service):
     assert listed(status=["queued", "cancelled"], order="asc") == [red, blue, old]
     assert listed(**{"label.team": "vision"}) == [blue, red]
     assert listed(**{"label.team": "vision", "label.run": "1"}) == [red]
+    assert listed(**{"label.team": "vision", "label.run": "3"}) == []
     assert listed(status="failed") == []
     assert "/status/0" in pointers(service.client.get("/v1/jobs", params={"status": "done"}))
     assert "/team" in pointers(service.client.get("/v1/jobs", params={"team": "vision"}))
+
+
+@pytest.mark.parametrize(
+    ("path", "pointer"),
+    [
+        ("/v1/jobs?label.team=vision&label.team=audio", "/label.team"),
+        ("/v1/jobs?limit=1&limit=2", "/limit"),
+        ("/v1/jobs?after=job_1", "/after"),
+        ("/v1/jobs?after=" + NO_MODEL, "/after"),
+        ("/v1/models?after=newest", "/after"),
+        ("/v1/datasets?after=" + NO_MODEL, "/after"),
+        ("/v1/methods?after=wishful", "/after"),
+        ("/v1/architectures?search=resnet&after=vgg", "/after"),
+    ],
+)
+def test_filter_or_cursor_that_would_be_misread_is_a_422(service, path, pointer):
+    service.publish(CATALOGUE)
+    service.job(labels={"team": "audio"})
+    assert pointer in pointers(service.client.get(path))
+
+
+def test_cursor_keeps_its_place_when_its_entry_is_gone(service):
+    model = service.upload()["id"]
+    first, second = (service.job(model=model)["id"] for _ in range(2))
+    service.job(model=model)
+    service.client.post(f"/v1/jobs/{second}/cancel")
+    assert service.client.delete(f"/v1/jobs/{second}").status_code == 204
+    assert [job["id"] for job in service.client.get("/v1/jobs", params={"after": second}).json()["data"]] == [first]
+
+
+def test_labels_that_a_dataset_is_known_not_to_have_are_refused_at_once(service):
+    model = service.upload()["id"]
+    dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK")}).json()["id"]
+    body = {
+        "model": model,
+        "dataset": dataset,
+        "budget": HALF,
+        "accuracy": {"max_drop": 0.1},
+        "recovery": {"epochs": 1},
+    }
+    assert service.client.post("/v1/jobs", json=body).status_code == 201
+    found = {"format": "npz", "classes": None, "splits": {}, "image_shape": [3, 8, 8], "mean": [], "std": []}
+    inspection = DatasetInspection.model_validate(found)
+    finish_dataset(service.database, service.claim(WorkKind.inspect_dataset), inspection)
+    for path in ("/v1/jobs", "/v1/plans"):
+        found = pointers(service.client.post(path, json=body))
+        assert set(found) == {"/accuracy", "/recovery"} and "no labels" in found["/accuracy"]
+    del body["model"]
+    form = {"data": {"spec": json.dumps(body)}, "files": {"model": ("net.pt", CHECKPOINT)}}
+    assert set(pointers(service.client.post("/v1/jobs", **form))) == {"/spec/accuracy", "/spec/recovery"}
+    assert service.job(model=model, dataset=dataset)["status"] == "queued"
 
 
 def test_cancel_ends_a_queued_job_and_may_be_repeated(service):

@@ -47,7 +47,15 @@ def finished(tmp_path_factory, migrated) -> Iterator[tuple[Service, dict[str, st
         job = service.job()
         service.inspect_model()
         service.finish_job()
-        yield service, {"model_id": job["model"], "dataset_id": dataset, "job_id": job["id"], "name": "model.onnx"}
+        upload = service.client.post("/v1/uploads", json={"filename": "a", "size": 9, "purpose": "dataset"}).json()
+        plan = service.plan(job["model"])
+        service.finish_plan()
+        ids = {"model_id": job["model"], "dataset_id": dataset, "job_id": job["id"], "plan_id": plan}
+        ids |= {"upload_id": upload["id"], "name": "model.onnx"}
+        with pytest.MonkeyPatch.context() as patch:
+            # Nobody makes the plans that are asked for, and 30 s each would be long.
+            patch.setattr("api.plans.WAIT_S", 0.01)
+            yield service, ids
 
 
 @SCHEMA.parametrize()

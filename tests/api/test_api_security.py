@@ -110,16 +110,27 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
         dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK")}).json()
         service.inspect_model()
         service.finish_job()
-        ids = {"model_id": job["model"], "dataset_id": dataset["id"], "job_id": job["id"], "name": "model.onnx"}
+        plan = service.plan(job["model"], "mine")
+        service.finish_plan()
+        ids = {
+            "model_id": job["model"],
+            "dataset_id": dataset["id"],
+            "job_id": job["id"],
+            "plan_id": plan,
+            "name": "model.onnx",
+        }
+        upload = service.client.post("/v1/uploads", json={"filename": "a", "size": 9, "purpose": "dataset"}).json()
+        ids |= {"upload_id": upload["id"], "number": "1"}
         with_ids = [(method, path) for method, path in routes(service) if "{" in path]
-        assert len(with_ids) >= 11
+        assert len(with_ids) >= 12
         for method, path in with_ids:
-            for headers, expected in ((other, {404}), (mine, {200, 201, 204, 409})):
+            # A part without its bytes is a 422 of its owner.
+            for headers, expected in ((other, {404}), (mine, {200, 201, 204, 409, 422})):
                 if headers is mine and method == "delete":
                     continue
                 answer = service.client.request(method, path.format(**ids), headers=headers)
                 assert answer.status_code in expected, (method, path, answer.text)
-        for path in ("/v1/models", "/v1/datasets", "/v1/jobs"):
+        for path in ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs"):
             assert service.client.get(path, headers=other).json()["data"] == []
             assert len(service.client.get(path).json()["data"]) >= 1
         foreign = service.client.post("/v1/jobs", json={"model": job["model"], "budget": HALF}, headers=other)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.upload_memory import Server, serving, upload
+from benchmarks.upload_memory import Server, generated_file, serving, upload, upload_in_parts
 
 MIB = 1 << 20
 SIZE_MIB = 256
@@ -42,6 +42,18 @@ def test_memory_is_flat_while_256_mib_are_downloaded(server):
         for chunk in answer.iter_raw(MIB):
             received += len(chunk)
     assert received == SIZE_MIB * MIB
+    assert server.peak_rss_bytes() - before < 24 * MIB
+
+
+def test_memory_is_flat_while_a_file_comes_in_parts_and_goes_in_a_range(server, tmp_path):
+    path = generated_file(tmp_path / "generated.pt", 128 * MIB)
+    upload_in_parts(server.url, generated_file(tmp_path / "first.pt", 32 * MIB))
+    before = server.peak_rss_bytes()
+    model = upload_in_parts(server.url, path)
+    assert model["size_bytes"] == 128 * MIB
+    headers = {"Range": f"bytes={MIB}-"}
+    with httpx.stream("GET", f"{server.url}/v1/models/{model['id']}/content", headers=headers) as answer:
+        assert sum(len(chunk) for chunk in answer.iter_raw(MIB)) == 127 * MIB
     assert server.peak_rss_bytes() - before < 24 * MIB
 
 

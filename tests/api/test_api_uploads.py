@@ -126,9 +126,9 @@ def test_part_given_twice_is_refused(service):
     assert service.stored_files() == []
 
 
-def test_field_larger_than_64_kib_is_a_413_that_names_the_limit(service):
-    answer = service.client.post("/v1/models", data={"architecture_args": "x" * 70_000}, files={"file": ("a", b"1")})
-    assert "65536" in problem(answer, 413, "too_large")["detail"]
+def test_field_larger_than_1_mib_is_a_413_that_names_the_limit(service):
+    answer = service.client.post("/v1/models", data={"architecture_args": "x" * 1_100_000}, files={"file": ("a", b"1")})
+    assert "1048576" in problem(answer, 413, "too_large")["detail"]
 
 
 @pytest.mark.parametrize(("head", "words"), [(b"\x89HDF\r\n\x1a\n", "Keras"), (b"7z\xbc\xaf\x27\x1c", "7z")])

@@ -1,6 +1,7 @@
 """Words on the command line become the API's JSON, or a message that says what would have been understood."""
 
 import json
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,10 @@ from pennyweight.options import (
         ("flops", "1.5G", {"max": 1_500_000_000}),
         ("memory", "2MB", {"max": 2_000_000}),
         ("memory", "2MiB", {"max": 2_097_152}),
+        ("params", "0.4k", {"max": 400}),
+        ("size", "500kB", {"max": 500_000}),
+        ("latency_ms", "0.4", {"max": 0.4}),
+        ("latency_ms", "5ms", {"max": 5}),
         ("memory", "weights:1mb", {"kind": "weights", "max": 1_000_000}),
         ("memory", "activations: 50%", {"kind": "activations", "max_ratio": 0.5}),
     ],
@@ -47,6 +52,11 @@ def test_cap_is_read_as_a_person_means_it(metric, text, cap):
         ("params", "5 parsecs", "unknown unit 'parsecs'"),
         ("params", "2MB", "unknown unit 'MB'"),
         ("memory", "cache:2MB", "weights, activations, total"),
+        ("flops", "0.4", "write 40%"),
+        ("params", ".125", "write 12.5%"),
+        ("size", "0.5", "write 50%"),
+        ("macs", "0.0004k", "below 1"),
+        ("latency_ms", "5 s", "unknown unit 's'"),
     ],
 )
 def test_cap_that_cannot_be_read_is_refused_with_its_reason(metric, text, words):
@@ -63,6 +73,19 @@ def test_any_text_gives_a_positive_cap_or_an_option_error(text):
         return
     assert cap.get("max", 1) > 0
     assert 0 < cap.get("max_ratio", 0.5) < 1
+
+
+def test_help_of_both_programs_offers_the_same_words_for_a_job():
+    """One declaration each: what one program takes, the other takes."""
+    from pennyweight.cli import compress
+
+    from pennyweightd.compress import compress as compress_alone
+
+    only_with_a_server = {"model", "url", "name", "clone", "wait", "output"}
+    client, alone = (get_type_hints(command, include_extras=True) for command in (compress, compress_alone))
+    shared = client.keys() - only_with_a_server - {"return"}
+    assert shared == alone.keys() - {"model", "output", "return"}
+    assert {name: client[name] for name in shared} == {name: alone[name] for name in shared}
 
 
 @given(st.integers(1, 10**15), st.sampled_from([("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9)]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pennyweight import Client, cli
+from pennyweight import Client, cli, session
 from typer.testing import CliRunner
 
 NAMES = ("[/x]", "run [v2]", "[red]cat[/red] :cat:")
@@ -33,7 +33,7 @@ def run(monkeypatch) -> Callable[..., str]:
 
     def run(answer: Any, *arguments: str, status: int = 200) -> str:
         transport = httpx.MockTransport(lambda request: httpx.Response(status, json=answer))
-        monkeypatch.setattr(cli, "Client", partial(Client, transport=transport))
+        monkeypatch.setattr(session, "Client", partial(Client, transport=transport))
         done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.output

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from core.errors import EngineError
-from core.recovery import chunks, inspect_dataset, load_dataset
+from core.recovery import Conversion, chunks, inspect_dataset, load_dataset
 from core.recovery.chunks import TEST, TRAIN, VAL
 from core.recovery.splits import complete_splits
 
@@ -368,13 +368,15 @@ class TestParquet:
         assert dataset.format == "parquet"
         assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [28, 6, 6]
 
-    def test_grey_stays_grey_and_one_colour_image_makes_all_of_them_rgb(self, tmp_path, images, labels):
+    def test_grey_stays_grey_and_a_mixture_is_converted_only_when_asked(self, tmp_path, images, labels):
         (tmp_path / "grey").write_bytes(shard(images[..., 0], labels))
         assert load_dataset(tmp_path / "grey").image_shape == (1, 12, 10)
         mixed = [images[0], *images[1:, :, :, 0]]
         (tmp_path / "mixed").write_bytes(shard(mixed, labels))
-        dataset = load_dataset(tmp_path / "mixed", seed=1)
-        assert dataset.image_shape == (3, 12, 10)
+        for read in (load_dataset, inspect_dataset):
+            refused(tmp_path / "mixed", "row 1", "is grey", "row 0) is in colour", '{"color": "rgb"}', read=read)
+        assert load_dataset(tmp_path / "mixed", conversion=Conversion(color="rgb")).image_shape == (3, 12, 10)
+        assert inspect_dataset(tmp_path / "mixed", conversion=Conversion(color="grey")).image_shape == (1, 12, 10)
 
     def test_large_images_are_decoded_the_same_by_several_threads(self, tmp_path, monkeypatch):
         images = np.random.default_rng(1).integers(0, 256, (12, 128, 130, 3), np.uint8)

@@ -160,11 +160,15 @@ def test_a_network_that_magnifies_rounding_is_held_against_its_own_rounding(tmp_
     write_onnx(network, tmp_path / "model.onnx")
 
 
-def test_relative_error_is_infinite_for_wrong_shapes_and_values_that_are_not_finite():
+def test_relative_error_is_infinite_for_wrong_shapes_and_values_that_only_one_side_has():
     ones = np.ones(3, dtype=np.float32)
     assert relative_error(ones, ones) == 0
     assert relative_error(np.ones(2, dtype=np.float32), ones) == float("inf")
-    assert relative_error(np.array([1, np.nan, 1], dtype=np.float32), ones) == float("inf")
+    broken = np.array([1, np.nan, 1], dtype=np.float32)
+    assert relative_error(broken, ones) == float("inf") and relative_error(ones, broken) == float("inf")
+    assert relative_error(broken, broken) == 0 and relative_error(broken * [2, 1, 1], broken) == pytest.approx(0.5**0.5)
+    endless = np.array([np.inf, 1], dtype=np.float32)
+    assert relative_error(endless, endless) == 0 and relative_error(-endless, endless) == float("inf")
 
 
 def test_report_refuses_numbers_that_json_cannot_hold(delivery, tmp_path):

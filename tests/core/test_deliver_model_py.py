@@ -228,6 +228,27 @@ def test_numbered_layers_become_a_dictionary_and_calls_become_what_a_person_writ
     assert "x = x[:, :, 1:-1, ::2]" in source
 
 
+class Positions(nn.Module):
+    """Tensors that are made on the way: sizes of the batch, numbers in order, powers of them, sizes rounded down."""
+
+    def forward(self, x):
+        steps = torch.arange(x.shape[3], dtype=torch.float32)
+        waves = torch.sin(steps / 100.0 ** (2 * torch.div(steps, 2, rounding_mode="floor") / 8))
+        zeros, marks = torch.zeros(x.shape[0], 1, 8, 8), torch.full((x.shape[0], 1, 1, 8), 0.5)
+        return x * waves + zeros + torch.ones(8, 1) * marks + torch.arange(1, 9, dtype=torch.float32)
+
+
+def test_tensors_that_are_made_on_the_way_are_made_where_the_input_is(tmp_path):
+    network = Network.from_module(Positions(), {"picture": (2, 8, 8)})
+    write_model_py(network, tmp_path / "model.py")
+    source = (tmp_path / "model.py").read_text()
+    assert "torch.zeros((batch_size, 1, 8, 8), device=picture.device)" in source and "100.0**" in source
+    assert 'torch.device("cpu")' not in source and "torch.ops" not in source
+    model = runpy.run_path(str(tmp_path / "model.py"))["Model"]()
+    # A device without values: whatever were made elsewhere could not be added to what is there.
+    assert model(torch.empty(3, 2, 8, 8, device="meta")).device.type == "meta"
+
+
 def test_hostile_names_are_data_never_code(tmp_path):
     network = resnet()
     evil = 'x"]\nraise SystemExit("ran")\n"""'

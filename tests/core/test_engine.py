@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import core.choice as choice
 import core.engine as engine
 from core.analysis import profile
 from core.architectures import build
@@ -96,14 +97,14 @@ def test_a_surgery_that_is_wrong_is_never_delivered(request_with_data, tmp_path,
 
 
 def test_a_prediction_that_is_wrong_is_never_delivered(request_with_data, tmp_path, monkeypatch):
-    right = engine.plan_widths
+    right = choice.plan_widths
 
-    def optimistic(*arguments):
-        plan = right(*arguments)
+    def optimistic(*arguments, **options):
+        plan = right(*arguments, **options)
         return dataclasses.replace(plan, predicted=dataclasses.replace(plan.predicted, macs=plan.predicted.macs - 1))
 
-    monkeypatch.setattr(engine, "plan_widths", optimistic)
-    with pytest.raises(EngineError, match="independent count"):
+    monkeypatch.setattr(choice, "plan_widths", optimistic)
+    with pytest.raises(EngineError, match="another count"):
         compress(request_with_data, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -127,3 +127,21 @@ def test_a_convolution_used_twice_is_one_module_with_one_weight(mixed):
     module = to_module(mixed)
     assert sum(1 for name, _ in module.named_parameters() if name.startswith("shared")) == 1
     assert sum(node.target == "shared" for node in module.graph.nodes if node.op == "call_module") == 2
+
+
+def test_a_layer_that_reads_a_stored_table_is_a_module_over_it():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+            self.register_buffer("table", torch.randn(6, 2))
+            self.embed = nn.Linear(2, 6)
+
+        def forward(self, x):
+            return self.stem(x) + self.embed(self.table)
+
+    network = Network.from_module(Positions(), {"input": (3, 6, 6)})
+    module = to_module(network)
+    (x,) = network.random_inputs(batch=2, seed=0)
+    assert isinstance(module.embed, nn.Linear)
+    torch.testing.assert_close(module(x), network.run(x)[0], rtol=0, atol=0)

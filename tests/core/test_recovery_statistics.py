@@ -191,8 +191,8 @@ class TestWithoutLabels:
         recovered = recover(
             pruned_network(), trained_network(), dataset, RecoveryConfig(), kept=pruned_and_kept()[1], seed=0
         )
-        report = recovered.details["batch_norm"]
-        assert report["kept"] and report["output_error_after"] < report["output_error_before"]
+        errors = recovered.details["output_error"]
+        assert errors["batch_norm_transfer"] < errors["pruned"]
         before, after = (accuracy(n, labelled.test, labelled) for n in (pruned_network(), recovered.network))
         assert after > before + 0.1
 

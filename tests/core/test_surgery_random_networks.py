@@ -54,6 +54,40 @@ class Grouped(nn.Module):
         return F.silu(self.grouped(x))
 
 
+class Transposed(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, 2 * channels, 2, 2, groups=groups)
+        self.down = nn.Conv2d(self.up.out_channels, channels, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Moved(nn.Module):
+    """Channels listed, rolled, turned round and repeated."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(channels))
+        self.mix = nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(F.silu(x[:, self.order].roll(1, 1).repeat(1, 2, 1, 1)).flip(1))
+
+
+class Windows(nn.Module):
+    """A convolution written as im2col and a linear layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(9 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(x, 3, padding=1).transpose(1, 2)
+        return self.linear(patches).transpose(1, 2).reshape(x.shape)
+
+
 class SqueezeExcite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,6 +127,11 @@ BLOCKS = {
     "depthwise": lambda c: (Depthwise(c), c),
     "grouped, few": lambda c: (Grouped(c, 2), c),
     "grouped, many": lambda c: (Grouped(c, c // 2), c),
+    "transposed": lambda c: (Transposed(c, 1), c),
+    "transposed, few groups": lambda c: (Transposed(c, 2), c),
+    "transposed, many groups": lambda c: (Transposed(c, c), c),
+    "moved": lambda c: (Moved(c), c),
+    "windows": lambda c: (Windows(c), c),
     "squeeze-excite": lambda c: (SqueezeExcite(c), c),
     "split and shuffle": lambda c: (SplitShuffle(c), c),
     "group norm": lambda c: (Norm(c), c),

@@ -260,3 +260,98 @@ def test_a_network_whose_output_never_responds_does_not_pass():
     assert result.max_relative_error < 1e-12
     assert not result.passed
     assert result.insensitive == ("head",)
+
+
+def test_a_deep_network_whose_signal_drowns_is_proven_on_a_copy_that_responds():
+    """Thirty layers that shrink their input: from the tenth on, images differ by less than rounding would show."""
+
+    class Fading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(3 if not index else 8, 8, 3, padding=1) for index in range(30))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = torch.sigmoid(layer(x))
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = export(Fading(), 3, 6, 6)
+    analysis, keep, pruned = surgery(network)
+    result = verify(network, analysis, keep, pruned)
+    assert len(result.insensitive) >= 20 and "head" in result.insensitive
+    assert result.passed
+    assert (result.unproven, result.checked) == ((), 31)
+    # An error that only the last layer shows is no larger than the tolerance on the network as it is.
+    weight = pruned.tensors["head.weight"].clone()
+    weight[:, [0, 1]] = weight[:, [1, 0]]
+    assert not verify(network, analysis, keep, with_tensor(pruned, "head.weight", weight)).passed
+
+
+def test_a_layer_that_depends_on_nothing_is_named_as_unproven_and_not_counted():
+    class ClassToken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.query = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+            return self.head(self.query(x[:, 0]) * x[:, 1:].mean(1))
+
+    network = export(ClassToken(), 3, 4, 4)
+    analysis, keep, pruned = surgery(network, seed=1)
+    result = verify(network, analysis, keep, pruned)
+    assert result.passed
+    assert (result.unproven, result.checked) == (("query",), 3)
+
+
+def test_types_that_the_graph_names_run_in_double_precision():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.embed = nn.Conv2d(1, 8, 1)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            places = torch.arange(6, dtype=torch.float32, device=x.device).view(1, 1, 1, 6).expand(1, 1, 6, 6)
+            y = self.stem(x).float() + self.embed(torch.ones(1, 1, 6, 6).cumsum(2) + places)
+            return self.head(y.to(torch.float32).mean((2, 3)))
+
+    network = export(Positions(), 3, 6, 6)
+    result = verify(network, *surgery(network))
+    assert result.passed and result.max_relative_error < 1e-13
+
+
+class PerImageFilters(nn.Module):
+    """Every image has filters of its own: channels of all images lie along one axis (CondConv)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.route = nn.Linear(8, 4)
+        self.experts = nn.Parameter(torch.randn(4, 6 * 8))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        n, c, h, w = x.shape
+        filters = (torch.sigmoid(self.route(x.mean((2, 3)))) @ self.experts).view(n * 6, 8, 1, 1)
+        y = F.conv2d(x.reshape(1, n * c, h, w), filters, groups=n).view(n, 6, h, w)
+        return self.head(y.mean((2, 3)))
+
+
+def test_channels_of_all_images_along_one_axis_are_compared_image_by_image():
+    torch.manual_seed(0)
+    network = export(PerImageFilters(), 3, 6, 6)
+    analysis = analyse(network)
+    assert {len(group.components) for group in analysis.groups} == {2, 6, 8}
+    for seed in range(3):
+        keep = random_keep(analysis, np.random.default_rng(seed), fraction=0.7)
+        result = verify(network, analysis, keep, apply(network, analysis, keep))
+        assert result.passed and result.max_relative_error < 1e-12

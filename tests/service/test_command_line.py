@@ -75,7 +75,32 @@ def test_clone_runs_a_job_again_with_another_budget(service_url, digits_files: D
     again = run("pennyweight", "compress", "--clone", job["id"], "--params", "60%", "--wait", "--json", url=service_url)
     clone = json.loads(again.stdout)
     assert clone["id"] != job["id"] and clone["model"] == job["model"]
-    assert [c["metric"] for c in clone["result"]["constraints"]] == ["params"]
+    assert [c["metric"] for c in clone["result"]["constraints"]] == ["params", "flops"]
+
+
+def test_plan_is_shown_edited_and_run(service_url, digits_files: Digits, tmp_path):
+    saved = tmp_path / "plan.json"
+    budget = ["--flops", "50%"]
+    done = run("pennyweight", "plan", digits_files.checkpoint, *SHAPE, *budget, "-o", saved, url=service_url)
+    assert done.returncode == 0, done.stderr
+    assert "layer1.0.conv1" in done.stdout and "✓ met" in done.stdout and "linear" in done.stdout
+    plan = json.loads(saved.read_text())
+    next(layer for layer in plan["layers"] if layer["name"] == "layer1.0.conv1")["after"]["out"] = 4
+    saved.write_text(json.dumps(plan))
+    arguments = ["compress", plan["model"], *budget, *QUICK, "--plan", saved, "--wait", "--json"]
+    ran = run("pennyweight", *arguments, url=service_url)
+    assert ran.returncode == 0, ran.stderr
+    after = {layer["name"]: layer["after"]["out"] for layer in json.loads(ran.stdout)["result"]["layers"]}
+    assert after["layer1.0.conv1"] == 4
+    alone = ["compress", digits_files.checkpoint, *SHAPE, *budget, *QUICK, "--plan", saved, "-o", tmp_path / "out"]
+    same = run("pennyweightd", *alone, "--json")
+    assert same.returncode == 0, same.stderr
+    assert {layer["name"]: layer["after"]["out"] for layer in json.loads(same.stdout)["layers"]} == after
+    plan["layers"][0]["name"] = "conv9"
+    saved.write_text(json.dumps(plan))
+    refused = run("pennyweightd", *alone[:-1], tmp_path / "out2", "--json")
+    assert_mistake(refused, 2, "conv9")
+    assert json.loads(refused.stdout)["code"] == "invalid_request"
 
 
 def test_jobs_are_listed_shown_and_told(service_url, digits_files: Digits):

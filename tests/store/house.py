@@ -13,6 +13,7 @@ from store.contract import (
     Measured,
     ModelInspection,
     ModelProfile,
+    PlanOutcome,
     WorkKind,
 )
 from store.database import Database
@@ -21,7 +22,8 @@ from store.identifiers import new_id
 from store.jobs import JobRepository
 from store.layout import dataset_key, model_key
 from store.models import ModelRepository
-from store.tables import LOCAL_TENANT, Job
+from store.plans import PlanRepository
+from store.tables import LOCAL_TENANT, Dataset, Job, Plan
 
 OTHER_TENANT = "other"
 WORKER = "host:1:job"
@@ -79,6 +81,18 @@ class House:
     def add_job(self, model: str, tenant_id: str = LOCAL_TENANT, **fields: Any) -> str:
         with self.database.transaction() as session:
             return JobRepository(session, tenant_id).create(job_request(model, **fields)).id
+
+    def add_plan(self, model: str, tenant_id: str = LOCAL_TENANT, **fields: Any) -> str:
+        with self.database.transaction() as session:
+            return PlanRepository(session, tenant_id).create(job_request(model, **fields)).id
+
+    def plan(self, id: str, tenant_id: str = LOCAL_TENANT) -> Plan:
+        with self.database.read() as session:
+            return PlanRepository(session, tenant_id).get(id)
+
+    def dataset(self, id: str) -> Dataset:
+        with self.database.read() as session:
+            return DatasetRepository(session, LOCAL_TENANT).get(id)
 
     def claim(self, *kinds: WorkKind, id: str | None = None, **options: Any) -> Claim:
         """Claim the next thing; it must be there, and be `id` if that is given."""
@@ -139,4 +153,18 @@ def job_result(*, met: bool = True) -> JobResult:
         frozen=[],
         artifacts=[],
         provenance={"seed": 0},
+    )
+
+
+def plan_outcome() -> PlanOutcome:
+    layer = {"name": "conv1", "before": {"out": 16}, "after": {"out": 9}, "min": 4, "max": 16, "group": "conv1"}
+    return PlanOutcome.model_validate(
+        {
+            "feasible": True,
+            "predicted": COSTS,
+            "baseline": COSTS,
+            "constraints": [],
+            "layers": [layer],
+            "frozen": [],
+        }
     )

@@ -1,48 +1,42 @@
-"""Local objects: completely there or not at all, inside the root, and never whole in memory."""
+"""What every object store keeps: an object is completely there or not at all, and only where its key says."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import subprocess
-import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from store.errors import InvalidObjectKey, ObjectMissing
-from store.objects import CHUNK_BYTES, LocalObjects, StoredObject, object_store
+from store.objects import CHUNK_BYTES, ObjectStore, StoredObject
+from tests.store.object_stores import KINDS, opened, stored
 
-ROOT = Path(__file__).parents[2]
 KEY = "tenants/local/models/mdl_1/content"
 
 
-@pytest.fixture
-def objects(tmp_path: Path) -> LocalObjects:
-    return LocalObjects(tmp_path / "objects")
+@pytest.fixture(params=KINDS)
+def objects(request: pytest.FixtureRequest, tmp_path: Path, moto: str) -> Iterator[ObjectStore]:
+    with opened(request.param, tmp_path / "objects", moto) as store:
+        yield store
 
 
-def put(objects: LocalObjects, key: str, data: bytes) -> StoredObject:
+def put(objects: ObjectStore, key: str, data: bytes) -> StoredObject:
     with objects.open_writer(key) as writer:
         writer.write(data)
         return writer.commit()
 
 
-def read(objects: LocalObjects, key: str, start: int = 0, end: int | None = None) -> bytes:
+def read(objects: ObjectStore, key: str, start: int = 0, end: int | None = None) -> bytes:
     with objects.open_reader(key, start, end) as reader:
         data = reader.read()
         assert len(data) == reader.size
         return data
 
 
-def files(objects: LocalObjects) -> list[str]:
-    return sorted(str(path.relative_to(objects._root)) for path in objects._root.rglob("*") if path.is_file())
-
-
-def test_an_object_appears_with_its_digest_only_when_it_is_committed(objects: LocalObjects) -> None:
+def test_an_object_appears_with_its_digest_only_when_it_is_committed(objects: ObjectStore) -> None:
     data = os.urandom(3 * CHUNK_BYTES + 17)
     with objects.open_writer(KEY) as writer:
         for offset in range(0, len(data), 100_001):
@@ -51,23 +45,23 @@ def test_an_object_appears_with_its_digest_only_when_it_is_committed(objects: Lo
             objects.open_reader(KEY)
         assert writer.commit() == StoredObject(KEY, len(data), hashlib.sha256(data).hexdigest())
     assert read(objects, KEY) == data
-    assert files(objects) == [KEY]
+    assert stored(objects) == [KEY]
 
 
-def test_an_object_that_is_not_committed_leaves_nothing(objects: LocalObjects) -> None:
+def test_an_object_that_is_not_committed_leaves_nothing(objects: ObjectStore) -> None:
     with pytest.raises(KeyError), objects.open_writer(KEY) as writer:
         writer.write(b"half")
         raise KeyError
     with objects.open_writer(KEY) as writer:
         writer.write(b"half")
-    assert files(objects) == []
+    assert stored(objects) == []
     with pytest.raises(ValueError, match="closed"):
         writer.write(b"more")
     with pytest.raises(ValueError, match="closed"):
         writer.commit()
 
 
-def test_writing_a_key_again_replaces_the_object_in_one_step(objects: LocalObjects) -> None:
+def test_writing_a_key_again_replaces_the_object_in_one_step(objects: ObjectStore) -> None:
     put(objects, KEY, b"old")
     with objects.open_reader(KEY) as reader:
         put(objects, KEY, b"newer")
@@ -77,7 +71,7 @@ def test_writing_a_key_again_replaces_the_object_in_one_step(objects: LocalObjec
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=strategies.binary(max_size=50), start=strategies.integers(0, 60), length=strategies.integers(0, 60))
-def test_a_range_is_the_slice_of_the_bytes(objects: LocalObjects, data: bytes, start: int, length: int) -> None:
+def test_a_range_is_the_slice_of_the_bytes(objects: ObjectStore, data: bytes, start: int, length: int) -> None:
     put(objects, KEY, data)
     assert read(objects, KEY, start) == data[start:]
     assert read(objects, KEY, start, start + length) == data[start : start + length]
@@ -85,7 +79,7 @@ def test_a_range_is_the_slice_of_the_bytes(objects: LocalObjects, data: bytes, s
         assert reader.read(7) + b"".join(reader) + reader.read(7) == data[start:]
 
 
-def test_a_range_that_is_none_is_refused(objects: LocalObjects) -> None:
+def test_a_range_that_is_none_is_refused(objects: ObjectStore) -> None:
     put(objects, KEY, b"abc")
     for start, end in ((-1, None), (2, 1)):
         with pytest.raises(ValueError, match="Not a range"):
@@ -110,36 +104,24 @@ BAD_KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", [*BAD_KEYS, "a\0b", "a\n", "ä", "a/" * 600 + "a", "x" * 256])
-def test_a_key_cannot_leave_the_root_or_name_a_hidden_file(objects: LocalObjects, key: str) -> None:
-    for use in (objects.open_writer, objects.open_reader, objects.delete, objects.delete_prefix):
-        with pytest.raises(InvalidObjectKey):
-            use(key)
+def test_a_key_cannot_leave_the_root_or_name_a_hidden_file(objects: ObjectStore) -> None:
+    for key in [*BAD_KEYS, "a\0b", "a\n", "ä", "a/" * 600 + "a", "x" * 256]:
+        for use in (objects.open_writer, objects.open_reader, objects.delete, objects.delete_prefix):
+            with pytest.raises(InvalidObjectKey):
+                use(key)
 
 
-def test_deleting_removes_the_object_and_the_folders_that_it_leaves_empty(objects: LocalObjects) -> None:
-    put(objects, "a/b/one", b"1")
-    put(objects, "a/c/two", b"2")
-    objects.delete("a/b/one")
-    objects.delete("a/b/one")
-    objects.delete("never/was")
-    assert files(objects) == ["a/c/two"]
-    assert not (objects._root / "a" / "b").exists()
-    objects.delete("a/c")  # a folder is no object
-    assert files(objects) == ["a/c/two"]
-
-
-def test_deleting_a_prefix_removes_that_folder_and_no_neighbour(objects: LocalObjects) -> None:
+def test_deleting_a_prefix_removes_that_folder_and_no_neighbour(objects: ObjectStore) -> None:
     for key in ("jobs/1/1/x", "jobs/1/2/deep/y", "jobs/10/1/x", "jobs/2"):
         put(objects, key, b"")
     objects.delete_prefix("jobs/1")
-    assert files(objects) == ["jobs/10/1/x", "jobs/2"]
+    assert stored(objects) == ["jobs/10/1/x", "jobs/2"]
     objects.delete_prefix("jobs/2")
     objects.delete_prefix("jobs/3")
-    assert files(objects) == ["jobs/10/1/x"]
+    assert stored(objects) == ["jobs/10/1/x"]
 
 
-def test_fetch_gives_a_copy(objects: LocalObjects, tmp_path: Path) -> None:
+def test_fetch_gives_a_copy(objects: ObjectStore, tmp_path: Path) -> None:
     data = os.urandom(CHUNK_BYTES + 5)
     put(objects, KEY, data)
     objects.fetch(KEY, tmp_path / "copy")
@@ -149,100 +131,25 @@ def test_fetch_gives_a_copy(objects: LocalObjects, tmp_path: Path) -> None:
         objects.fetch("a/b", tmp_path / "none")
 
 
-KILLED_WRITER = """
-import sys; from pathlib import Path; from store.objects import LocalObjects
-objects = LocalObjects(Path(sys.argv[1]))
-writer = objects.open_writer(sys.argv[2])
-print("open", flush=True)
-while True:
-    writer.write(b"x" * 65536)
-    print("wrote", flush=True)
-"""
+def test_an_object_of_many_pieces_and_of_none_comes_back_whole(objects: ObjectStore) -> None:
+    large = os.urandom(9 << 20) + b"the end"  # more than one part of any store
+    for data in (b"", large):
+        assert put(objects, KEY, data) == StoredObject(KEY, len(data), hashlib.sha256(data).hexdigest())
+        assert read(objects, KEY) == data
+    assert read(objects, KEY, (8 << 20) - 3, (8 << 20) + 3) == large[(8 << 20) - 3 : (8 << 20) + 3]
+    with pytest.raises(KeyError), objects.open_writer("a/b") as writer:
+        writer.write(large)
+        raise KeyError
+    assert stored(objects) == [KEY]
 
 
-def test_a_writer_killed_in_the_middle_leaves_no_object_and_its_remains_go_at_the_next_start(
-    objects: LocalObjects,
-) -> None:
-    put(objects, KEY, b"old")
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED_WRITER, str(objects._root), KEY], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    for _ in range(10):
-        process.stdout.readline()
-    with objects.open_writer("a/living") as living:
-        living.write(b"not an orphan: ")
-        LocalObjects(objects._root)
-        assert len(files(objects)) == 3  # neither writer is disturbed by a start beside them
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        process.stdout.close()
-        assert read(objects, KEY) == b"old"
-        LocalObjects(objects._root)
-        assert len(files(objects)) == 2
-        living.write(b"still writing")
-        living.commit()
-    assert read(objects, "a/living") == b"not an orphan: still writing"
-    assert files(objects) == ["a/living", KEY]
+def test_a_store_that_works_says_so(objects: ObjectStore) -> None:
+    objects.check()
+    assert stored(objects) == []
 
 
-def test_an_object_cannot_lie_below_another_one(objects: LocalObjects) -> None:
-    put(objects, "a", b"1")
-    with pytest.raises(OSError):
-        put(objects, "a/b", b"2")
-    assert (read(objects, "a"), files(objects)) == (b"1", ["a"])
-
-
-def test_writers_and_deleters_in_one_folder_do_not_disturb_one_another(objects: LocalObjects) -> None:
-    failures: list[BaseException] = []
-
-    def work(name: str) -> None:
-        try:
-            for number in range(100):
-                key = f"shared/folder/{name}{number}"
-                put(objects, key, b"x")
-                objects.delete(key)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert failures == []
-    assert files(objects) == []
-
-
-MEMORY_PROBE = """
-import resource, sys; from pathlib import Path; from store.objects import LocalObjects
-objects = LocalObjects(Path(sys.argv[1]))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with objects.open_writer("warm/up") as writer:
-    writer.write(bytes(1 << 20)); writer.commit()
-before = peak()
-with objects.open_writer("big/one") as writer:
-    for _ in range(256):
-        writer.write(bytes(1 << 20))
-    writer.commit()
-objects.fetch("big/one", Path(sys.argv[1]) / "copy")
-with objects.open_reader("big/one") as reader:
-    assert sum(len(chunk) for chunk in reader) == 256 << 20
-print(peak() - before)
-"""
-
-
-def test_memory_stays_flat_while_a_quarter_gigabyte_goes_in_and_out(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY_PROBE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < 8 * 1024  # KiB
-
-
-def test_a_storage_url_names_a_local_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "with space & ä"
-    store = object_store(folder.as_uri())
-    put(store, KEY, b"x")
-    assert (folder / KEY).read_bytes() == b"x"
-    for url in ("s3://bucket", "file:relative", "/plain/path", "file://host/path"):
-        with pytest.raises(ValueError, match="file:///absolute/folder"):
-            object_store(url)
+def test_keys_are_those_of_objects_that_are_old_enough(objects: ObjectStore) -> None:
+    for key in ("a/b", "a/c/d", "e"):
+        put(objects, key, b"x")
+    assert sorted(objects.keys(older_than_s=-60)) == ["a/b", "a/c/d", "e"]
+    assert list(objects.keys(older_than_s=60)) == []

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, inspect, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from store.database import Database
-from store.errors import SchemaOutdated
+from store.errors import NotFound, SchemaOutdated
 from store.tables import LOCAL_TENANT, Base, Tenant, Worker
 from tests.store.house import House
 
@@ -46,6 +46,24 @@ def test_migrations_go_up_down_and_up_again_from_any_folder(
     empty.migrate()
     assert _tables(empty) == expected
     empty.check_schema()
+
+
+def test_work_of_an_older_version_survives_the_way_up_and_back(house: House) -> None:
+    model = house.add_model()
+    job = house.add_job(model)
+    plan = house.add_plan(model)
+    house.database.migrate("0001")
+    with house.database.read() as session:
+        assert session.execute(text("SELECT id, kind, state FROM work WHERE state = 'queued'")).all() == [
+            (job, "job", "queued")
+        ]
+        assert "plans" not in inspect(session.connection()).get_table_names()
+    with pytest.raises(SchemaOutdated, match=r"0001.*pennyweightd migrate"):
+        house.database.check_schema()
+    house.database.migrate()
+    assert (house.claim().id, house.job(job).attempt) == (job, 1)
+    with pytest.raises(NotFound):
+        house.plan(plan)
 
 
 def test_the_tables_in_the_code_are_the_tables_that_migrations_build(migrated_file: Path) -> None:

@@ -23,16 +23,26 @@ from store.contract import (
     InspectionStatus,
     JobProgress,
     JobStatus,
+    PlanStatus,
     StageProgress,
     WorkKind,
 )
 from store.datasets import DatasetRepository
-from store.errors import IllegalTransition, LeaseLost
+from store.errors import Conflict, DatasetUnlabelled, IllegalTransition, LeaseLost, NotFound
 from store.jobs import JobRepository
 from store.models import ModelRepository
 from store.tables import LOCAL_TENANT, Base, Job, Work, WorkState
 from store.transitions import TRANSITIONS, transition
-from tests.store.house import LEASE_S, House, inspected_dataset, inspected_model, job_result
+from store.waiting import TROUBLE_LIMIT
+from tests.store.house import (
+    LEASE_S,
+    OTHER_TENANT,
+    House,
+    inspected_dataset,
+    inspected_model,
+    job_result,
+    plan_outcome,
+)
 
 UNMET = ErrorInfo(code=ErrorCode.target_unmet, message="Reached 41 %.", details={"smallest": {"flops": 5}})
 UNSAFE = ErrorInfo(code=ErrorCode.unsafe_model, message="It calls os.system.")
@@ -269,16 +279,128 @@ def test_a_worker_cannot_cancel_what_nobody_asked_to_cancel(house: House) -> Non
     assert not work.heartbeat(house.database, claim, LEASE_S).cancel_requested
 
 
-def test_a_release_with_a_delay_keeps_the_work_from_everyone_until_then(house: House) -> None:
+def test_trouble_of_a_worker_keeps_the_work_from_everyone_for_a_while_and_is_no_loss(house: House) -> None:
     job = house.add_job(house.add_model())
-    work.release(house.database, house.claim(), delay_s=0.3)
+    work.trouble(house.database, house.claim(), delay_s=0.3, what="No space left on device")
     with house.database.read() as session:
         row = session.get_one(Work, job)
-        assert (row.state, row.losses, row.lease_owner) == (WorkState.queued, 0, None)
+        assert (row.state, row.losses, row.troubles, row.lease_owner) == (WorkState.queued, 0, 1, None)
     assert house.job(job).status is JobStatus.queued
     assert nothing_claimable(house)
     time.sleep(0.35)
-    assert house.claim().id == job
+    claim = house.claim()
+    assert (claim.id, claim.troubles) == (job, 1)
+
+
+def test_trouble_without_end_ends_the_work_with_words_about_it(house: House) -> None:
+    model = house.add_model()
+    job, plan, dataset = house.add_job(model), house.add_plan(model), house.add_dataset(ready=False)
+    for id in (job, plan, dataset):
+        for attempt in range(1, TROUBLE_LIMIT + 1):
+            claim = house.claim(*{claim_kind(id)}, id=id)
+            assert (claim.attempt, claim.troubles) == (attempt, attempt - 1)
+            work.trouble(house.database, claim, delay_s=0, what="No space left on device")
+    assert nothing_claimable(house)
+    for error in (house.job(job).error, house.plan(plan).error, house.dataset(dataset).error):
+        assert (error["code"], error["retryable"]) == ("internal", True)
+        assert f"{TROUBLE_LIMIT} times" in error["message"] and "No space left on device" in error["message"]
+
+
+def claim_kind(id: str) -> WorkKind:
+    return {"job": WorkKind.job, "pln": WorkKind.plan, "ds": WorkKind.inspect_dataset}[id.split("_")[0]]
+
+
+# --- Plans -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_waits_for_its_model_and_is_short_work(house: House) -> None:
+    model = house.add_model(ready=False)
+    plan = house.add_plan(model, seed=5)
+    assert nothing_claimable(house, kinds={WorkKind.plan})
+    work.finish_model(house.database, house.claim(WorkKind.inspect_model), inspected_model())
+    claim = house.claim(*SHORT_WORK, id=plan)
+    assert (claim.kind, claim.max_runtime_s) == (WorkKind.plan, 300)
+    assert (claim.subject.request["seed"], claim.subject.model.id) == (5, model)
+    work.finish_plan(house.database, claim, plan_outcome())
+    row = house.plan(plan)
+    assert (row.status, row.error, row.result["layers"][0]["after"]["out"]) == (PlanStatus.ready, None, 9)
+    assert row.finished_at >= row.created_at
+    assert nothing_claimable(house)
+
+
+def test_a_rejected_upload_fails_the_plans_that_wait_for_it_with_its_code(house: House) -> None:
+    good = house.add_model()
+    model, dataset = house.add_model(ready=False), house.add_dataset(ready=False)
+    waits, waits_for_data = house.add_plan(model), house.add_plan(good, dataset=dataset)
+    work.reject(house.database, house.claim(WorkKind.inspect_model, id=model), UNSAFE)
+    error = house.plan(waits).error
+    assert (house.plan(waits).status, error["code"], error["param"]) == (PlanStatus.failed, "unsafe_model", "/model")
+    assert model in error["message"]
+    assert house.plan(waits_for_data).status is PlanStatus.planning
+    work.reject(house.database, house.claim(WorkKind.inspect_dataset, id=dataset), UNSAFE)
+    assert house.plan(waits_for_data).error["param"] == "/dataset"
+    assert nothing_claimable(house)
+
+
+def test_a_plan_is_lost_three_times_and_then_fails(house: House) -> None:
+    plan = house.add_plan(house.add_model())
+    for _ in range(3):
+        assert house.plan(plan).status is PlanStatus.planning
+        lose(house, house.claim(WorkKind.plan))
+    row = house.plan(plan)
+    assert (row.status, row.error["code"]) == (PlanStatus.failed, "worker_lost")
+    assert "making this plan" in row.error["message"]
+
+
+@pytest.mark.parametrize("write", ["heartbeat", "release", "lose", "trouble", "finish_plan", "reject"])
+def test_a_stale_attempt_of_a_plan_writes_nothing(house: House, write: str) -> None:
+    plan = house.add_plan(house.add_model())
+    stale = house.claim(WorkKind.plan, id=plan)
+    lose(house, stale)
+    house.claim(WorkKind.plan, id=plan)
+    before = _everything(house)
+    with pytest.raises(LeaseLost):
+        {**WRITES, **INSPECTION_WRITES, **PLAN_WRITES}[write](house, stale)
+    assert _everything(house) == before
+
+
+def test_a_model_in_a_plan_that_is_being_made_stays_and_takes_its_plans_with_it_later(house: House) -> None:
+    model, other = house.add_model(), house.add_model()
+    plan, kept = house.add_plan(model), house.add_plan(other)
+    with pytest.raises(Conflict, match=plan), house.database.transaction() as session:
+        ModelRepository(session, LOCAL_TENANT).delete(model)
+    for id in (plan, kept):
+        work.finish_plan(house.database, house.claim(WorkKind.plan, id=id), plan_outcome())
+    with house.database.transaction() as session:
+        ModelRepository(session, LOCAL_TENANT).delete(model)
+    with pytest.raises(NotFound):
+        house.plan(plan)
+    assert house.plan(kept).status is PlanStatus.ready
+    with house.database.read() as session:
+        assert session.get(Work, plan) is None and session.get(Work, kept) is not None
+
+
+def test_a_plan_belongs_to_its_tenant(house: House) -> None:
+    plan = house.add_plan(house.add_model())
+    with pytest.raises(NotFound):
+        house.plan(plan, OTHER_TENANT)
+    with pytest.raises(NotFound) as missing:
+        house.add_plan(house.add_model(), OTHER_TENANT)
+    assert missing.value.param == "/model"
+
+
+def test_labels_are_asked_for_only_where_the_dataset_may_have_them(house: House) -> None:
+    model, unlabelled = house.add_model(), house.add_dataset(ready=False)
+    floor = {"accuracy": {"max_drop": 0.1}, "recovery": {"epochs": 1}}
+    waiting = house.add_job(model, dataset=unlabelled, **floor)
+    found = inspected_dataset().model_copy(update={"classes": None})
+    work.finish_dataset(house.database, house.claim(WorkKind.inspect_dataset, id=unlabelled), found)
+    house.claim(WorkKind.job, id=waiting)
+    for add in (house.add_job, house.add_plan):
+        with pytest.raises(DatasetUnlabelled, match="accuracy and recovery") as refused:
+            add(model, dataset=unlabelled, **floor)
+        assert refused.value.fields == ("accuracy", "recovery")
+        add(model, dataset=unlabelled, recovery={"epochs": 0})
 
 
 def test_a_release_gives_the_job_back_at_once_and_counts_no_loss(house: House) -> None:
@@ -303,6 +425,10 @@ WRITES: dict[str, Callable[[House, Claim], Any]] = {
     "cancel_job": lambda h, c: work.cancel_job(h.database, c),
     "release": lambda h, c: work.release(h.database, c),
     "lose": lambda h, c: work.lose(h.database, c),
+}
+PLAN_WRITES: dict[str, Callable[[House, Claim], Any]] = {
+    "trouble": lambda h, c: work.trouble(h.database, c, delay_s=0, what="OSError"),
+    "finish_plan": lambda h, c: work.finish_plan(h.database, c, plan_outcome()),
 }
 INSPECTION_WRITES: dict[str, Callable[[House, Claim], Any]] = {
     "heartbeat": WRITES["heartbeat"],

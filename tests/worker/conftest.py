@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from store.contract import InspectionStatus, JobRequest
+from store.contract import InspectionStatus, JobRequest, PlanStatus
 from store.database import Database
 from store.identifiers import new_id
 from store.jobs import JobRepository
 from store.layout import model_key
 from store.models import ModelRepository
 from store.objects import LocalObjects
+from store.plans import PlanRepository
 from store.settings import Settings
-from store.tables import LOCAL_TENANT, Artifact, Job, Model, Work, WorkState
+from store.tables import LOCAL_TENANT, Artifact, Job, Model, Plan, Work, WorkState
 from worker.supervisor import Supervisor
 
 SCRIPTED_COMMANDS = str(Path(__file__).parent / "scripted_commands.py")
@@ -80,6 +81,22 @@ class Bench:
         )
         with self.database.transaction() as session:
             return JobRepository(session, LOCAL_TENANT).create(request).id
+
+    def add_plan(self, do: str, **fields: Any) -> str:
+        """A plan whose runner does `do`."""
+        body = {"model": self.add_model(do), "budget": {"params": {"max_ratio": 0.5}}, **fields}
+        with self.database.transaction() as session:
+            return PlanRepository(session, LOCAL_TENANT).create(JobRequest.model_validate(body)).id
+
+    def planned(self, id: str, timeout_s: float = PATIENCE_S) -> Plan:
+        """The plan, once it is made or has failed."""
+
+        def over() -> Plan | None:
+            with self.database.read() as session:
+                plan = PlanRepository(session, LOCAL_TENANT).get(id)
+            return None if plan.status is PlanStatus.planning else plan
+
+        return self.when(over, timeout_s)
 
     def cancel(self, id: str) -> None:
         with self.database.transaction() as session:

@@ -70,7 +70,34 @@ def inspect_model(task, folder: Path, tell):
     }
 
 
-COMMANDS = {"job": run, "inspect_model": inspect_model, "inspect_dataset": inspect_dataset, "catalogue": catalogue}
+def make_plan(task, folder: Path, tell):
+    script = json.loads((folder / task.model.file).read_text())
+    tell(ProgressMessage(stage="plan", status="running"))
+    if script["do"] != "succeed":
+        globals()[f"do_{script['do']}"](script, folder, tell)
+    costs = {key: value for key, value in MEASURED.items() if key != "size_bytes"}
+    widths = {layer.name: layer.out for layer in task.request.plan.layers} if task.request.plan else {}
+    layer = {"name": "conv1", "before": {"out": 16}, "after": {"out": widths.get("conv1", 9)}}
+    return {
+        "feasible": True,
+        "predicted": costs,
+        "baseline": costs,
+        "constraints": [],
+        "layers": [{**layer, "min": 4, "max": 16, "group": "conv1"}],
+        "frozen": [],
+        "smallest": None,
+        "note": "",
+        "error": None,
+    }
+
+
+COMMANDS = {
+    "job": run,
+    "plan": make_plan,
+    "inspect_model": inspect_model,
+    "inspect_dataset": inspect_dataset,
+    "catalogue": catalogue,
+}
 
 
 def result(folder: Path, **changes):
@@ -154,6 +181,20 @@ def do_memory_bomb(script, folder, tell):
     held = []
     while True:
         held.append(bytearray(2**26))
+
+
+def do_fill_disk(script, folder, tell):
+    path = folder / ("output" if script.get("in_output") else "tmp") / "deep" / "er"
+    path.mkdir(parents=True)
+    number = 0
+    while True:
+        (path / f"{number}").write_bytes(bytes(2**20))
+        number += 1
+        time.sleep(0.005)
+
+
+def do_full_disk(script, folder, tell):
+    raise OSError(28, "No space left on device", "/a/path/of/the/server")
 
 
 def do_fork_bomb(script, folder, tell):

@@ -48,7 +48,14 @@ def listed(name: str, content: bytes, media_type: str = "application/onnx") -> A
 
 def claim(attempt: int = 2) -> Claim:
     return Claim(
-        id="job_1", kind=WorkKind.job, tenant_id="local", attempt=attempt, worker_id="w", subject=None, max_runtime_s=60
+        id="job_1",
+        kind=WorkKind.job,
+        tenant_id="local",
+        attempt=attempt,
+        worker_id="w",
+        subject=None,
+        max_runtime_s=60,
+        troubles=0,
     )
 
 

@@ -10,10 +10,10 @@ from worker.runner.session import describe
 from worker.runner.translate import single_shape
 
 
-def test_a_refusal_of_the_engine_that_jobs_have_no_code_for_keeps_its_words():
+def test_a_refusal_of_the_engine_keeps_its_code_its_words_and_its_field():
     error = describe(EngineError("invalid_request", "There is no method 'nope'.", param="/methods/0/type"))
     assert (error.code, error.message, error.param) == (
-        ErrorCode.internal,
+        ErrorCode.invalid_request,
         "There is no method 'nope'.",
         "/methods/0/type",
     )

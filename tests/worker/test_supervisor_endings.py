@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from store.contract import ErrorCode, InspectionStatus, JobStatus
+from store.contract import ErrorCode, InspectionStatus, JobStatus, PlanStatus
 
 TERMINAL_EVENTS = {"job.succeeded", "job.failed", "job.cancelled"}
 
@@ -83,6 +83,23 @@ def test_a_hostile_task_fails_its_own_job_and_the_next_one_succeeds(bench, monke
     assert bench.ended(second).status is JobStatus.succeeded
 
 
+@pytest.mark.parametrize("in_output", [False, True])
+def test_a_task_that_fills_the_disk_is_stopped_with_words_and_leaves_nothing(bench, monkeypatch, in_output):
+    monkeypatch.setattr("worker.attempt.MEASURE_EVERY_S", 0.1)
+    bench.settings = bench.settings.model_copy(update={"max_scratch_bytes": 32 * 2**20})
+    bench.supervisor()
+    job = bench.ended(bench.add_job("fill_disk", in_output=in_output))
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "too_large")
+    assert "0.0312 GiB" in job.error["message"] and "PENNYWEIGHT_MAX_SCRATCH_BYTES" in job.error["message"]
+    bench.when(lambda: not bench.scratch_folders())
+
+
+def test_a_full_disk_under_a_task_is_told_as_such(bench):
+    bench.supervisor()
+    error = bench.ended(bench.add_job("full_disk")).error
+    assert error["retryable"] and "disk is full" in error["message"] and "/a/path" not in error["message"]
+
+
 def test_a_link_among_the_outputs_is_not_followed(bench):
     bench.supervisor()
     id = bench.add_job("link", target=str(bench.settings.data_dir / "pennyweight.db"))
@@ -118,6 +135,40 @@ def test_a_rejected_upload_fails_the_job_that_waits_for_it(bench):
     assert model.status is InspectionStatus.rejected and model.error["code"] == "target_infeasible"
     assert (job.status, job.error["code"]) == (JobStatus.failed, "target_infeasible")
     assert bench.events(id) == ["job.queued", "job.failed"]
+
+
+def test_a_plan_is_made_beside_a_running_job_with_the_widths_that_were_given(bench):
+    bench.supervisor()
+    long = bench.add_job("wait", seconds=20)
+    bench.at_stage(long, "recover")
+    plan = bench.planned(bench.add_plan("succeed", plan={"layers": [{"name": "conv1", "out": 7}]}))
+    assert (plan.status, plan.result["layers"][0]["after"]["out"]) == (PlanStatus.ready, 7), plan.error
+    assert bench.job(long).status is JobStatus.running
+    bench.cancel(long)
+
+
+@pytest.mark.parametrize(
+    ("do", "code"), [("refuse", "target_infeasible"), ("raise", "internal"), ("segfault", "worker_lost")]
+)
+def test_a_plan_that_cannot_be_made_fails_with_the_code_a_job_would_have(bench, do, code):
+    bench.supervisor()
+    plan = bench.planned(bench.add_plan(do))
+    assert (plan.status, plan.error["code"], plan.result) == (PlanStatus.failed, code, None)
+
+
+def test_a_plan_on_a_rejected_model_fails_with_its_code(bench):
+    bench.supervisor()
+    plan = bench.planned(bench.add_plan("inspect_refuse"))
+    assert (plan.status, plan.error["param"]) == (PlanStatus.failed, "/model")
+
+
+def test_a_cancelled_job_shows_the_stage_that_it_was_in_as_cancelled(bench):
+    bench.supervisor()
+    id = bench.add_job("wait", seconds=20)
+    bench.at_stage(id, "recover")
+    bench.cancel(id)
+    stages = {stage["name"]: stage["status"] for stage in bench.ended(id).progress["stages"]}
+    assert (stages["intake"], stages["recover"], stages["deliver"]) == ("succeeded", "cancelled", "pending")
 
 
 def test_an_inspection_does_not_wait_behind_a_job(bench):

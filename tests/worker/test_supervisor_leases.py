@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import update
 
 from store.contract import JobStatus
-from store.tables import Work
+from store.identifiers import new_id
+from store.layout import model_key
+from store.tables import LOCAL_TENANT, Work
 from store.work import claim, expire_leases, heartbeat, release_owner
 from tests.worker.conftest import alive
 from worker.lease import Lease, Timing
@@ -166,6 +168,7 @@ def test_after_a_pause_of_the_machine_living_work_renews_its_lease_before_the_sw
 
     sweeper = Sweeper(
         bench.database,
+        bench.objects,
         bench.settings.data_dir,
         set,
         ring,
@@ -179,6 +182,18 @@ def test_after_a_pause_of_the_machine_living_work_renews_its_lease_before_the_sw
     stopping.set()
     sweeper.join()
     assert rung == [True] and bench.work(id).losses == 0
+
+
+def test_a_living_worker_removes_objects_that_nothing_refers_to(bench, monkeypatch):
+    monkeypatch.setattr("worker.sweeper.ORPHAN_AGE_S", -60.0)
+    key = model_key(LOCAL_TENANT, new_id("mdl"))
+    with bench.objects.open_writer(key) as writer:
+        writer.write(b"its row was never written")
+        writer.commit()
+    id = bench.add_model("succeed")
+    bench.supervisor()
+    bench.when(lambda: key not in bench.objects.keys(older_than_s=-60))
+    assert bench.model(id).object_key in bench.objects.keys(older_than_s=-60)
 
 
 def test_a_sweep_removes_folders_of_dead_runners_and_only_those(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from store.contract import InspectionStatus, JobStatus
 from store.tables import Worker
+from store.waiting import TROUBLE_LIMIT
 from tests.worker.conftest import SCRIPTED_COMMANDS
 from worker.attempt import LONGEST_TROUBLE_DELAY_S, trouble_delay_s
 from worker.process import RunnerProcess, RunnerSpec
@@ -77,9 +78,22 @@ def test_an_inspection_waits_as_well(bench, monkeypatch):
 
 
 def test_the_same_work_waits_longer_each_time_up_to_a_limit():
-    delays = [trouble_delay_s(attempt) for attempt in range(1, 40)]
+    delays = [trouble_delay_s(troubles) for troubles in range(40)]
     assert delays[:4] == [2, 4, 8, 16]
     assert delays == sorted(delays) and delays[-1] == LONGEST_TROUBLE_DELAY_S
+
+
+def test_trouble_that_never_ends_fails_the_job_with_words(bench, monkeypatch):
+    monkeypatch.setattr("worker.attempt.TROUBLE_DELAY_S", 0.01)
+    monkeypatch.setattr("worker.attempt.LONGEST_TROUBLE_DELAY_S", 0.01)
+    monkeypatch.setattr("worker.supervisor.BACKOFF_S", (0.01,))
+    full_disk(bench, monkeypatch, "fetch")
+    id = bench.add_job("succeed")
+    bench.inspect_by_hand(id)
+    bench.supervisor()
+    job = bench.ended(id)
+    assert (job.attempt, job.error["code"], job.error["retryable"]) == (TROUBLE_LIMIT, "internal", True)
+    assert "No space left on device" in job.error["message"] and f"{TROUBLE_LIMIT} times" in job.error["message"]
 
 
 def test_a_file_that_is_gone_ends_its_work_at_once_with_words(bench):

@@ -6,16 +6,21 @@ which run confined.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from store.contract import Catalogue, DatasetInspection, JobResult, ModelInspection
+from store.contract import Catalogue, DatasetInspection, JobResult, ModelInspection, PlanOutcome
 from worker.protocol import MAX_MESSAGE_CHARACTERS, OUTPUT_FOLDER, ProgressMessage, Task
 from worker.runner.session import Command, Tell
+
+if TYPE_CHECKING:
+    from core.engine import CompressionRequest
+    from core.progress import ProgressEvent
 
 REPORTED_LIBRARIES = ("torch", "numpy", "scipy", "onnx", "onnxruntime", "safetensors", "pyarrow")
 
@@ -27,19 +32,37 @@ def prepare() -> None:
 
 def run_job(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
     from core.engine import compress
-    from core.progress import ProgressEvent
-    from worker.runner.translate import compression_request
 
     _use_threads(task.threads)
+    result = compress(_request(task, folder), folder / OUTPUT_FOLDER, _listener(tell))
+    return JobResult.model_validate(result).model_dump(mode="json")
 
+
+def make_plan(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
+    """What a job would do, on the CPU whatever the job asks for: planning needs no other device."""
+    from core.engine import propose
+
+    _use_threads(task.threads)
+    request = dataclasses.replace(_request(task, folder), device="cpu")
+    return PlanOutcome.model_validate(propose(request, _listener(tell))).model_dump(mode="json")
+
+
+def _listener(tell: Tell) -> Callable[[ProgressEvent], None]:
     def progress(event: ProgressEvent) -> None:
         message = event.message[:MAX_MESSAGE_CHARACTERS] if event.message else None
         tell(
             ProgressMessage(stage=event.stage, status=event.status, step=event.step, steps=event.steps, message=message)
         )
 
+    return progress
+
+
+def _request(task: Task, folder: Path) -> CompressionRequest:
+    """The task's job as the engine takes it, its files where they lie."""
+    from worker.runner.translate import compression_request
+
     model, dataset = task.model, task.dataset
-    request = compression_request(
+    return compression_request(
         task.request,
         model_path=folder / model.file,
         architecture=model.architecture,
@@ -50,8 +73,6 @@ def run_job(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
         scale=dataset.scale if dataset else None,
         request_sha256=task.request_sha256,
     )
-    result = compress(request, folder / OUTPUT_FOLDER, progress)
-    return JobResult.model_validate(result).model_dump(mode="json")
 
 
 def inspect_model(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
@@ -156,6 +177,7 @@ def catalogue(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
 
 COMMANDS: Mapping[str, Command] = {
     "job": run_job,
+    "plan": make_plan,
     "inspect_model": inspect_model,
     "inspect_dataset": inspect_dataset,
     "catalogue": catalogue,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -18,6 +19,7 @@ Tell = Callable[[ProgressMessage], None]
 Command = Callable[[Task, Path, Tell], Mapping[str, Any]]
 
 OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILED = 1
 
 
@@ -45,7 +47,7 @@ def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages
 def describe(error: Exception) -> ErrorInfo:
     """The error as the user sees it: the engine's own code and words, or a short statement without a traceback."""
     if _is_from_engine(error):
-        # A code of the engine that jobs do not have (the API refuses such requests itself) keeps its words.
+        # A code of the engine that jobs do not have keeps its words.
         return ErrorInfo(
             code=ErrorCode.__members__.get(error.code, ErrorCode.internal),
             message=error.message,
@@ -57,6 +59,12 @@ def describe(error: Exception) -> ErrorInfo:
             code=ErrorCode.out_of_memory,
             message="The worker ran out of memory on this task. Use a smaller batch size (recovery.batch_size), "
             "a smaller dataset, or a worker with more memory.",
+        )
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return ErrorInfo(
+            code=ErrorCode.internal,
+            message="The worker's disk is full. Try again once there is room on it, or use a smaller model or dataset.",
+            retryable=True,
         )
     return ErrorInfo(
         code=ErrorCode.internal,

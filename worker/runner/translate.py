@@ -41,6 +41,7 @@ def compression_request(
         on_unmet=options.on_unmet,
         max_accuracy_drop=options.accuracy.max_drop if options.accuracy else None,
         request_sha256=request_sha256,
+        plan=options.plan.model_dump() if options.plan else None,
     )
 
 

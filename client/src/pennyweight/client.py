@@ -11,28 +11,33 @@ Resources are the API's own JSON objects (dicts), so nothing is lost between ser
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 
-from pennyweight.errors import ApiError, DownloadCorrupt, JobFailed, ServiceUnreachable
+from pennyweight.addresses import DEFAULT_URL, check_address, checked_id
+from pennyweight.errors import ApiError, JobFailed, ServiceUnreachable, api_error, is_passing
+from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
+from pennyweight.plans import Plan
+from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of, idempotency_key
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = ("succeeded", "failed", "cancelled")
 _CHUNK_BYTES = 1 << 20
 # A service that restarts in the middle of a wait is away for seconds; its jobs are not.
 _RECONNECT_S = 120.0
+CREATE_ATTEMPTS = 5
+_PAUSE_S = 0.5
+_PLAN_TIMEOUT = httpx.Timeout(60.0)
 
 JobListener = Callable[[Mapping[str, Any]], None]
-ByteListener = Callable[[int, int], None]
 
 
 class Client:
@@ -48,6 +53,7 @@ class Client:
     ) -> None:
         self.base_url = (base_url or os.environ.get("PENNYWEIGHT_URL") or DEFAULT_URL).rstrip("/")
         key = api_key or os.environ.get("PENNYWEIGHT_API_KEY")
+        check_address(self.base_url)
         self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -80,11 +86,16 @@ class Client:
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a checkpoint; returns the Model, `inspecting` at first."""
-        fields = _fields(
-            architecture=architecture, architecture_args=architecture_args, input_shape=input_shape, name=name
+        """Upload a checkpoint; returns the Model, `inspecting` at first. A large one that was interrupted goes on."""
+        values = _given(
+            {
+                "architecture": architecture,
+                "architecture_args": architecture_args,
+                "input_shape": input_shape,
+                "name": name,
+            }
         )
-        return self._upload("/v1/models", {"file": Path(path)}, fields, on_bytes)
+        return self._upload_one("model", Path(path), values, _counter(on_bytes, Path(path)))
 
     def upload_dataset(
         self,
@@ -95,24 +106,24 @@ class Client:
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a dataset; returns the Dataset, `inspecting` at first."""
-        fields = _fields(normalization=normalization, scale=scale, name=name)
-        return self._upload("/v1/datasets", {"file": Path(path)}, fields, on_bytes)
+        """Upload a dataset; returns the Dataset, `inspecting` at first. A large one that was interrupted goes on."""
+        values = _given({"normalization": normalization, "scale": scale, "name": name})
+        return self._upload_one("dataset", Path(path), values, _counter(on_bytes, Path(path)))
 
     def model(self, model_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/models/{model_id}")
+        return self._json("GET", f"/v1/models/{checked_id(model_id)}")
 
     def dataset(self, dataset_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/datasets/{dataset_id}")
+        return self._json("GET", f"/v1/datasets/{checked_id(dataset_id)}")
 
     def wait_inspected(self, resource: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll a Model or Dataset until it is ready. Raises JobFailed with the reason where it is rejected."""
         kind = {"model": "models", "dataset": "datasets"}[resource["object"]]
         deadline = time.monotonic() + timeout_s
         while True:
-            current = self._json("GET", f"/v1/{kind}/{resource['id']}")
+            current = self._json("GET", f"/v1/{kind}/{checked_id(resource['id'])}")
             if current["status"] == "rejected":
-                raise JobFailed(current["id"], current["error"])
+                raise JobFailed(current["id"], current["error"], current)
             if current["status"] == "ready":
                 return current
             if time.monotonic() > deadline:
@@ -121,11 +132,35 @@ class Client:
                 )
             time.sleep(0.3)
 
+    # --- plans
+
+    def create_plan(
+        self, model_id: str, budget: Mapping[str, Any], *, timeout_s: float = 300.0, **options: Any
+    ) -> Plan:
+        """What a job with these arguments would do (see `create_job`), layer by layer, without doing it.
+
+        An infeasible budget is an answer too: `plan["feasible"]` is False. Raises JobFailed where there is no answer.
+        """
+        body = {"model": model_id, "budget": budget, **_given(options)}
+        deadline = time.monotonic() + timeout_s
+        # The service keeps us waiting for up to 30 s, which is no sign that it is gone.
+        response = self._create("/v1/plans", json=body, timeout=_PLAN_TIMEOUT)
+        while (plan := Plan(response.json()))["status"] == "planning":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
+            time.sleep(min(_retry_after(response, default=1.0), 5.0))
+            response = self._send("GET", f"/v1/plans/{checked_id(plan['id'])}")
+        return _made(plan)
+
+    def plan(self, plan_id: str) -> Plan:
+        """A plan as it is now. Raises JobFailed where it could not be made."""
+        return _made(Plan(self._json("GET", f"/v1/plans/{checked_id(plan_id)}")))
+
     # --- jobs
 
     def create_job(self, model_id: str, budget: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Create a job; `options` are the other fields of API.md's job request."""
-        return self._json("POST", "/v1/jobs", json={"model": model_id, "budget": budget, **_given(options)})
+        return self._create("/v1/jobs", json={"model": model_id, "budget": budget, **_given(options)}).json()
 
     def submit(
         self,
@@ -140,22 +175,24 @@ class Client:
         scale: float | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Model, dataset and job in one request; `spec` is a job request without its model."""
-        files = {"model": Path(model_path)}
-        if dataset_path is not None:
-            files["dataset"] = Path(dataset_path)
-        fields = _fields(
-            spec=dict(spec),
-            architecture=architecture,
-            architecture_args=architecture_args,
-            input_shape=input_shape,
-            normalization=normalization,
-            scale=scale,
+        """Model, dataset and job in one request, or one after another if the files are large; `spec` is a job request
+        without its model."""
+        files = {"model": Path(model_path), **({} if dataset_path is None else {"dataset": Path(dataset_path)})}
+        about_model = _given(
+            {"architecture": architecture, "architecture_args": architecture_args, "input_shape": input_shape}
         )
-        return self._upload("/v1/jobs", files, fields, on_bytes)
+        about_dataset = _given({"normalization": normalization, "scale": scale})
+        counter = _counter(on_bytes, *files.values())
+        if counter.total < PARTS_FROM_BYTES:
+            values = {"spec": dict(spec), **about_model, **about_dataset}
+            return self._upload_form("/v1/jobs", files, values, counter)
+        job = {**spec, "model": self._upload_one("model", files["model"], about_model, counter)["id"]}
+        if "dataset" in files:
+            job["dataset"] = self._upload_one("dataset", files["dataset"], about_dataset, counter)["id"]
+        return self._create("/v1/jobs", json=job).json()
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/jobs/{job_id}")
+        return self._json("GET", f"/v1/jobs/{checked_id(job_id)}")
 
     def jobs(self, *, status: str | None = None, limit: int = 20) -> Iterator[dict[str, Any]]:
         """The newest `limit` jobs, page by page."""
@@ -163,10 +200,10 @@ class Client:
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """All events of a job, oldest first."""
-        yield from self._list(f"/v1/jobs/{job_id}/events", {"order": "asc"}, None)
+        yield from self._list(f"/v1/jobs/{checked_id(job_id)}/events", {"order": "asc"}, None)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+        return self._json("POST", f"/v1/jobs/{checked_id(job_id)}/cancel")
 
     def wait(
         self, job_id: str, *, on_change: JobListener | None = None, timeout_s: float | None = None
@@ -181,7 +218,9 @@ class Client:
         while True:
             pause_s = 1.0
             try:
-                response = self._send("GET", f"/v1/jobs/{job_id}", headers={"If-None-Match": etag} if etag else {})
+                response = self._send(
+                    "GET", f"/v1/jobs/{checked_id(job_id)}", headers={"If-None-Match": etag} if etag else {}
+                )
                 lost_since = None
                 pause_s = min(_retry_after(response, default=1.0), 5.0)
                 if response.status_code != httpx.codes.NOT_MODIFIED:
@@ -200,13 +239,46 @@ class Client:
             time.sleep(pause_s)
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
-        return list(self._list(f"/v1/jobs/{job_id}/artifacts", {}, None))
+        return list(self._list(f"/v1/jobs/{checked_id(job_id)}/artifacts", {}, None))
 
     def download(self, job_id: str, folder: str | Path) -> list[Path]:
-        """All artifacts of a job, each checked against its sha256 before it gets its name."""
+        """All artifacts of a job, each checked against its sha256 before it gets its name.
+
+        What an interrupted call left in the folder is continued.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        return [self._download(job_id, artifact, target) for artifact in self.artifacts(job_id)]
+        return [
+            fetch(
+                self._http,
+                f"/v1/jobs/{checked_id(job_id)}/artifacts/{quote(artifact['name'])}",
+                target,
+                name=Path(artifact["name"]).name,
+                size=artifact["size"],
+                sha256=artifact["sha256"],
+            )
+            for artifact in self.artifacts(job_id)
+        ]
+
+    def bundle(self, job_id: str, path: str | Path, *, layout: str = "flat") -> Path:
+        """All artifacts of a job as one zip file at `path`; the layout `triton` is a model repository for Triton."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            with self._http.stream(
+                "GET", f"/v1/jobs/{checked_id(job_id)}/bundle", params={"layout": layout}
+            ) as response:
+                if response.is_error:
+                    response.read()
+                    raise api_error(response)
+                with partial.open("wb") as file:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        file.write(chunk)
+            return partial.replace(target)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     # --- what can be asked for
 
@@ -219,43 +291,24 @@ class Client:
 
     # --- internals
 
-    def _download(self, job_id: str, artifact: Mapping[str, Any], folder: Path) -> Path:
-        name = Path(artifact["name"]).name
-        partial, digest = folder / f".{name}.part", hashlib.sha256()
-        try:
-            with self._http.stream("GET", f"/v1/jobs/{job_id}/artifacts/{name}", follow_redirects=True) as response:
-                if response.is_error:
-                    response.read()
-                    raise _api_error(response)
-                with partial.open("wb") as file:
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
-                        digest.update(chunk)
-                        file.write(chunk)
-        except httpx.HTTPError as error:
-            partial.unlink(missing_ok=True)
-            raise self._unreachable(error) from error
-        if digest.hexdigest() != artifact["sha256"]:
-            partial.unlink()
-            raise DownloadCorrupt(
-                f"{name} arrived with sha256 {digest.hexdigest()}, not {artifact['sha256']}; download it again."
-            )
-        return partial.replace(folder / name)
+    def _upload_one(self, purpose: str, path: Path, values: Mapping[str, Any], counter: ByteCounter) -> dict[str, Any]:
+        if path.stat().st_size < PARTS_FROM_BYTES:
+            return self._upload_form(f"/v1/{purpose}s", {"file": path}, values, counter)
+        return PartsUpload(self._http, path, {"purpose": purpose, **values}, counter.add).run()
 
-    def _upload(
-        self, url: str, files: Mapping[str, Path], fields: Mapping[str, str], on_bytes: ByteListener | None
+    def _upload_form(
+        self, url: str, files: Mapping[str, Path], values: Mapping[str, Any], counter: ByteCounter
     ) -> dict[str, Any]:
         with ExitStack() as stack:
-            total = sum(path.stat().st_size for path in files.values())
-            progress = _ByteCounter(total, on_bytes)
             parts = {
                 part: (
                     path.name,
-                    _CountedFile(stack.enter_context(path.open("rb")), progress),
+                    CountedFile(stack.enter_context(path.open("rb")), counter),
                     "application/octet-stream",
                 )
                 for part, path in files.items()
             }
-            return self._json("POST", url, data=dict(fields), files=parts)
+            return self._create(url, data=fields_of(**values), files=parts).json()
 
     def _list(self, url: str, query: Mapping[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
         after: str | None = None
@@ -269,16 +322,28 @@ class Client:
                 return
             after = page["next"]
 
+    def _create(self, url: str, **options: Any) -> httpx.Response:
+        """POST under a key of its own, so that sending it again after a broken connection creates nothing twice."""
+        headers = idempotency_key()
+        for attempt in itertools.count(1):
+            try:
+                return self._send("POST", url, headers=headers, **options)
+            except (ServiceUnreachable, ApiError) as error:
+                never_reached = attempt == 1 and isinstance(error.__cause__, httpx.ConnectError)
+                if attempt == CREATE_ATTEMPTS or never_reached or not is_passing(error):
+                    raise
+            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
+
     def _json(self, method: str, url: str, **options: Any) -> Any:
         return self._send(method, url, **options).json()
 
     def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, url, **options)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         if response.is_error:
-            raise _api_error(response)
+            raise api_error(response)
         return response
 
     def _unreachable(self, error: Exception) -> ServiceUnreachable:
@@ -288,40 +353,8 @@ class Client:
         )
 
 
-class _ByteCounter:
-    def __init__(self, total: int, listener: ByteListener | None) -> None:
-        self.total, self.sent, self.listener = total, 0, listener
-
-    def add(self, count: int) -> None:
-        self.sent += count
-        if self.listener is not None:
-            self.listener(self.sent, self.total)
-
-
-class _CountedFile:
-    """A file whose reads are counted, with what httpx asks of a file: its length and the right to rewind."""
-
-    def __init__(self, file: IO[bytes], counter: _ByteCounter) -> None:
-        self._file, self._counter = file, counter
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._counter.add(len(data))
-        return data
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _fields(**values: Any) -> dict[str, str]:
-    """Multipart fields: text as it is, everything else as JSON, those left out dropped."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in _given(values).items()}
+def _counter(listener: ByteListener | None, *files: Path) -> ByteCounter:
+    return ByteCounter(sum(path.stat().st_size for path in files), listener)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,21 +368,15 @@ def _retry_after(response: httpx.Response, default: float) -> float:
         return default
 
 
-def _api_error(response: httpx.Response) -> ApiError:
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {
-            "detail": f"{response.request.method} {response.request.url} answered {response.status_code} without a problem document."
-        }
-    return ApiError(response.status_code, problem)
+def _made(plan: Plan) -> Plan:
+    if plan["status"] == "failed":
+        raise JobFailed(plan["id"], plan["error"], plan)
+    return plan
 
 
 def _succeeded(job: dict[str, Any]) -> dict[str, Any]:
     if job["status"] == "succeeded":
         return job
     if job["status"] == "cancelled":
-        raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."})
-    raise JobFailed(job["id"], job["error"])
+        raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."}, job)
+    raise JobFailed(job["id"], job["error"], job)

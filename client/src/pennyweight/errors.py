@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
+IN_FLIGHT = "idempotency_in_flight"
+
 
 class PennyweightError(Exception):
     """Base of every error of this client."""
+
+
+class InvalidAddress(PennyweightError, ValueError):
+    """An address or an id that cannot be part of a request."""
 
 
 class ServiceUnreachable(PennyweightError):
@@ -22,19 +30,48 @@ class ApiError(PennyweightError):
         self.problem = dict(problem)
         self.code: str = str(problem.get("code") or status)
         self.request_id: str | None = problem.get("request_id")
-        lines = [str(problem.get("detail") or problem.get("title") or f"HTTP {status}")]
-        lines += [f"  {e.get('pointer') or '/'}: {e.get('detail')}" for e in problem.get("errors") or []]
-        super().__init__("\n".join(lines))
+        super().__init__(_words(problem) or f"HTTP {status}")
+
+
+def is_passing(error: ServiceUnreachable | ApiError) -> bool:
+    """Whether the same request may well succeed in a moment."""
+    return isinstance(error, ServiceUnreachable) or error.status in (502, 503, 504) or error.code == IN_FLIGHT
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The refusal that a response is."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        request = f"{response.request.method} {response.request.url.copy_with(query=None)}"
+        problem = {"detail": f"{request} answered {response.status_code} without a problem document."}
+    return ApiError(response.status_code, problem)
 
 
 class JobFailed(PennyweightError):
-    """A job ended without a result. `code` is one of API.md's error codes, or `cancelled`."""
+    """A job, a plan or an inspection ended without a result. `code` is one of the API's error codes, or `cancelled`;
+    `resource` is what ended, as the service last showed it."""
 
-    def __init__(self, job_id: str, error: Mapping[str, Any]) -> None:
+    def __init__(self, job_id: str, error: Mapping[str, Any], resource: Mapping[str, Any] | None = None) -> None:
         self.job_id = job_id
         self.error = dict(error)
+        self.resource = None if resource is None else dict(resource)
         self.code: str = str(error.get("code", "internal"))
         super().__init__(str(error.get("message", "The job failed.")))
+
+
+def _words(problem: Mapping[str, Any]) -> str:
+    """The problem for a person, nothing twice: its `detail` tells of the first field already."""
+    errors = problem.get("errors") or []
+    detail = str(problem.get("detail") or problem.get("title") or "")
+    if len(errors) > 1:
+        lines = [f"  {error.get('pointer') or '/'}: {error.get('detail')}" for error in errors]
+        return "\n".join([str(problem.get("title") or "The request is not valid") + ":", *lines])
+    if errors and str(errors[0].get("detail")) not in detail:
+        return f"{detail}\n  {errors[0].get('pointer') or '/'}: {errors[0].get('detail')}"
+    return detail
 
 
 class DownloadCorrupt(PennyweightError):

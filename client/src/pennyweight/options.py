@@ -26,6 +26,9 @@ _BYTE_UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
+_LATENCY_UNITS = {"": 1, "ms": 1}
+_UNITS = {"memory": _BYTE_UNITS, "size": _BYTE_UNITS, "latency_ms": _LATENCY_UNITS}
+_EXAMPLES = {"memory": "2MB or 60%", "size": "500kB or 40%", "latency_ms": "5 or 60%"}
 _MEMORY_KINDS = ("weights", "activations", "total")
 
 
@@ -34,36 +37,40 @@ class OptionError(ValueError):
 
 
 def parse_cap(metric: str, text: str) -> dict[str, Any]:
-    """One cap as JSON. `metric` is params, flops, macs or memory; memory may name its kind first (`weights:2MB`)."""
+    """One cap as JSON. `metric` is params, flops, macs, memory, size or latency_ms; memory may name its kind first
+    (`weights:2MB`). A bare fraction such as `0.4` is refused: nobody means four tenths of a FLOP."""
+    option = f"--{metric.replace('_', '-')} {text}"
     cap: dict[str, Any] = {}
     words = text.strip()
     if metric == "memory" and ":" in words:
         kind, words = (part.strip() for part in words.split(":", 1))
         if kind not in _MEMORY_KINDS:
-            raise OptionError(
-                f"--memory {text}: the kind before ':' is one of {', '.join(_MEMORY_KINDS)}, not {kind!r}"
-            )
+            raise OptionError(f"{option}: the kind before ':' is one of {', '.join(_MEMORY_KINDS)}, not {kind!r}")
         cap["kind"] = kind
-    units = _BYTE_UNITS if metric == "memory" else _COUNT_UNITS
+    units = _UNITS.get(metric, _COUNT_UNITS)
     match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*(%|[A-Za-z]*)", words)
-    example = "2MB or 60%" if metric == "memory" else "100k or 40%"
+    example = _EXAMPLES.get(metric, "100k or 40%")
     if match is None:
-        raise OptionError(f"--{metric} {text}: give a number or a percentage of the original, for example {example}")
+        raise OptionError(f"{option}: give a number or a percentage of the original, for example {example}")
     try:
         number = Decimal(match[1].replace("_", ""))
     except InvalidOperation as error:
-        raise OptionError(f"--{metric} {text}: {match[1]!r} is not a number") from error
+        raise OptionError(f"{option}: {match[1]!r} is not a number") from error
     if match[2] == "%":
         if not 0 < number < 100:
-            raise OptionError(f"--{metric} {text}: a percentage of the original lies between 0% and 100%")
+            raise OptionError(f"{option}: a percentage of the original lies between 0% and 100%")
         return {**cap, "max_ratio": float(number / 100)}
     factor = units.get(match[2].lower())
     if factor is None:
         known = ", ".join(unit for unit in units if unit)
-        raise OptionError(f"--{metric} {text}: unknown unit {match[2]!r}; known are {known} and %")
+        raise OptionError(f"{option}: unknown unit {match[2]!r}; known are {known} and %")
     if number <= 0:
-        raise OptionError(f"--{metric} {text}: a cap is a positive number")
+        raise OptionError(f"{option}: a cap is a positive number")
     value = number * factor
+    if value < 1 and metric != "latency_ms":
+        raise OptionError(
+            f"{option}: a limit below 1 is none; for a fraction of the original write {float(100 * number):g}%"
+        )
     return {**cap, "max": int(value) if value == value.to_integral_value() else float(value)}
 
 

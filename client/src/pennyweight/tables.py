@@ -43,8 +43,7 @@ def result_table(result: Mapping[str, Any], *, title: str | None = None) -> Rend
     table.add_column("")
     for heading in ("before", "after", "ratio"):
         table.add_column(heading, justify="right")
-    for label, key, show in _ROWS:
-        table.add_row(label, show(before[key]), show(after[key]), _ratio(before[key], after[key]))
+    _add_costs(table, before, after)
     if after.get("latency_ms") and before.get("latency_ms"):
         old, new = before["latency_ms"]["p50"], after["latency_ms"]["p50"]
         table.add_row("latency, p50", f"{old:.3g} ms", f"{new:.3g} ms", _ratio(old, new))
@@ -55,17 +54,67 @@ def result_table(result: Mapping[str, Any], *, title: str | None = None) -> Rend
     return Group(table, *constraint_lines(result))
 
 
+def plan_view(plan: Mapping[str, Any]) -> RenderableType:
+    """A plan layer by layer, its costs against the caps, and what cannot change and why."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    for heading in ("channels", "from", "to", "parameters", "MACs"):
+        table.add_column(heading, justify="right")
+    table.add_column("shares channels with")
+    for layer in plan["layers"]:
+        before, after = layer["before"], layer["after"]
+        free = layer["min"] < layer["max"]
+        table.add_row(
+            layer["name"],
+            f"{before['out']} → {after['out']}" if before["out"] != after["out"] else f"{after['out']}",
+            *((str(layer["min"]), str(layer["max"])) if free else ("", "fixed")),
+            f"{count(before.get('params', 0))} → {count(after.get('params', 0))}",
+            f"{count(before.get('macs', 0))} → {count(after.get('macs', 0))}",
+            layer["group"] if layer["group"] != layer["name"] else "",
+        )
+    costs = Table(box=None, pad_edge=False)
+    for heading in ("", "before", "after", "ratio"):
+        costs.add_column(heading, justify="right" if heading else "left")
+    _add_costs(costs, plan["baseline"], plan["predicted"])
+    parts: list[RenderableType] = [table, "", costs, "", *constraint_lines(plan)]
+    if plan["frozen"]:
+        frozen = Table("cannot change", "operator", "because", box=None, pad_edge=False)
+        for entry in plan["frozen"]:
+            frozen.add_row(entry["layer"], entry["operator"], entry["reason"])
+        parts += ["", frozen]
+    if plan["error"]:
+        parts += ["", Text(plan["error"]["message"], style="bold red")]
+    return Group(*parts, *([Text(plan["note"])] if plan["note"] else []))
+
+
+def cap_words(metric: str, cap: Mapping[str, Any]) -> str:
+    """What a cap of a request allows: `0.4×` of the original, `41.2 M`, `2 MB`, `5 ms`."""
+    return f"{cap['max_ratio']:.4g}×" if cap.get("max_ratio") is not None else _shown(metric, cap["max"])
+
+
+def _shown(metric: str, value: float) -> str:
+    if metric == "latency_ms":
+        return f"{value:.4g} ms"
+    return size(value) if metric in ("memory", "size") else count(value)
+
+
+def _add_costs(table: Table, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for label, key, show in _ROWS:
+        if key in before and key in after:
+            table.add_row(label, show(before[key]), show(after[key]), _ratio(before[key], after[key]))
+
+
 def constraint_lines(result: Mapping[str, Any]) -> list[Text]:
     """One line per cap: what was allowed, what was delivered, how close."""
     lines = []
     for constraint in result["constraints"]:
-        show = size if constraint["metric"] in ("memory", "size") else count
+        metric = constraint["metric"]
         kind = f" ({constraint['kind']})" if constraint.get("kind") else ""
         used = constraint["value"] / constraint["limit"] if constraint["limit"] else float("inf")
         verdict, style = ("✓ met", "green") if constraint["met"] else ("✗ missed", "bold red")
         line = Text(f"{verdict}  ", style=style)
         line.append(
-            f"{constraint['metric']}{kind}: {show(constraint['value'])} of at most {show(constraint['limit'])} ({used:.2%} used)",
+            f"{metric}{kind}: {_shown(metric, constraint['value'])} of at most {_shown(metric, constraint['limit'])} ({used:.2%} used)",
             style="default",
         )
         lines.append(line)

@@ -25,10 +25,12 @@ def convolution(recorder: Recorder, call: Call) -> Value:
     """conv1d/2d/3d. x [N, C, …], weight [O, C/groups, …], bias [O] → [N, O, …]."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
     along = _same_length(x, call)
-    _count(recorder, weight, Value(call.shape, along))
+    # Heads that lie along the batch axis: every one is convolved by itself.
+    images = {0: x.labels[0]} if 0 in x.labels else {}
+    _count(recorder, weight, Value(call.shape, {**images, **along}))
     groups = call["groups"]
     recorder.freeze_axes(weight, range(2, weight.rank), _KERNEL, quiet=True)
-    recorder.freeze_axes(x, [axis for axis in (0, *range(2, x.rank)) if axis not in along], _ALONG)
+    recorder.freeze_axes(x, [axis for axis in range(2, x.rank) if axis not in along], _ALONG)
     recorder.run_over([Read("input", axis, labels) for axis, labels in along.items()], _ALONG, along)
     outputs = weight.vector(0)
     if groups == 1:
@@ -40,7 +42,7 @@ def convolution(recorder: Recorder, call: Call) -> Value:
     else:
         _position_mode(recorder, x, weight, groups)
     _tie_bias(recorder, bias, outputs)
-    return Value(call.shape, {1: outputs, **along})
+    return Value(call.shape, {**images, 1: outputs, **along})
 
 
 def _same_length(x: Value, call: Call) -> dict[int, Labels]:

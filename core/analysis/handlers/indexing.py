@@ -17,6 +17,8 @@ from core.analysis.values import Labels, Value
 
 _PASSING = {"lift_fresh_copy", "detach_", "detach", "alias", "clone"}
 _PICKING = {"index", "index_select"}
+# Lists that read every position more often than this are those of tables (relative positions), not of channels.
+_MOST_PICKS = 4
 
 
 def index(recorder: Recorder, call: Call) -> Value:
@@ -38,7 +40,9 @@ def index(recorder: Recorder, call: Call) -> Value:
                 labels[position] = x.labels[axis]
             position += 1
     if len(indexed) == 1 and ranks == [1] and indexed[0] in x.labels:
-        labels[first] = _picked(recorder, x.labels[indexed[0]], given[indexed[0]], call.raw["indices"][indexed[0]])
+        picked = _picked(recorder, x.labels[indexed[0]], given[indexed[0]], call.raw["indices"][indexed[0]])
+        if picked is not None:
+            labels[first] = picked
     else:
         recorder.freeze_axes(x, indexed, "positions of this axis are picked by number")
     for axis in indexed:
@@ -52,17 +56,25 @@ def index_select(recorder: Recorder, call: Call) -> Value:
     dim = x.axis(call["dim"])
     labels = dict(x.labels)
     if dim in labels:
-        labels[dim] = _picked(recorder, labels[dim], positions, call.raw["index"])
-    else:
+        picked = _picked(recorder, labels.pop(dim), positions, call.raw["index"])
+        if picked is not None:
+            labels[dim] = picked
+    if dim not in labels:
         recorder.freeze_axes(positions, range(positions.rank), "positions by number", quiet=True)
     return Value(call.shape, labels)
 
 
-def _picked(recorder: Recorder, labels: Labels, positions: Value, node: Node) -> Labels:
-    """Labels of the picked positions; the stored list of them is cut and renumbered."""
-    name, tensor = _stored_list(recorder, node)
-    if recorder.positions.get(name, labels) is not labels:
-        raise UnlabelledOperator("one list of positions for several axes")
+def _picked(recorder: Recorder, labels: Labels, positions: Value, node: Node) -> Labels | None:
+    """Labels of the picked positions; the stored list of them is cut and renumbered. None where the axis must stay."""
+    try:
+        if positions.numel > _MOST_PICKS * len(labels):
+            raise UnlabelledOperator("a table that is read by number")
+        name, tensor = _stored_list(recorder, node)
+        if recorder.positions.get(name, labels) is not labels:
+            raise UnlabelledOperator("one list of positions for several axes")
+    except UnlabelledOperator as refusal:
+        recorder.freeze(labels, str(refusal))
+        return None
     picked = labels[tensor.cpu().numpy()]
     if len(picked) > 1:
         recorder.tie(positions.vector(0), picked, "positions that cannot be sliced")
@@ -78,7 +90,7 @@ def _stored_list(recorder: Recorder, node: Node) -> tuple[str, Tensor]:
         source = source.args[0]
     if source.op != "get_attr":
         raise UnlabelledOperator("positions that are computed")
-    reads = [one for one in source.graph.nodes if one.op == "get_attr" and one.target == source.target]
+    reads = [one for one in source.graph.find_nodes(op="get_attr") if one.target == source.target]
     waiting = [user for read in reads for user in read.users]
     while waiting:
         user = waiting.pop()

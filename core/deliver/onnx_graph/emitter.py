@@ -41,6 +41,7 @@ def emit(network: Network) -> onnx.ModelProto:
 class _Emitter:
     def __init__(self, network: Network) -> None:
         self._network = network
+        self._inputs = iter(network.inputs)
         self._builder = GraphBuilder(network.inputs)
         self._builder.reserve([spec.name for spec in network.outputs])
         self._aliases = Aliases(network.graph)
@@ -68,7 +69,7 @@ class _Emitter:
 
     def _value(self, node: Node) -> Value:
         if node.op == "placeholder":
-            return Live(str(node.target))
+            return Live(next(self._inputs).name)
         if node.op == "get_attr":
             return self._network.tensors[node.target]
         if node in self._fusions.absorbed:

@@ -106,9 +106,8 @@ def binary(left: Code, symbol: str, right: Code) -> str:
 
 
 def power(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
-    if not isinstance(bound["exponent"], (int, float)) or not isinstance(bound["self"], Node):
-        return None
-    return f"{value(bound['self'])}**{value(bound['exponent'])}"
+    base, exponent = bound["self"], value(bound["exponent"])
+    return f"{value(base)}**{exponent}" if isinstance(base, Node) or base >= 0 else f"({value(base)})**{exponent}"
 
 
 def negative(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
@@ -125,6 +124,27 @@ def new(name: str, keywords: str = "") -> Printer:
 
     def printer(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
         return as_method(node, {**bound, "pin_memory": bound["pin_memory"] or None}, value)
+
+    return printer
+
+
+def created(callee: str, positional: str) -> Printer:
+    """A new tensor, on the device that the network's input is on: the one of the export says nothing."""
+
+    def printer(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
+        names = " ".join(name for name in positional.split() if name in bound)
+        device = next(one for one in node.graph.nodes if one.op == "placeholder")
+        as_function = function(callee, names, "dtype", device=f"{value(device)}.device")
+        return as_function(node, {**bound, "device": None, "pin_memory": bound["pin_memory"] or None}, value)
+
+    return printer
+
+
+def first_of(*printers: Printer) -> Printer:
+    """The first that can say the call."""
+
+    def printer(node: Node, bound: Mapping[str, Any], value: Value) -> Code | None:
+        return next((code for one in printers if (code := one(node, bound, value)) is not None), None)
 
     return printer
 

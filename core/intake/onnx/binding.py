@@ -40,7 +40,9 @@ def bind_inputs(model: onnx.ModelProto, given: Sequence[int] | Mapping[str, Sequ
     for one in (*declared, *model.graph.output):
         if not one.name.isprintable() or len(one.name) > MAX_NAME:
             shown = one.name[:80].encode("ascii", "backslashreplace").decode()
-            raise invalid(f"An input or output is named {shown!r}; names are printable, of at most {MAX_NAME} characters.")
+            raise invalid(
+                f"An input or output is named {shown!r}; names are printable, of at most {MAX_NAME} characters."
+            )
     axes = {one.name: _axes(one) for one in declared}
     shapes = _given_shapes(given, list(axes))
     specs = tuple(TensorSpec(name, _bound(name, sizes, shapes.get(name), axes)) for name, sizes in axes.items())
@@ -109,7 +111,9 @@ def _bound(
         whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape)
         fits = whole and len(shape) == len(own)
         if not fits or any(isinstance(want, int) and want != size for want, size in zip(own, shape, strict=True)):
-            raise _mismatch(f"input_shape is {list(shape)[:8]}; input {name!r} of the ONNX graph has {said} after the batch.")
+            raise _mismatch(
+                f"input_shape is {list(shape)[:8]}; input {name!r} of the ONNX graph has {said} after the batch."
+            )
     if math.prod(shape) > MAX_INPUT_ELEMENTS:
         raise _mismatch(f"Input {name!r} has {math.prod(shape)} elements; at most {MAX_INPUT_ELEMENTS} are analysed.")
     return shape

@@ -113,7 +113,9 @@ class Builder:
         a layer without tensors (dropout) is only given one.
         """
         known = {leaf: value for leaf, value in tensors.items() if isinstance(value, Known) and value.fixed}
-        given = {self._given[id(value.one)].rpartition(".")[0] for value in known.values() if id(value.one) in self._given}
+        given = {
+            self._given[id(value.one)].rpartition(".")[0] for value in known.values() if id(value.one) in self._given
+        }
         fresh = {leaf: value for leaf, value in known.items() if id(value.one) not in self._given}
         if fresh or not tensors:
             path = self._names.take(_shared_path(fresh) or fallback)
@@ -155,7 +157,11 @@ class Builder:
     def _argument(self, item: Any) -> Any:
         if isinstance(item, BatchInt):
             return item.node
-        return self.lift(item, f"{safe_name(self.path)}.constant" if self.path else "").node if isinstance(item, Value) else item
+        return (
+            self.lift(item, f"{safe_name(self.path)}.constant" if self.path else "").node
+            if isinstance(item, Value)
+            else item
+        )
 
 
 def _shared_path(tensors: dict[str, Known]) -> str:

@@ -1,10 +1,10 @@
 """From the bytes of an `.onnx` file to a `Network`.
 
-    parse, refuse by name      proto, refusal
-    bind the input shapes      binding
-    run the handlers           handlers, builder
-    cut where images end       tail
-    compare with ONNX Runtime  reference
+parse, refuse by name      proto, refusal
+bind the input shapes      binding
+run the handlers           handlers, builder
+cut where images end       tail
+compare with ONNX Runtime  reference
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ class _Import:
             return
         # Dangling names are refused by the library's check.
         operands = tuple(self.values[name] if name else None for name in proto.input)
-        node = OnnxNode(
-            proto.op_type, label, self.opset, operands, tuple(proto.output), read_attributes(proto, label)
-        )
+        node = OnnxNode(proto.op_type, label, self.opset, operands, tuple(proto.output), read_attributes(proto, label))
         self.builder.path = safe_name(label)
         try:
             result = HANDLERS[proto.op_type](self.builder, node)
@@ -129,9 +127,7 @@ class _Import:
             tensors=MappingProxyType(tensors),
             parameter_names=frozenset(builder.parameter_names & read),
             inputs=self.binding.inputs,
-            outputs=tuple(
-                TensorSpec(name, self.values[name].shape[1:], self.values[name].dtype) for name in outputs
-            ),
+            outputs=tuple(TensorSpec(name, self.values[name].shape[1:], self.values[name].dtype) for name in outputs),
             interface=Interface(
                 batch_size=None if self.binding.dynamic else 1, batch_name=self.binding.batch_name, tail=tail
             ),

@@ -101,7 +101,12 @@ def _session(model: onnx.ModelProto, outputs: Sequence[str], *, optimised: bool)
 
 
 def _expected(
-    session: onnxruntime.InferenceSession, network: Network, inputs: Sequence[Tensor], names: Sequence[str], *, whole: bool
+    session: onnxruntime.InferenceSession,
+    network: Network,
+    inputs: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    whole: bool,
 ) -> list[np.ndarray]:
     """What the file computes; image by image where it takes one at a time."""
     slices = [inputs] if whole else [tuple(one[i : i + 1] for one in inputs) for i in range(len(inputs[0]))]
@@ -117,7 +122,9 @@ def _expected(
 
 def _refused(error: Exception) -> EngineError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return invalid(f"ONNX Runtime does not run the file: {reason[:300]}. Check it with onnxruntime and export it again.")
+    return invalid(
+        f"ONNX Runtime does not run the file: {reason[:300]}. Check it with onnxruntime and export it again."
+    )
 
 
 def _first_difference(
@@ -143,7 +150,9 @@ def _first_difference(
         Recorder(network.module()).run(*inputs)
     own = {node.name: node for node in values}
     compared = {name: own[node.name] for name, node in nodes.items() if node.name in own and node.op == "call_function"}
-    expected = _expected(_session(model, list(compared), optimised=False), network, inputs, list(compared), whole=dynamic)
+    expected = _expected(
+        _session(model, list(compared), optimised=False), network, inputs, list(compared), whole=dynamic
+    )
     where = "its outputs"
     for (name, node), want in zip(compared.items(), expected, strict=True):
         found = difference(values[node].numpy(), want)

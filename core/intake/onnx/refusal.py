@@ -35,7 +35,11 @@ def require_readable(model: onnx.ModelProto) -> int:
     problems: dict[str, list[str]] = {}
     opset = _opset(model, problems)
     own = [node for node in model.graph.node if node.domain in _OWN_DOMAINS]
-    _add(problems, "quantised operators (upload the float model)", _counted(n.op_type for n in own if n.op_type in _QUANTISED))
+    _add(
+        problems,
+        "quantised operators (upload the float model)",
+        _counted(n.op_type for n in own if n.op_type in _QUANTISED),
+    )
     foreign = _counted(f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain not in _OWN_DOMAINS)
     _add(problems, "operators of custom domains", foreign)
     flow = [node for node in own if node.op_type in _CONTROL_FLOW or any(True for _ in subgraphs(node))]

@@ -21,7 +21,17 @@ from torch import Tensor
 from core.network import TensorSpec
 
 TAIL_OPERATORS = frozenset(
-    {"NonMaxSuppression", "NonZero", "Compress", "GatherND", "ScatterND", "ScatterElements", "OneHot", "Unique", "RoiAlign"}
+    {
+        "NonMaxSuppression",
+        "NonZero",
+        "Compress",
+        "GatherND",
+        "ScatterND",
+        "ScatterElements",
+        "OneHot",
+        "Unique",
+        "RoiAlign",
+    }
 )
 LAYER_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Einsum"})
 

@@ -58,7 +58,9 @@ class _Sizes:
     @property
     def batch_axis(self) -> int | None:
         """The axis that grows with the batch, None for constants. Raises NotPerImage where several do."""
-        axes = [axis for axis, sizes in enumerate(zip(self.shape, self.shape_many, strict=True)) if sizes[0] != sizes[1]]
+        axes = [
+            axis for axis, sizes in enumerate(zip(self.shape, self.shape_many, strict=True)) if sizes[0] != sizes[1]
+        ]
         if len(axes) > 1 or (axes and self.shape_many[axes[0]] != MANY * self.shape[axes[0]]):
             raise NotPerImage("its sizes are not proportional to the batch size")
         return axes[0] if axes else None

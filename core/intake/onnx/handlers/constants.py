@@ -42,7 +42,11 @@ def range_(builder: Builder, node: OnnxNode) -> Value:
         first, last, gap = (getattr(value, pick).reshape(-1)[0].item() for value in (start, limit, step))
         if gap == 0 or abs((last - first) / gap) > MAX_KNOWN_ELEMENTS:
             raise Unsupported(f"a range from {first} to {last} by {gap}")
-        numbers.append(torch.arange(first, last, gap, dtype=start.dtype) if (last - first) / gap > 0 else torch.zeros(0, dtype=start.dtype))
+        numbers.append(
+            torch.arange(first, last, gap, dtype=start.dtype)
+            if (last - first) / gap > 0
+            else torch.zeros(0, dtype=start.dtype)
+        )
     return Known.of(numbers[0]) if torch.equal(numbers[0], numbers[1]) else Known(*numbers)
 
 

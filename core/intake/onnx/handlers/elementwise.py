@@ -113,7 +113,12 @@ def logical(builder: Builder, node: OnnxNode) -> Value:
 
 def variadic(builder: Builder, node: OnnxNode) -> Value:
     """Sum, Mean, Min, Max of any number of operands."""
-    targets = {"Sum": aten.add.Tensor, "Mean": aten.add.Tensor, "Min": aten.minimum.default, "Max": aten.maximum.default}
+    targets = {
+        "Sum": aten.add.Tensor,
+        "Mean": aten.add.Tensor,
+        "Min": aten.minimum.default,
+        "Max": aten.maximum.default,
+    }
     result = node.input(0)
     for index in range(1, len(node.operands)):
         result = builder.call(targets[node.operator], result, node.input(index))
@@ -151,7 +156,9 @@ def prelu(builder: Builder, node: OnnxNode) -> Value:
         builder.layer(node.label, {"weight": flat})
         return builder.call(aten.prelu.default, x, flat)
     negative = builder.call(aten.clamp_max.default, x, 0.0)
-    return builder.call(aten.add.Tensor, builder.call(aten.relu.default, x), builder.call(aten.mul.Tensor, negative, slope))
+    return builder.call(
+        aten.add.Tensor, builder.call(aten.relu.default, x), builder.call(aten.mul.Tensor, negative, slope)
+    )
 
 
 def elu(builder: Builder, node: OnnxNode) -> Value:

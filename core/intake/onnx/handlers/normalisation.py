@@ -61,7 +61,9 @@ def group_norm(builder: Builder, node: OnnxNode) -> Value:
     if scale.shape == (groups,) and groups != channels:
         repeats = [channels // groups]
         scale, bias = (
-            builder.call(aten.reshape.default, builder.call(aten.expand.default, unsqueezed, [groups, *repeats]), [channels])
+            builder.call(
+                aten.reshape.default, builder.call(aten.expand.default, unsqueezed, [groups, *repeats]), [channels]
+            )
             for unsqueezed in (builder.call(aten.unsqueeze.default, one, 1) for one in (scale, bias))
         )
     builder.layer(node.label, {"weight": scale, "bias": bias})
@@ -78,7 +80,9 @@ def local_response_norm(builder: Builder, node: OnnxNode) -> Value:
     padded = builder.call(aten.constant_pad_nd.default, squares, around, 0.0)
     average = builder.call(aten.avg_pool3d.default, padded, [size, 1, 1], [1, 1, 1])
     average = builder.call(aten.squeeze.dims, average, [1])
-    base = builder.call(aten.add.Tensor, builder.call(aten.mul.Tensor, average, node.get("alpha", 1e-4)), node.get("bias", 1.0))
+    base = builder.call(
+        aten.add.Tensor, builder.call(aten.mul.Tensor, average, node.get("alpha", 1e-4)), node.get("bias", 1.0)
+    )
     return builder.call(aten.div.Tensor, x, builder.call(aten.pow.Tensor_Scalar, base, node.get("beta", 0.75)))
 
 

@@ -53,12 +53,17 @@ def slice_(builder: Builder, node: OnnxNode) -> Value:
         pairs = [(bounds, bounds) for bounds in (node.get("starts"), node.get("ends"))]
         axes, steps = node.get("axes"), None
     else:
-        pairs = [([int(v) for v in known.one.reshape(-1)], [int(v) for v in known.many.reshape(-1)]) for known in (node.known(1), node.known(2))]
+        pairs = [
+            ([int(v) for v in known.one.reshape(-1)], [int(v) for v in known.many.reshape(-1)])
+            for known in (node.known(1), node.known(2))
+        ]
         axes, steps = node.integers("axes", 3), node.integers("steps", 4)
     (starts, starts_many), (ends, ends_many) = pairs
     axes = range(len(starts)) if axes is None else axes
     steps = (1,) * len(starts) if steps is None else steps
-    for axis, start, start_many, end, end_many, step in zip(axes, starts, starts_many, ends, ends_many, steps, strict=True):
+    for axis, start, start_many, end, end_many, step in zip(
+        axes, starts, starts_many, ends, ends_many, steps, strict=True
+    ):
         x = _cut(builder, x, x.axis(axis), (start, start_many), (end, end_many), step)
     return x
 
@@ -66,7 +71,10 @@ def slice_(builder: Builder, node: OnnxNode) -> Value:
 def _cut(builder: Builder, x: Value, axis: int, starts: tuple[int, int], ends: tuple[int, int], step: int) -> Value:
     if step == 0:
         raise Unsupported("a step of 0")
-    one, many = (range(size)[slice(*_bounds(start, end, step, size))] for start, end, size in zip(starts, ends, (x.shape[axis], x.shape_many[axis]), strict=True))
+    one, many = (
+        range(size)[slice(*_bounds(start, end, step, size))]
+        for start, end, size in zip(starts, ends, (x.shape[axis], x.shape_many[axis]), strict=True)
+    )
     if one == range(x.shape[axis]) and many == range(x.shape_many[axis]):
         return x
     x.require_whole_images([axis], "cuts")
@@ -76,7 +84,9 @@ def _cut(builder: Builder, x: Value, axis: int, starts: tuple[int, int], ends: t
         return builder.call(aten.slice.Tensor, x, axis, one.start, max(one.start, one.stop), step)
     flipped = builder.call(aten.flip.default, x, [axis])
     first = x.shape[axis] - 1 - one.start
-    return builder.call(aten.slice.Tensor, flipped, axis, first, first + (len(one) - 1) * -step + 1 if len(one) else first, -step)
+    return builder.call(
+        aten.slice.Tensor, flipped, axis, first, first + (len(one) - 1) * -step + 1 if len(one) else first, -step
+    )
 
 
 def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None, int]:

@@ -42,7 +42,9 @@ def average_pool(builder: Builder, node: OnnxNode) -> Value:
     if covered == window and window.symmetric and fits:
         arguments = [list(window.kernel), list(window.stride), list(window.before), False, counts_padding]
         return builder.call(_AVERAGES[window.rank], x, *arguments)
-    counted = pad_spatial(builder, Known.of(torch.ones(1, 1, *x.shape[2:])), window.before, window.after, float(counts_padding))
+    counted = pad_spatial(
+        builder, Known.of(torch.ones(1, 1, *x.shape[2:])), window.before, window.after, float(counts_padding)
+    )
     beyond = tuple(end - own for end, own in zip(covered.after, window.after, strict=True))
     counted = pad_spatial(builder, counted, (0,) * window.rank, beyond, 0.0)
     average = [list(window.kernel), list(window.stride)]

@@ -19,7 +19,14 @@ from core.intake.onnx.node import OnnxNode
 from core.intake.onnx.values import Known, Unsupported, Value
 
 MAX_MATRIX_ELEMENTS = 2**22
-_COORDINATES = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric", "tf_crop_and_resize")
+_COORDINATES = (
+    "half_pixel",
+    "pytorch_half_pixel",
+    "half_pixel_symmetric",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+)
 _ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -196,10 +203,7 @@ def _candidates(rank: int, rule: Rule, given: list) -> list[Callable]:
         target = aten.upsample_bicubic2d.vec
     else:
         return []
-    return [
-        lambda run, x, corners=corners: run(target, x, given[0], corners, given[1])
-        for corners in (False, True)
-    ]
+    return [lambda run, x, corners=corners: run(target, x, given[0], corners, given[1]) for corners in (False, True)]
 
 
 def _agrees(call: Callable, x: Value, axis: int, sizes: list[int], scales: list[float], rule: Rule) -> bool:

@@ -34,7 +34,9 @@ def reshape(builder: Builder, node: OnnxNode) -> Value:
     if len(changed) > 1 or any(many[axis] != MANY * one[axis] for axis in changed):
         raise NotPerImage("it makes a shape that is not proportional to the batch size")
     if isinstance(x, Known):
-        return builder.call(aten.reshape.default, builder.lift(x), [-1 if axis in changed else size for axis, size in enumerate(one)])
+        return builder.call(
+            aten.reshape.default, builder.lift(x), [-1 if axis in changed else size for axis, size in enumerate(one)]
+        )
     return builder.call(aten.reshape.default, x, [-1 if axis in changed else size for axis, size in enumerate(one)])
 
 
@@ -55,7 +57,9 @@ def reshape_to(builder: Builder, x: Value, shape: list[int], raw: list[int] | No
     preferred = [axis for axis in starts if said[axis] == 0 and axis == batch]
     preferred += [axis for axis in starts if axis == batch]
     preferred += [axis for axis in starts if said[axis] == -1] + starts
-    return builder.call(aten.reshape.default, x, [-1 if axis == preferred[0] else size for axis, size in enumerate(shape)])
+    return builder.call(
+        aten.reshape.default, x, [-1 if axis == preferred[0] else size for axis, size in enumerate(shape)]
+    )
 
 
 def _resolved(raw: list[int], shape: tuple[int, ...], keeps_zero: bool) -> list[int]:
@@ -95,7 +99,9 @@ def transpose(builder: Builder, node: OnnxNode) -> Value:
 def squeeze(builder: Builder, node: OnnxNode) -> Value:
     x = node.input(0)
     given = node.integers("axes", 1)
-    axes = [axis for axis, size in enumerate(x.shape) if size == 1] if given is None else [x.axis(axis) for axis in given]
+    axes = (
+        [axis for axis, size in enumerate(x.shape) if size == 1] if given is None else [x.axis(axis) for axis in given]
+    )
     if given is None and x.batch_axis in axes:
         axes.remove(x.batch_axis)
     x.require_whole_images(axes, "squeezes")
@@ -127,7 +133,9 @@ def expand(builder: Builder, node: OnnxNode) -> Value:
         own, asked = axis - rank + x.rank, axis - rank + len(one)
         pair = (one[asked], many[asked]) if asked >= 0 else (1, 1)
         stays = own >= 0 and (pair[0] == 1 or x.shape[own] == pair[0])
-        sizes.append(-1 if stays and (x.shape[own] != 1 or pair == (1, 1) or own == x.batch_axis) else builder.size(*pair))
+        sizes.append(
+            -1 if stays and (x.shape[own] != 1 or pair == (1, 1) or own == x.batch_axis) else builder.size(*pair)
+        )
     return x if len(sizes) == x.rank and set(sizes) <= {-1} else builder.call(aten.expand.default, x, sizes)
 
 

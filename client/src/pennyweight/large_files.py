@@ -1,0 +1,204 @@
+"""Large files both ways, so that what is interrupted goes on where it was.
+
+Up: a file is announced with its sha256 and sent in parts, some at a time, to the URLs that the service names: its own, or
+presigned ones of its object store. An upload of the same file that is still open, from an earlier run or another machine,
+is found by the digest and continued.
+
+Down: what has arrived stays in a hidden file beside the target and is continued with a range request; the digest decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from pennyweight.errors import ApiError, DownloadCorrupt, ServiceUnreachable, api_error, is_passing
+from pennyweight.transfer import idempotency_key
+
+PARTS_FROM_BYTES = 32 << 20
+"""Smaller files go in one request: repeating it costs less than the extra ones."""
+
+PARALLEL_PARTS = 4
+ATTEMPTS = 6
+_CHUNK_BYTES = 1 << 20
+_PAUSE_S = 0.5
+_COMPLETION_TIMEOUT_S = 900.0
+"""The service reads the whole file once before it answers."""
+
+
+class PartsUpload:
+    """One file on its way up. `announcement` is the body of `POST /v1/uploads` without filename, size and digest."""
+
+    def __init__(
+        self, http: httpx.Client, path: Path, announcement: Mapping[str, Any], progress: Callable[[int], None]
+    ) -> None:
+        self._http = http
+        self._path = path
+        self._announcement = announcement
+        self._progress = progress
+
+    def run(self) -> dict[str, Any]:
+        """Send what is missing; returns the Model or Dataset. Raises ApiError, ServiceUnreachable."""
+        upload = self._open()
+        for part in upload["parts"]:
+            if part["etag"] is not None:
+                self._progress(part["size"])
+        failures, trouble = 0, "no part arrived"
+        while missing := [part for part in upload["parts"] if part["etag"] is None]:
+            before = len(missing)
+            trouble = self._send_all(upload, missing) or trouble
+            upload = self._retried("GET", f"/v1/uploads/{upload['id']}")
+            failures = failures + 1 if sum(part["etag"] is None for part in upload["parts"]) == before else 0
+            if failures == ATTEMPTS:
+                raise ServiceUnreachable(
+                    f"{self._path.name} could not be sent ({trouble}). Run this again: it goes on where it was."
+                )
+            time.sleep(_PAUSE_S * failures)
+        parts = [{"number": part["number"], "etag": part["etag"]} for part in upload["parts"]]
+        return self._retried(
+            "POST",
+            f"/v1/uploads/{upload['id']}/complete",
+            json={"parts": parts},
+            timeout=httpx.Timeout(_COMPLETION_TIMEOUT_S),
+        )
+
+    def _open(self) -> dict[str, Any]:
+        """The upload of this very file that is still open, or a new one."""
+        sha256, size = digest_of(self._path), self._path.stat().st_size
+        wanted = {key: value for key, value in self._announcement.items() if key != "purpose"}
+        for found in self._retried("GET", "/v1/uploads", params={"sha256": sha256})["data"]:
+            if (found["purpose"], found["size"]) == (self._announcement["purpose"], size) and found[
+                "request"
+            ] == wanted:
+                return self._retried("GET", f"/v1/uploads/{found['id']}")
+        body = {**self._announcement, "filename": self._path.name, "size": size, "sha256": sha256}
+        return self._retried("POST", "/v1/uploads", json=body, headers=idempotency_key())
+
+    def _send_all(self, upload: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str | None:
+        """PUT these parts, some at a time; returns the first thing that went wrong."""
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool, httpx.Client(timeout=self._http.timeout) as elsewhere:
+            outcomes = list(pool.map(lambda part: self._send(upload, part, elsewhere), parts))
+        return next((outcome for outcome in outcomes if outcome is not None), None)
+
+    def _send(self, upload: Mapping[str, Any], part: Mapping[str, Any], elsewhere: httpx.Client) -> str | None:
+        """PUT one part; returns what went wrong, if it may go right another time. Raises ApiError if it may not."""
+        own = f"/v1/uploads/{upload['id']}/parts/{part['number']}"
+        # The key of the service is for the service; what is presigned needs none and refuses a second one.
+        ours = urlsplit(part["url"]).path.endswith(own)
+        client, url = (self._http, own) if ours else (elsewhere, part["url"])
+        sent = 0
+
+        def body() -> Iterator[bytes]:
+            nonlocal sent
+            for piece in _pieces(self._path, (part["number"] - 1) * upload["part_size"], part["size"]):
+                yield piece
+                sent += len(piece)
+                self._progress(len(piece))
+
+        try:
+            answer = client.put(url, content=body(), headers={"Content-Length": str(part["size"])})
+        except httpx.HTTPError as error:
+            self._progress(-sent)
+            return str(error) or type(error).__name__
+        if answer.is_success:
+            return None
+        self._progress(-sent)
+        if ours and answer.status_code < 500 and answer.status_code != httpx.codes.CONFLICT:
+            raise api_error(answer)
+        return f"HTTP {answer.status_code} from {httpx.URL(part['url']).host}"
+
+    def _retried(self, method: str, url: str, **options: Any) -> Any:
+        """A request that may be sent twice."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._once(method, url, **options)
+            except (ServiceUnreachable, ApiError) as error:
+                if not is_passing(error) or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(_PAUSE_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(self, method: str, url: str, **options: Any) -> Any:
+        try:
+            answer = self._http.request(method, url, **options)
+        except httpx.HTTPError as error:
+            raise ServiceUnreachable(
+                f"No answer from {self._http.base_url} ({error or type(error).__name__}) while {self._path.name} was "
+                "sent. Run this again: it goes on where it was."
+            ) from error
+        if answer.is_error:
+            raise api_error(answer)
+        return answer.json()
+
+
+def fetch(http: httpx.Client, url: str, folder: Path, *, name: str, size: int, sha256: str) -> Path:
+    """Download a file of this size and digest into the folder, going on with what an earlier call left there.
+
+    Raises ApiError, ServiceUnreachable, DownloadCorrupt.
+    """
+    partial = folder / f".{name}.{sha256[:16]}.part"
+    if _length(partial) > size:
+        partial.unlink()
+    failures = 0
+    while (have := _length(partial)) < size:
+        try:
+            _continue(http, url, partial, max(have, 0))
+        except (httpx.HTTPError, ServiceUnreachable) as error:
+            failures = 0 if _length(partial) > have else failures + 1
+            if failures == ATTEMPTS:
+                raise ServiceUnreachable(
+                    f"{name} stopped at {max(have, 0)} of {size} bytes ({error or type(error).__name__}). Run this "
+                    "again: it goes on there."
+                ) from error
+            time.sleep(_PAUSE_S * failures)
+            continue
+        if 0 <= _length(partial) <= have:
+            break
+    found = digest_of(partial)
+    if found != sha256:
+        partial.unlink()
+        raise DownloadCorrupt(f"{name} arrived with sha256 {found}, not {sha256}; download it again.")
+    return partial.replace(folder / name)
+
+
+def _continue(http: httpx.Client, url: str, partial: Path, have: int) -> None:
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    with http.stream("GET", url, headers=headers, follow_redirects=True) as answer:
+        if answer.status_code >= 500:
+            raise ServiceUnreachable(f"HTTP {answer.status_code}")
+        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            partial.unlink()
+            return
+        if answer.is_error:
+            answer.read()
+            raise api_error(answer)
+        goes_on = answer.status_code == httpx.codes.PARTIAL_CONTENT
+        with partial.open("ab" if goes_on else "wb") as file:
+            for piece in answer.iter_raw(_CHUNK_BYTES):
+                file.write(piece)
+
+
+def _length(path: Path) -> int:
+    """Bytes of a file, -1 for one that is not there."""
+    return path.stat().st_size if path.exists() else -1
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pieces(path: Path, start: int, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while size > 0 and (piece := file.read(min(_CHUNK_BYTES, size))):
+            size -= len(piece)
+            yield piece

@@ -1,0 +1,38 @@
+"""The request: everything that decides the outcome of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core.budget import Budget
+
+
+@dataclass(frozen=True)
+class CompressionRequest:
+    """One checkpoint, its budget, and how to get there.
+
+    methods: one mapping per step of the chain, each with its `type`. plan: `{"layers": [{"name", "out"}, …]}`, widths
+    that the planner takes as they are. recovery: keyword arguments of `RecoveryConfig`. max_accuracy_drop: largest
+    allowed loss of accuracy, as a fraction; needs a labelled dataset.
+    """
+
+    model_path: Path
+    budget: Budget
+    architecture: str | None = None
+    architecture_args: Mapping[str, Any] = field(default_factory=dict)
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    methods: tuple[Mapping[str, Any], ...] = ({"type": "auto"},)
+    plan: Mapping[str, Any] | None = None
+    dataset_path: Path | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    scale: float | None = None
+    recovery: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("onnx", "safetensors", "report")
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    seed: int = 0
+    on_unmet: Literal["fail", "best_effort"] = "fail"
+    max_accuracy_drop: float | None = None
+    request_sha256: str | None = None

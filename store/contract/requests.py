@@ -1,0 +1,171 @@
+"""What a user may ask. Unknown fields are refused (422 with the field's pointer)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _at_least_one(value: float) -> float:
+    """What is counted comes in whole units, so an absolute limit below 1 is a fraction in the wrong field."""
+    if value < 1:
+        raise ValueError("an absolute limit is at least 1; a fraction of the original goes into max_ratio")
+    return value
+
+
+class Cap(Request):
+    """An upper limit: absolute (`max`) or a fraction of the original (`max_ratio`), exactly one of them."""
+
+    max: Annotated[float, Field(gt=0), AfterValidator(_at_least_one)] | None = None
+    max_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Cap:
+        if self.max is not None and self.max_ratio is not None:
+            raise ValueError("give either max or max_ratio, not both")
+        if self.max is None and self.max_ratio is None:
+            raise ValueError("give max (an absolute number) or max_ratio (a fraction of the original)")
+        return self
+
+
+class MemoryCap(Cap):
+    """A cap in bytes (float32): weights, peak activations at batch 1, or their total."""
+
+    kind: Literal["weights", "activations", "total"] = "total"
+
+
+class LatencyCap(Cap):
+    """A cap in milliseconds: ONNX Runtime on the worker's CPU, one thread, batch 1, the median run."""
+
+    max: Annotated[float, Field(gt=0)] | None = None
+
+
+class Budget(Request):
+    """At least one cap; every cap must hold. `size` is in bytes, of the delivered weights file."""
+
+    params: Cap | None = None
+    flops: Cap | None = None
+    macs: Cap | None = None
+    memory: MemoryCap | None = None
+    size: Cap | None = None
+    latency_ms: LatencyCap | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Budget:
+        if not self.model_fields_set or all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError('a budget needs at least one cap, for example {"flops": {"max_ratio": 0.4}}')
+        return self
+
+
+class Method(Request):
+    """One method of the chain. Its own options are checked against the schema in the workers' catalogue."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)] = "auto"
+
+
+class Recovery(Request):
+    """Fine-tuning after compression; used only with a labelled dataset. Left out, the engine chooses."""
+
+    epochs: Annotated[int, Field(ge=0, le=1000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    batch_size: Annotated[int, Field(ge=2, le=8192)] | None = None
+    distill: bool | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether training is asked for, not merely left to the engine or switched off."""
+        return self.epochs != 0 and any(value is not None for value in self.model_dump().values())
+
+
+class Limits(Request):
+    max_runtime_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 7200
+
+
+class Accuracy(Request):
+    """A floor: the delivered network may lose at most `max_drop` (a fraction, 0.01 = one point) on the test split.
+
+    With `on_unmet: best_effort` the budget is relaxed until the loss on the validation split is small enough.
+    """
+
+    max_drop: Annotated[float, Field(ge=0, le=1)]
+    metric: Literal["top1"] = "top1"
+
+
+LayerName = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+
+
+class LayerWidth(Request):
+    """How many output channels a layer is to have. `GET /v1/plans/{id}` shows a layer's name, width, `min` and `max`."""
+
+    name: LayerName
+    out: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class WidthPlan(Request):
+    """Widths that are taken as they are; layers not named are planned as usual, and every cap still holds."""
+
+    layers: Annotated[list[LayerWidth], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_layer_once(self) -> WidthPlan:
+        widths: dict[str, int] = {}
+        for layer in self.layers:
+            if widths.setdefault(layer.name, layer.out) != layer.out:
+                raise ValueError(f"the layer {layer.name!r} is given two widths, {widths[layer.name]} and {layer.out}")
+        return self
+
+
+OutputName = Literal["onnx", "safetensors", "report"]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-/]{1,63}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=255)]
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class JobOptions(Request):
+    """A job body without its model: the `spec` part of a multipart request."""
+
+    name: DisplayName | None = None
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = Field(default_factory=dict)
+    budget: Budget
+    accuracy: Accuracy | None = None
+    methods: Annotated[list[Method], Field(min_length=1, max_length=1)] = Field(default_factory=lambda: [Method()])
+    plan: WidthPlan | None = None
+    recovery: Recovery = Field(default_factory=Recovery)
+    outputs: Annotated[list[OutputName], Field(min_length=1)] = Field(
+        default_factory=lambda: ["onnx", "safetensors", "report"]
+    )
+    dataset: Annotated[str, StringConstraints(pattern=r"^ds_[0-9A-Z]{26}$")] | None = None
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    limits: Limits = Field(default_factory=Limits)
+    on_unmet: Literal["fail", "best_effort"] = "fail"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @property
+    def label_users(self) -> list[str]:
+        """The fields that need a labelled dataset, as this request fills them in."""
+        return [*(["accuracy"] if self.accuracy else []), *(["recovery"] if self.recovery.trains else [])]
+
+
+class JobRequest(JobOptions):
+    """The body of `POST /v1/jobs` and of `POST /v1/plans`."""
+
+    model: Annotated[str, StringConstraints(pattern=r"^mdl_[0-9A-Z]{26}$")]
+
+
+class Normalization(Request):
+    """Per-channel mean and standard deviation, applied after division by `scale`."""
+
+    mean: Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(min_length=1, max_length=16)]
+    std: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e6)]], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Normalization:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}; they must match")
+        return self
