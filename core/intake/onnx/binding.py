@@ -103,7 +103,8 @@ def _bound(
             by_name = f'{{"{name}": {example}}}' if len(every) > 1 else str(example)
             raise _mismatch(
                 f"Input {name!r} of the ONNX graph has the open shape {said} after the batch; give input_shape with the sizes "
-                f"that the network is used with, e.g. {by_name}."
+                f"that the network is used with, e.g. {by_name}.",
+                {"example": {name: example}},
             )
         shape = tuple(own)
     else:
@@ -119,5 +120,5 @@ def _bound(
     return shape
 
 
-def _mismatch(message: str) -> EngineError:
-    return EngineError("shape_mismatch", message, param="/input_shape")
+def _mismatch(message: str, details: Mapping[str, object] | None = None) -> EngineError:
+    return EngineError("shape_mismatch", message, param="/input_shape", details=details)
