@@ -30,6 +30,7 @@ from api import (
     outcomes,
     plans,
     problems,
+    webhooks,
 )
 from api.context import RequestContext
 from api.dependencies import Services
@@ -47,6 +48,7 @@ VERSIONED = (
     outcomes.router,
     bundles.router,
     catalogue.router,
+    webhooks.router,
     operations.versioned,
 )
 UNVERSIONED = (operations.router, metrics.router, documentation.pages)
@@ -113,7 +115,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
                 "Authorization",
                 "Content-Type",

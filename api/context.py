@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import UNMATCHED, RequestMetrics
 from api.problems import Problem, problem_response
-from store import logs
+from store import logs, tracing
 
 logger = logging.getLogger("api")
 
@@ -60,7 +60,11 @@ class RequestContext:
             await send(message)
 
         request = Request(scope, receive)
-        with logs.bound(request_id=request_id):
+        headers = Headers(scope=scope)
+        with (
+            logs.bound(request_id=request_id),
+            tracing.span(_known(scope["method"]), server=True, headers=headers, request_id=request_id) as span,
+        ):
             try:
                 if "\0" in scope["path"]:  # no route has one, and some databases refuse it
                     raise Problem("not_found", "A path cannot contain a NUL character.")
@@ -80,8 +84,14 @@ class RequestContext:
             finally:
                 elapsed_s = time.monotonic() - started
                 method = "HEAD" if head_only else scope["method"]
-                self._metrics.observe(_known(method), self._template(scope), status, elapsed_s)
                 # Polls and health checks that go well are most of the traffic and none of the news.
+                route = self._template(scope)
+                self._metrics.observe(_known(method), route, status, elapsed_s)
+                span.rename(f"{_known(method)} {route}")
+                span.set(http__request__method=_known(method), http__route=route, http__response__status_code=status)
+                span.set(**logs.bound_fields())
+                if status >= 500:
+                    span.fail(f"status {status}")
                 news = self._log_polls or scope["method"] != "GET" or not 0 < status < 400
                 self._log(logging.INFO if news else logging.DEBUG, scope, method, status, elapsed_s)
 

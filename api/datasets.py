@@ -25,7 +25,9 @@ router = APIRouter(tags=["datasets"])
 AfterId = page_after("ds")
 
 _FORM = form_schema(
-    files={"file": "Images with labels: .npz, or a .tar of Parquet shards."},
+    files={
+        "file": "Images with labels: .npz, .parquet, or a .tar, .tar.gz or .zip of class folders or Parquet shards."
+    },
     required=["file"],
     properties={**DATASET_PROPERTIES, **NAME_PROPERTY},
 )
@@ -70,7 +72,7 @@ async def create_dataset(
 def dataset_columns(dataset_id: str, file: ReceivedFile, fields: dict[str, Any]) -> dict[str, Any]:
     """Make the received file visible in the object store; returns what its row says."""
     stored = file.commit()
-    normalization = fields.get("normalization")
+    normalization, convert = fields.get("normalization"), fields.get("convert")
     return {
         "id": dataset_id,
         "filename": file.filename,
@@ -80,6 +82,7 @@ def dataset_columns(dataset_id: str, file: ReceivedFile, fields: dict[str, Any])
         "sha256": stored.sha256,
         "normalization": None if normalization is None else normalization.model_dump(),
         "scale": fields.get("scale"),
+        "convert": None if convert is None else convert.model_dump(exclude_none=True),
     }
 
 

@@ -15,7 +15,8 @@ from api.operations import VERSION
 from api.problems import MEDIA_TYPE, ProblemDocument
 from api.security import keys_required
 from api.upload_requests import UploadCompletion, UploadRequest
-from store.contract import JobOptions, JobRequest, Normalization
+from api.webhooks import EndpointChange, EndpointRequest
+from store.contract import Conversion, JobOptions, JobRequest, Normalization
 from store.settings import Settings
 
 pages = APIRouter(include_in_schema=False)
@@ -40,7 +41,17 @@ def openapi_document(app: FastAPI, settings: Settings) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     bodies = [
         (model, "validation")
-        for model in (JobRequest, JobOptions, Normalization, ProblemDocument, UploadRequest, UploadCompletion)
+        for model in (
+            JobRequest,
+            JobOptions,
+            Normalization,
+            Conversion,
+            ProblemDocument,
+            UploadRequest,
+            UploadCompletion,
+            EndpointRequest,
+            EndpointChange,
+        )
     ]
     _, definitions = models_json_schema(bodies, ref_template=_REF)
     for name, schema in definitions["$defs"].items():

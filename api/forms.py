@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from api.problems import Problem
 from api.uploads import ReceivedFile
 from api.validation import FieldParser, json_field, text_field, validate
-from store.contract import DisplayName, JobOptions, Normalization
+from store.contract import Conversion, DisplayName, JobOptions, Normalization
 
 MAX_DIMENSION = 1 << 20
 Dimensions = Annotated[list[Annotated[int, Field(ge=1, le=MAX_DIMENSION)]], Field(min_length=1, max_length=8)]
@@ -36,6 +36,7 @@ MODEL_FIELDS: Mapping[str, FieldParser] = {
 DATASET_FIELDS: Mapping[str, FieldParser] = {
     "normalization": json_field("normalization", TypeAdapter(Normalization)),
     "scale": json_field("scale", TypeAdapter(Scale, config=ConfigDict(allow_inf_nan=False))),
+    "convert": json_field("convert", TypeAdapter(Conversion)),
 }
 NAME_FIELD: Mapping[str, FieldParser] = {"name": text_field("name", TypeAdapter(DisplayName))}
 SPEC_FIELD: Mapping[str, FieldParser] = {"spec": json_field("spec", TypeAdapter(JobOptions))}
@@ -52,10 +53,11 @@ MODEL_PROPERTIES: dict[str, Any] = {
 DATASET_PROPERTIES: dict[str, Any] = {
     "normalization": {"$ref": "#/components/schemas/Normalization"},
     "scale": TypeAdapter(Scale).json_schema(),
+    "convert": {"$ref": "#/components/schemas/Conversion"},
 }
 NAME_PROPERTY: dict[str, Any] = {"name": TypeAdapter(DisplayName).json_schema()}
 SPEC_PROPERTY: dict[str, Any] = {"spec": {"$ref": "#/components/schemas/JobOptions"}}
-_JSON_PARTS = ("architecture_args", "input_shape", "normalization", "scale", "spec")
+_JSON_PARTS = ("architecture_args", "input_shape", "normalization", "scale", "convert", "spec")
 
 
 def form_schema(*, files: Mapping[str, str], required: list[str], properties: Mapping[str, Any]) -> dict[str, Any]:

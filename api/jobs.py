@@ -34,6 +34,7 @@ from api.requests import media_type, read_json, unsupported_media_type
 from api.uploads import FileRule, Form, received_form
 from api.validation import check_architecture, check_options, validate
 from api.watching import unless_gone
+from api.webhooks import check_url
 from store.contract import JobOptions, JobRequest, JobStatus
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
@@ -87,6 +88,7 @@ _Created = tuple[resources.Job, dict[str, str]]
 async def _from_json(request: Request, services: Services, tenant_id: str, once: Attempt, base_url: str) -> _Created:
     value = await read_json(request)
     body = validate(_job_request, value)
+    _check_webhook(services, body, "")
     await once.begin(once.fingerprint(value))
 
     def store() -> _Created:
@@ -114,6 +116,7 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
     ) as form:
         options = _options(form)
         check_options(options, catalogue, dataset=bool(options.dataset) or "dataset" in form.files, at="/spec")
+        _check_webhook(services, options, "/spec")
         check_architecture(form.fields.get("architecture"), form.fields.get("architecture_args"), catalogue)
 
         def store() -> _Created:
@@ -123,6 +126,11 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
                 return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
 
         return await run_in_threadpool(store)
+
+
+def _check_webhook(services: Services, options: JobOptions, at: str) -> None:
+    if options.webhook is not None:
+        check_url(options.webhook.url, services.settings, f"{at}/webhook/url")
 
 
 def _options(form: Form) -> JobOptions:

@@ -48,6 +48,8 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "in_use": (409, "The upload is in use"),
     "job_not_cancellable": (409, "The job has already ended"),
     "job_not_terminal": (409, "The job has not ended yet"),
+    "endpoint_disabled": (409, "The webhook endpoint is disabled"),
+    "too_many_endpoints": (409, "There are too many webhook endpoints"),
     "nothing_to_bundle": (409, "The job has no files for this bundle"),
     "upload_gone": (409, "The upload takes no more parts"),
     "upload_incomplete": (409, "Parts of the upload are missing"),

@@ -15,6 +15,7 @@ from store import tables
 from store.contract import (
     ArchitectureInfo,
     ArtifactInfo,
+    ClassCounts,
     ConstraintResult,
     ErrorInfo,
     InspectionStatus,
@@ -61,12 +62,15 @@ class Dataset(BaseModel):
     status: InspectionStatus
     format: str | None
     classes: int | None
+    class_names: list[str] | None = Field(description="By label, where the file says them; up to 1,000.")
     splits: dict[str, int] | None = Field(description="Number of examples in train, val and test.")
+    class_counts: dict[str, ClassCounts] | None = Field(description="Per split, how many examples its classes have.")
     image_shape: list[int] | None
     mean: list[float] | None
     std: list[float] | None
     normalization: dict[str, list[float]] | None
     scale: float | None
+    convert: dict[str, Any] | None
     size_bytes: int
     sha256: str
     error: ErrorInfo | None

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from api.forms import ArchitectureName, Dimensions, NamedDimensions, Scale
-from store.contract import DisplayName, Normalization, Request
+from store.contract import Conversion, DisplayName, Normalization, Request
 from store.uploads import Purpose
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MODEL_ONLY = ("architecture", "architecture_args", "input_shape")
-DATASET_ONLY = ("normalization", "scale")
+DATASET_ONLY = ("normalization", "scale", "convert")
 
 
 class UploadRequest(Request):
@@ -28,6 +28,7 @@ class UploadRequest(Request):
     input_shape: Dimensions | NamedDimensions | None = None
     normalization: Normalization | None = None
     scale: Scale | None = None
+    convert: Conversion | None = None
 
     def foreign_field(self) -> str | None:
         """A field that is given and belongs to the other purpose."""

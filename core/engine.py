@@ -162,7 +162,11 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
     dataset = None
     if request.dataset_path is not None:
         dataset = load_dataset(
-            request.dataset_path, normalization=request.normalization, scale=request.scale, seed=request.seed
+            request.dataset_path,
+            normalization=request.normalization,
+            scale=request.scale,
+            conversion=request.conversion,
+            seed=request.seed,
         )
         check_fits(dataset, original)
         check_baseline(original, dataset, device=device)

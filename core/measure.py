@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,11 @@ from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.analysis.buffer_model import BYTES_PER_ELEMENT, FILLED, Layout, may_overwrite, source, view_layout
+from core.analysis.schema import operator_name
 from core.budget import Costs
 from core.network import Network
+
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 def independent_costs(network: Network) -> Costs:
@@ -98,7 +102,8 @@ class _WatchedRun:
     def _call(self, node: Node, step: int) -> Any:
         if node.target is operator.getitem:
             return self._held[node.args[0]][node.args[1]]
-        result = node.target(*map_arg(node.args, self._value), **map_arg(node.kwargs, self._value))
+        with _counted_products(node):
+            result = node.target(*map_arg(node.args, self._value), **map_arg(node.kwargs, self._value))
         operand = source(node)
         if operand is None:
             return _each(result, _allocated)
@@ -122,6 +127,13 @@ class _WatchedRun:
         """Whether no value in the buffer is read after this step."""
         later = (value for node, value in self._held.items() if self._last_reader[node] > step)
         return not any(held.buffer is buffer for value in later for held in _tensors(value))
+
+
+def _counted_products(node: Node) -> AbstractContextManager:
+    """oneDNN runs a recurrent layer as one operator, whose products torch's counter does not know: without oneDNN it does."""
+    if operator_name(node.target) in _RECURRENT:
+        return torch.backends.mkldnn.flags(enabled=False)
+    return nullcontext()
 
 
 def _allocated(tensor: Tensor) -> _Held:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.budget import Budget
+from core.recovery.encoded_images import Conversion
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class CompressionRequest:
     dataset_path: Path | None = None
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     scale: float | None = None
+    conversion: Conversion | None = None
     recovery: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ("onnx", "safetensors", "report")
     device: Literal["auto", "cpu", "gpu"] = "auto"

@@ -17,13 +17,14 @@ import typer
 from pennyweight import arguments
 from pennyweight.arguments import job_options, require_writable
 from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNMET, EXIT_USAGE, exit_code
-from pennyweight.options import OptionError, parse_input_shape, parse_json_object, parse_normalization
+from pennyweight.options import OptionError, parse_convert, parse_input_shape, parse_json_object, parse_normalization
 from pennyweight.tables import result_table
 from pennyweight.terminal import console, print_error
 from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from store.contract import JobOptions, Normalization
+from pennyweightd.failures import Refusal, require_engine
+from store.contract import Conversion, JobOptions, Normalization
 
 if TYPE_CHECKING:
     from core.engine import CompressionRequest
@@ -43,6 +44,7 @@ def compress(
     input_shape: arguments.InputShape = None,
     dataset: arguments.DatasetFile = None,
     normalization: arguments.Normalization = None,
+    convert: arguments.Convert = None,
     params: arguments.Params = None,
     flops: arguments.Flops = None,
     macs: arguments.Macs = None,
@@ -64,6 +66,7 @@ def compress(
 ) -> None:
     """Compress a checkpoint with the engine alone: no server, no database."""
     with _explained(as_json):
+        require_engine()
         given = job_options(
             params=params,
             flops=flops,
@@ -84,6 +87,7 @@ def compress(
             raise OptionError(arguments.NO_BUDGET)
         options = JobOptions.model_validate(given)
         statistics = Normalization.model_validate(parse_normalization(normalization)) if normalization else None
+        conversion = Conversion.model_validate(parse_convert(convert)) if convert else None
         args = parse_json_object("--architecture-args", architecture_args) if architecture_args else {}
         shape = tuple(parse_input_shape(input_shape)) if input_shape else None
         for path in filter(None, (model, dataset, plan)):
@@ -93,7 +97,7 @@ def compress(
             raise OptionError("--epochs and --max-drop need labelled images: give --dataset, or leave them out")
         _require_empty(output)
         require_writable("--output", output)
-        result = _run(options, model, architecture, args, shape, dataset, statistics, output)
+        result = _run(options, model, architecture, args, shape, dataset, statistics, conversion, output)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -119,6 +123,8 @@ def _explained(as_json: bool) -> Iterator[None]:
         yield
     except (OptionError, ValidationError) as error:
         stopped = _refused(_words(error), EXIT_USAGE)
+    except Refusal as error:
+        stopped = _refused(str(error), EXIT_FAILED)
     except Stopped as error:
         stopped = error
     except OSError as error:
@@ -143,6 +149,7 @@ def _run(
     input_shape: tuple[int, ...] | None,
     dataset: Path | None,
     normalization: Normalization | None,
+    convert: Conversion | None,
     output: Path,
 ) -> dict[str, Any]:
     # torch takes seconds to import; usage mistakes should not wait for it.
@@ -159,6 +166,7 @@ def _run(
         dataset_path=dataset,
         normalization=normalization,
         scale=None,
+        convert=convert,
     )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

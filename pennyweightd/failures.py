@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ EXIT_USAGE = 2
 
 class Refusal(Exception):
     """A command that cannot be carried out as it was given; the message says why and what to do."""
+
+
+def require_engine() -> None:
+    """Raises Refusal where only the service is installed: an API needs no torch, a worker does."""
+    if importlib.util.find_spec("torch") is None:
+        raise Refusal(
+            "The engine is not installed here. Run: pip install 'pennyweight-server[engine]'. An installation without it can "
+            "run `pennyweightd api`, `migrate` and `keys`."
+        )
 
 
 @contextmanager

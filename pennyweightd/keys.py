@@ -14,7 +14,7 @@ from rich.table import Table
 from pennyweightd.failures import Refusal, explained
 from pennyweightd.options import DataDir, load_settings, open_database
 from store.database import Database
-from store.keys import KeyRepository
+from store.keys import KeyRepository, any_valid_key
 from store.tables import LOCAL_TENANT
 
 app = typer.Typer(help="API keys: needed on every address but loopback.", no_args_is_help=True)
@@ -34,6 +34,17 @@ def create(name: Annotated[str, typer.Argument(help="Whose key this is.")], data
             f"This is {key.id}. Only its digest is kept, so it cannot be shown again.",
             file=typer.get_text_stream("stderr"),
         )
+
+
+@app.command()
+def first(name: Annotated[str, typer.Argument(help="Whose key this is.")] = "first", data_dir: DataDir = None) -> None:
+    """Make the first key and show it, once; where there is a key that works, do nothing. For scripts that deploy."""
+    with explained(), _database(data_dir) as database, database.transaction() as session:
+        if any_valid_key(session):
+            print("There is a key already.", file=typer.get_text_stream("stderr"))
+            return
+        _, secret = KeyRepository(session, LOCAL_TENANT).create(name)
+        print(secret)
 
 
 @app.command("list")

@@ -14,15 +14,16 @@ from api.app import create_app
 from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
-from pennyweightd.failures import Refusal
+from pennyweightd.failures import Refusal, require_engine
+from pennyweightd.observing import observe
 from pennyweightd.options import open_database
-from store import logs
 from store.database import Database
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
 from store.work import release_owner
 from worker.supervisor import Supervisor
+from worker.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ BACKLOG = 2048
 
 def serve(settings: Settings) -> None:
     """Embedded mode: own database and objects in the data folder, API and worker in one process."""
-    logs.configure(settings)
+    require_engine()
+    observe(settings)
     with DataFolder(settings.data_dir) as folder, open_database(settings) as database:
         database.migrate()
         _require_keys_for_strangers(settings, database)
@@ -47,14 +49,15 @@ def serve(settings: Settings) -> None:
             try:
                 app = create_app(settings, database, objects, wake=supervisor.wake)
                 place = f"data in {folder.path}, sandbox level {supervisor.confinement.level}"
-                _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
+                with WebhookSender(database, settings.webhook_policy):
+                    _run(app, listener, lambda: _announce(settings, place), supervisor.begin_stop)
             finally:
                 supervisor.stop()
 
 
 def serve_api(settings: Settings) -> None:
     """The API alone, beside workers that run elsewhere. Raises SchemaOutdated."""
-    logs.configure(settings)
+    observe(settings)
     with open_database(settings) as database:
         database.check_schema()
         _require_keys_for_strangers(settings, database)
@@ -62,7 +65,8 @@ def serve_api(settings: Settings) -> None:
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
             app = create_app(settings, database, objects)
-            _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
+            with WebhookSender(database, settings.webhook_policy):
+                _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
 
 
 def _open_objects(settings: Settings) -> ObjectStore:

@@ -30,7 +30,7 @@ class ModelSubject:
 
 @dataclass(frozen=True)
 class DatasetSubject:
-    """A dataset file and how to normalise it. `normalization` is `{"mean": […], "std": […]}`."""
+    """A dataset file and how to read it: `normalization` is `{"mean": […], "std": […]}`, `convert` the JSON of a `Conversion`."""
 
     id: str
     filename: str
@@ -39,6 +39,7 @@ class DatasetSubject:
     sha256: str
     normalization: Mapping[str, Any] | None
     scale: float | None
+    convert: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,14 @@ def describe(session: Session, work: Work) -> JobSubject | ModelSubject | Datase
         case WorkKind.job | WorkKind.plan:
             row = session.get_one(Job if work.kind is WorkKind.job else Plan, work.id)
             dataset = None if row.dataset_id is None else _dataset(session, row.dataset_id)
-            return JobSubject(request=row.request, model=_model(session, row.model_id), dataset=dataset)
+            return JobSubject(
+                request=_engine_request(row.request), model=_model(session, row.model_id), dataset=dataset
+            )
+
+
+def _engine_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request without what is no business of the engine: a webhook's URL may hold a secret."""
+    return {key: value for key, value in request.items() if key != "webhook"}
 
 
 def _model(session: Session, id: str) -> ModelSubject:
@@ -125,4 +133,5 @@ def _dataset(session: Session, id: str) -> DatasetSubject:
         sha256=dataset.sha256,
         normalization=dataset.normalization,
         scale=dataset.scale,
+        convert=dataset.convert,
     )

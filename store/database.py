@@ -53,7 +53,12 @@ class Database:
             parsed = parsed.set(drivername="postgresql+psycopg")  # which driver a bare name means is up to SQLAlchemy
         try:
             self._engine = create_engine(
-                parsed, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, connect_args=dialect.connect_args(parsed)
+                parsed,
+                pool_size=POOL_SIZE,
+                max_overflow=POOL_OVERFLOW,
+                # A server that was restarted has closed what the pool holds; nobody should meet that as an error.
+                pool_pre_ping=parsed.get_backend_name() != "sqlite",
+                connect_args=dialect.connect_args(parsed),
             )
         except ImportError as error:
             raise ValueError(
@@ -62,7 +67,7 @@ class Database:
             ) from error
         dialect.prepare(self._engine)
         self._shard = tallies.new_shard()
-        self._reader = self._engine.execution_options(**dialect.READ)
+        self._reader = self._engine.execution_options(**dialect.read_options(parsed))
         self._writer = self._engine.execution_options(**dialect.WRITE)
 
     @contextmanager

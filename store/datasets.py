@@ -1,4 +1,4 @@
-"""Datasets of one tenant: an uploaded file of images, how to normalise it, and what inspection found."""
+"""Datasets of one tenant: an uploaded file of images, how to read it, and what inspection found."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class DatasetRepository:
         sha256: str,
         normalization: Mapping[str, Any] | None = None,
         scale: float | None = None,
+        convert: Mapping[str, Any] | None = None,
     ) -> Dataset:
         """A new dataset, `inspecting`, with its inspection queued in the same transaction. `id` is `new_id("ds")`."""
         dataset = Dataset(
@@ -44,6 +45,7 @@ class DatasetRepository:
             sha256=sha256,
             normalization=None if normalization is None else dict(normalization),
             scale=scale,
+            convert=None if convert is None else dict(convert),
             status=InspectionStatus.inspecting,
             created_at=dialect.now(self._session),
         )

@@ -23,7 +23,6 @@ BUSY_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10
 """How long PostgreSQL may take to answer at all; a host that drops packets would hold a start for minutes."""
 
-READ = {"pennyweight_access": "read", "postgresql_readonly": True}
 WRITE = {"pennyweight_access": "write"}
 
 
@@ -87,6 +86,14 @@ def connect_args(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_TIMEOUT_S}
     return {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
+
+
+def read_options(url: URL) -> dict[str, Any]:
+    """Execution options of a transaction that sees one snapshot and cannot write."""
+    if url.get_backend_name() == "sqlite":
+        return {"pennyweight_access": "read"}
+    # By default every statement of a PostgreSQL transaction would see a snapshot of its own.
+    return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 def prepare(engine: Engine) -> None:

@@ -22,7 +22,7 @@ class NotFound(StoreError):
 
 
 class Conflict(StoreError):
-    """The thing exists, but its state does not allow this. `code` is stable: in_use, job_not_cancellable, job_not_terminal."""
+    """The thing exists, but its state does not allow this. `code` is stable, and one of the API's."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ulid import ULID
 
-Prefix = Literal["mdl", "ds", "job", "pln", "upl", "key"]
+Prefix = Literal["mdl", "ds", "job", "pln", "upl", "key", "whk", "evt"]
 
 _RANDOM_BITS = 80
 

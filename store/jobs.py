@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy import Select, delete, exists, select
 from sqlalchemy.orm import Session
 
-from store import dialect, queue
+from store import dialect, logs, queue
 from store.contract import JobRequest, JobStatus, WorkKind
 from store.errors import Conflict, NotFound
 from store.identifiers import new_id
@@ -16,6 +16,7 @@ from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
 from store.tables import Artifact, Job, JobEvent, JobLabel, Work, WorkState
 from store.transitions import touch, transition
 from store.uses import require_uploads
+from store.webhooks import WebhookRepository
 
 
 class JobRepository:
@@ -41,15 +42,23 @@ class JobRepository:
             retry_of=retry_of,
             status=JobStatus.queued,
             attempt=0,
-            request=request.model_dump(mode="json"),
+            request=request.model_dump(mode="json", exclude={"webhook": {"secret"}}),
             created_at=now,
             queued_at=now,
             version=0,
             last_event_seq=0,
         )
         self._session.add(job)
+        logs.add(job_id=job.id)
         self._session.flush()
         self._session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in request.labels.items())
+        if request.webhook is not None:
+            WebhookRepository(self._session, self._tenant_id).create(
+                url=request.webhook.url,
+                events=request.webhook.events,
+                secret=request.webhook.secret,
+                job_id=job.id,
+            )
         touch(self._session, job, "job.queued", {"status": "queued", "attempt": 0}, now=now)
         queue.enqueue(
             self._session,
@@ -67,7 +76,11 @@ class JobRepository:
         old = self.get(id)
         if not old.status.terminal:
             raise Conflict("job_not_terminal", f"The job {id} is still {old.status.value}: wait, or cancel it first.")
-        return self.create(JobRequest.model_validate(old.request), retry_of=id)
+        request = JobRequest.model_validate(old.request)
+        told = WebhookRepository(self._session, self._tenant_id).of_job(id)
+        if request.webhook is not None and told is not None:
+            request.webhook.secret = told.secret  # the receiver knows it
+        return self.create(request, retry_of=id)
 
     def get(self, id: str) -> Job:
         """Raises NotFound."""

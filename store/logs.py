@@ -61,6 +61,10 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):  # and not a place for one; servers bring handlers of their own
+            logger.handlers.clear()
+            logger.propagate = True
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(max(level, root.level))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from store.webhook_urls import WebhookPolicy
 
 MIB = 2**20
 GIB = 2**30
@@ -43,11 +46,17 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_polls: bool = False
     """Log every request, those too that only read and go well: polls and health checks are most of the traffic."""
+    tracing: bool = False
+    """Send OpenTelemetry traces of requests and work to where the standard `OTEL_EXPORTER_OTLP_*` variables say."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
     upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
     upload_expires_s: Annotated[float, Field(gt=0)] = 24 * 3600
     """How long an upload in parts may take, interruptions included."""
+    webhook_allow: Annotated[list[IPv4Network | IPv6Network], NoDecode] = Field(default_factory=list)
+    """Networks (CIDR) that webhooks may reach although they are not public; there, http and any port are allowed too."""
+    webhook_ports: Annotated[list[int], NoDecode] = Field(default_factory=lambda: [443])
+    """Ports of public addresses that webhooks may go to."""
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 
@@ -65,7 +74,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "webhook_allow", "webhook_ports", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
@@ -78,6 +87,10 @@ class Settings(BaseSettings):
                 f"({self.lease_s:g}), so that one late heartbeat does not lose the lease"
             )
         return self
+
+    @property
+    def webhook_policy(self) -> WebhookPolicy:
+        return WebhookPolicy(tuple(self.webhook_allow), tuple(self.webhook_ports))
 
     @property
     def resolved_database_url(self) -> str:

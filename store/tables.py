@@ -27,6 +27,17 @@ class WorkState(StrEnum):
     done = "done"
 
 
+class EndpointStatus(StrEnum):
+    active = "active"
+    disabled = "disabled"
+
+
+class DeliveryStatus(StrEnum):
+    pending = "pending"
+    delivered = "delivered"
+    failed = "failed"
+
+
 def _one_of(column: str, enum: type[StrEnum]) -> CheckConstraint:
     values = ", ".join(f"'{member.value}'" for member in enum)
     return CheckConstraint(f"{column} IN ({values})", name=f"{column}_known")
@@ -48,12 +59,15 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON(none_as_null=True),
         list[int]: JSON(none_as_null=True),
         list[float]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
         list[int] | dict[str, list[int]]: JSON(none_as_null=True),
         JobStatus: EnumText(JobStatus),
         InspectionStatus: EnumText(InspectionStatus),
         PlanStatus: EnumText(PlanStatus),
         WorkKind: EnumText(WorkKind),
         WorkState: EnumText(WorkState),
+        EndpointStatus: EnumText(EndpointStatus),
+        DeliveryStatus: EnumText(DeliveryStatus),
     }
 
 
@@ -116,10 +130,13 @@ class Dataset(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     normalization: Mapped[dict[str, Any] | None]
     scale: Mapped[float | None]
+    convert: Mapped[dict[str, Any] | None]
     status: Mapped[InspectionStatus]
     format: Mapped[str | None] = mapped_column(String(32))
     classes: Mapped[int | None]
+    class_names: Mapped[list[str] | None]
     splits: Mapped[dict[str, Any] | None]
+    class_counts: Mapped[dict[str, Any] | None]
     image_shape: Mapped[list[int] | None]
     mean: Mapped[list[float] | None]
     std: Mapped[list[float] | None]
@@ -275,6 +292,59 @@ class Work(Base):
     available_at: Mapped[datetime]
     cancel_requested_at: Mapped[datetime | None]
     max_runtime_s: Mapped[int]
+    overdue_at: Mapped[datetime | None]
+
+
+class WebhookEndpoint(Base):
+    """Where a tenant, or one job of it, wants to be told what happens. `secret` signs every message."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (
+        Index(None, "tenant_id", "id"),
+        Index(None, "tenant_id", "status", "job_id"),
+        Index(None, "job_id"),
+        _one_of("status", EndpointStatus),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    job_id: Mapped[str | None] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"))
+    url: Mapped[str]
+    events: Mapped[list[Any]] = mapped_column(JSON(none_as_null=True))
+    description: Mapped[str | None]
+    secret: Mapped[str]
+    status: Mapped[EndpointStatus]
+    disabled_reason: Mapped[str | None]
+    failing_since: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class WebhookDelivery(Base):
+    """One message to one endpoint: what it says, how often it was sent (in this `round`, which grows when somebody asks
+    for it again), and when it is due next."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index(None, "endpoint_id", "id"),
+        Index(None, "status", "next_attempt_at"),
+        Index(None, "created_at"),
+        _one_of("status", DeliveryStatus),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(Id, ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(Id)
+    type: Mapped[str] = mapped_column(String(64))
+    body: Mapped[str]
+    status: Mapped[DeliveryStatus]
+    round: Mapped[int]
+    attempts: Mapped[int]
+    next_attempt_at: Mapped[datetime]
+    last_attempt_at: Mapped[datetime | None]
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):

@@ -52,6 +52,7 @@ def lose(session: Session, work: Work, *, now: datetime, backoff_s: float) -> No
     work.losses += 1
     work.lease_owner = None
     work.lease_expires_at = None
+    work.overdue_at = None
     work.available_at = now + timedelta(seconds=backoff_s * work.losses)
     if work.losses >= LOSS_LIMIT:
         message = (
@@ -94,6 +95,19 @@ def end(session: Session, work: Work, error: ErrorInfo, *, now: datetime) -> Non
             fail_plan(session, work.id, error, now=now)
         case WorkKind.inspect_model | WorkKind.inspect_dataset:
             _reject_upload(session, work, error, now=now)
+
+
+def too_slow(kind: WorkKind, max_runtime_s: int) -> ErrorInfo:
+    """Why work was stopped that took longer than it may."""
+    limit = f"{max_runtime_s} s"
+    match kind:
+        case WorkKind.job:
+            message = f"This took longer than the {limit} that it may (limits.max_runtime_s) and was stopped."
+        case WorkKind.plan:
+            message = f"Making this plan took longer than {limit} and was stopped; a job has more time."
+        case WorkKind.inspect_model | WorkKind.inspect_dataset:
+            message = f"Inspecting this file took longer than {limit} and was stopped."
+    return ErrorInfo(code=ErrorCode.timeout, message=message)
 
 
 def fail_plan(session: Session, id: str, error: ErrorInfo, *, now: datetime) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Exists, exists, func, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from store import dialect, tallies, waiting
@@ -31,41 +31,31 @@ from store.contract import (
     WorkKind,
 )
 from store.database import Database
+from store.demand import most_urgent
 from store.errors import LeaseLost
-from store.queue import ANY_QUEUE
 from store.tables import Artifact, Dataset, Job, Model, Plan, Work, WorkState
 from store.tallies import TallyName
 from store.transitions import enter_stage, transition
 
-_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
+OVERDUE_GRACE_S = 900.0
+"""How long after its time a worker may still be storing results; what takes longer hangs, however alive its lease is."""
+
+_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None, "overdue_at": None}
 
 
 def claim(
     database: Database, *, worker_id: str, kinds: Collection[WorkKind], queues: Collection[str], lease_s: float
 ) -> Claim | None:
-    """Take the most urgent claimable work of these kinds, or None.
+    """Take the most urgent claimable work of these kinds, or None; `store.demand` says which that is.
 
     `queues` are the devices that this worker serves (`cpu`, `gpu`); work for any device is always included. A job or a
     plan is claimable once its model and its dataset are ready.
     """
     with database.transaction() as session:
         now = dialect.now(session)
-        most_urgent = (
-            select(Work.id)
-            .where(
-                Work.state == WorkState.queued,
-                Work.kind.in_(list(kinds)),
-                Work.queue.in_([ANY_QUEUE, *queues]),
-                Work.available_at <= now,
-                or_(Work.kind.in_([WorkKind.inspect_model, WorkKind.inspect_dataset]), _ready(Job), _ready(Plan)),
-            )
-            .order_by(Work.priority, Work.id)
-            .limit(1)
-            .with_for_update(skip_locked=True, of=Work)
-        )
         work = session.scalar(
             update(Work)
-            .where(Work.id == most_urgent.scalar_subquery())
+            .where(Work.id == most_urgent(kinds, queues, now).scalar_subquery())
             .values(
                 state=WorkState.running,
                 attempt=Work.attempt + 1,
@@ -76,6 +66,7 @@ def claim(
         )
         if work is None:
             return None
+        work.overdue_at = now + timedelta(seconds=work.max_runtime_s + OVERDUE_GRACE_S)
         waited_s = (now - work.available_at).total_seconds()
         tallies.observe(session, TallyName.queue_wait, waited_s, kind=work.kind.value, queue=work.queue)
         if work.kind is WorkKind.job:
@@ -248,6 +239,25 @@ def expire_leases(database: Database, *, backoff_s: float = waiting.LOSS_BACKOFF
         return len(expired)
 
 
+def end_overdue(database: Database) -> int:
+    """End work whose worker keeps the lease and has long used up its time; returns how much there was.
+
+    A worker that is well stops such work by itself; this is for one that hangs. Safe to run anywhere, twice at once.
+    """
+    with database.transaction() as session:
+        now = dialect.now(session)
+        overdue = session.scalars(
+            select(Work)
+            .where(Work.state == WorkState.running, Work.overdue_at < now)
+            .order_by(Work.id)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for work in overdue:
+            work.lease_owner = work.lease_expires_at = work.overdue_at = None
+            waiting.end(session, work, waiting.too_slow(work.kind, work.max_runtime_s), now=now)
+        return len(overdue)
+
+
 def release_owner(database: Database, worker_prefix: str) -> int:
     """Take back at once what workers with this id prefix hold; returns how many things.
 
@@ -269,20 +279,6 @@ def release_owner(database: Database, worker_prefix: str) -> int:
         for work in held:
             waiting.lose(session, work, now=now, backoff_s=0)
         return len(held)
-
-
-def _ready(user: type[Job] | type[Plan]) -> Exists:
-    """Whether the work's row belongs to such a thing, and the uploads that it names are inspected and good."""
-    return exists(
-        select(user.id)
-        .join(Model, Model.id == user.model_id)
-        .outerjoin(Dataset, Dataset.id == user.dataset_id)
-        .where(
-            user.id == Work.id,
-            Model.status == InspectionStatus.ready,
-            or_(user.dataset_id.is_(None), Dataset.status == InspectionStatus.ready),
-        )
-    )
 
 
 def _fenced(session: Session, claim: Claim, **values: Any) -> Work:

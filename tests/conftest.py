@@ -21,3 +21,12 @@ def moto() -> Iterator[str]:
 
     with s3_environment(), moto_endpoint() as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server on which databases may be made."""
+    from tests.databases import postgres_server
+
+    with postgres_server() as url:
+        yield url

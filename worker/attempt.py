@@ -30,7 +30,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from store import logs
+from store import logs, tracing
 from store.claims import Claim, DatasetSubject, JobSubject, ModelSubject
 from store.contract import (
     DatasetInspection,
@@ -47,6 +47,8 @@ from store.database import Database
 from store.errors import ObjectMissing
 from store.layout import job_prefix
 from store.objects import ObjectStore
+from store.transitions import STAGES
+from store.waiting import too_slow
 from store.work import (
     cancel_job,
     fail_job,
@@ -74,7 +76,6 @@ from worker.endings import (
     in_words,
     out_of_memory_kills,
     scratch_full,
-    too_slow,
 )
 from worker.lease import Lease, Timing
 from worker.outputs import delete_outputs, store_outputs
@@ -134,6 +135,7 @@ class Attempt:
         self._take_runner = take_runner
         self._started = self._measure_at = time.monotonic()
         self._lease = Lease(services.database, claim, services.timing)
+        self._phases = tracing.Phases()
 
     def nudge(self) -> None:
         """Something may have changed for this work: look now."""
@@ -141,14 +143,17 @@ class Attempt:
 
     def run(self) -> None:
         """Work on the claim to its end. Raises whatever trouble this worker has of its own, the work given back."""
-        with logs.bound(**self._about()), self._lease as lease:
+        name, about = f"work {self._claim.kind.value}", self._about()
+        with logs.bound(**about), tracing.span(name, of=self._claim.id, **about) as span, self._lease as lease:
             try:
-                with self._take_runner() as runner:
+                with self._phases, self._take_runner() as runner:
                     end = self._watch(runner)
+                    span.set(end=type(end).__name__)
                     if isinstance(end, Cancelled):
                         runner.terminate(CANCEL_GRACE_S, keep_waiting=lambda: not self._services.stopping.is_set())
                     runner.kill()
                     logger.info("Attempt %d of %s: %s.", self._claim.attempt, self._claim.id, type(end).__name__)
+                    self._phases.enter("settle")
                     self._settle(end, runner)
             except Exception as error:
                 delay_s = trouble_delay_s(self._claim.troubles)
@@ -174,6 +179,7 @@ class Attempt:
         board = ProgressBoard()
         try:
             try:
+                self._phases.enter("fetch")
                 task = self._prepare(runner.folder, runner.spec.threads)
             except ObjectMissing as error:
                 return self._file_missing(error)
@@ -183,7 +189,9 @@ class Attempt:
                     return end
                 for message in runner.read(LOOK_EVERY_S):
                     if isinstance(message, ProgressMessage):
-                        entered = board.apply(message)
+                        if entered := board.apply(message):
+                            # The name is a runner's, which may have been taken over.
+                            self._phases.enter(f"stage {board.stage if board.stage in STAGES else 'other'}")
                         self._lease.report(board.snapshot(), board.stage if entered else None)
                     elif isinstance(message, ResultMessage):
                         return Finished(self._validated(message.result))
@@ -222,6 +230,7 @@ class Attempt:
             file=self._fetch(dataset.object_key, folder, "dataset"),
             normalization=dataset.normalization,
             scale=dataset.scale,
+            convert=dataset.convert,
         )
 
     def _fetch(self, key: str, folder: Path, name: str) -> str:
@@ -338,7 +347,7 @@ class Attempt:
             case Failed(error=error, best=best):
                 self._fail(error, best)
             case TimedOut():
-                self._fail(too_slow(claim), None)
+                self._fail(too_slow(claim.kind, claim.max_runtime_s), None)
             case Cancelled():
                 lease.settle(lambda: cancel_job(database, claim))
             case Stopped():

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.claims import Claim
 from store.contract import (
     DatasetInspection,
     ErrorCode,
@@ -70,18 +69,6 @@ MEMORY_USED_UP = ErrorInfo(
     message="The system killed this task because the worker's memory was used up. Use a smaller batch size "
     "(recovery.batch_size), a smaller dataset, or a worker with more memory.",
 )
-
-
-def too_slow(claim: Claim) -> ErrorInfo:
-    limit = f"{claim.max_runtime_s} s"
-    match claim.kind:
-        case WorkKind.job:
-            message = f"This took longer than the {limit} that it may (limits.max_runtime_s) and was stopped."
-        case WorkKind.plan:
-            message = f"Making this plan took longer than {limit} and was stopped; a job has more time."
-        case WorkKind.inspect_model | WorkKind.inspect_dataset:
-            message = f"Inspecting this file took longer than {limit} and was stopped."
-    return ErrorInfo(code=ErrorCode.timeout, message=message)
 
 
 def scratch_full(limit: int) -> ErrorInfo:

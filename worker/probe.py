@@ -55,10 +55,11 @@ class Confinement:
         return self.policy if uid is None else dataclasses.replace(self.policy, uid=uid + index)
 
 
-def choose_confinement(scratch: Path, hidden: tuple[str, ...]) -> Confinement:
-    """The strongest confinement that works here. scratch: where runner folders are made; hidden: folders to cover."""
+def choose_confinement(scratch: Path, hidden: tuple[str, ...], file_bytes: int) -> Confinement:
+    """The strongest confinement that works here. scratch: where runner folders are made; hidden: folders to cover;
+    file_bytes: the largest file that a runner may write."""
     reasons: list[str] = []
-    for policy in _candidates(hidden):
+    for policy in _candidates(hidden, file_bytes):
         confinement = Confinement(policy)
         reason = _failure_of(policy, scratch)
         if reason is None:
@@ -70,13 +71,13 @@ def choose_confinement(scratch: Path, hidden: tuple[str, ...]) -> Confinement:
     raise NoSandbox("No runner can be started on this host: " + "; ".join(reasons))
 
 
-def _candidates(hidden: tuple[str, ...]) -> Iterator[Policy]:
+def _candidates(hidden: tuple[str, ...], file_bytes: int) -> Iterator[Policy]:
     gpu = bool(gpu_devices())
     memory_bytes = available_memory_bytes()
     root = os.geteuid() == 0
 
     def policy(kind: str, uid: int | None) -> Policy:
-        return Policy(kind=kind, uid=uid, memory_bytes=memory_bytes, gpu=gpu, hidden=hidden)
+        return Policy(kind=kind, uid=uid, memory_bytes=memory_bytes, file_bytes=file_bytes, gpu=gpu, hidden=hidden)
 
     linux = sys.platform == "linux"
     if linux and root:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from store.contract import ErrorInfo, JobRequest, Normalization
+from store.contract import Conversion, ErrorInfo, JobRequest, Normalization
 
 PROTOCOL_VERSION = 1
 # The longest line is a result: a few hundred bytes per layer of the network.
@@ -55,6 +55,7 @@ class DatasetInput(_Strict):
     file: str
     normalization: Normalization | None = None
     scale: float | None = None
+    convert: Conversion | None = None
 
 
 class Task(_Strict):

@@ -30,7 +30,7 @@ from worker.view import View, bubblewrap_arguments, enter_view
 SandboxKind = Literal["bubblewrap", "namespaces", "process"]
 # Outside the ranges that systems give to people, services and containers.
 FIRST_SANDBOX_UID = 64_900
-# One file: an artifact is at most a model's size, and uploads are limited to a few GiB.
+# The least that the largest file may have: an artifact is at most a model's size, and uploads have a few GiB.
 FILE_BYTES = 16 * 2**30
 OPEN_FILES = 1024
 TASKS_PER_CORE = 8
@@ -46,12 +46,14 @@ class Policy:
     """How one runner is confined.
 
     uid: the unprivileged user (and group) to become, None to keep our own. memory_bytes: private writable memory per
-    process. gpu: whether the host's GPU devices are shown. hidden: folders to cover where the view would show them.
+    process. file_bytes: the largest file, from which the engine also takes how large a decoded dataset may be. gpu:
+    whether the host's GPU devices are shown. hidden: folders to cover where the view would show them.
     """
 
     kind: SandboxKind
     uid: int | None
     memory_bytes: int
+    file_bytes: int
     gpu: bool
     hidden: tuple[str, ...]
 
@@ -194,7 +196,7 @@ def _limit_resources(policy: Policy) -> None:
     limits: Mapping[int, int] = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: policy.memory_bytes,
-        resource.RLIMIT_FSIZE: FILE_BYTES,
+        resource.RLIMIT_FSIZE: policy.file_bytes,
         resource.RLIMIT_NOFILE: OPEN_FILES,
         **({resource.RLIMIT_NPROC: _task_limit()} if policy.uid is not None or policy.level == 2 else {}),
     }

@@ -32,6 +32,7 @@ from worker.lease import Timing
 from worker.probe import Confinement, choose_confinement
 from worker.process import DEFAULT_COMMANDS, RunnerProcess, RunnerSpec
 from worker.protocol import ErrorMessage, ProtocolError, ResultMessage, Task
+from worker.sandbox import FILE_BYTES
 from worker.sweeper import Sweeper, remove_leftovers
 from worker.upload_sweeper import UploadSweeper
 from worker.view import gpu_devices
@@ -97,9 +98,11 @@ class Supervisor:
         self._scratch.mkdir(parents=True, exist_ok=True)
         self._scratch.chmod(PASSABLE)
         remove_leftovers(self._scratch, set(), older_than_s=0)
-        self.confinement = choose_confinement(self._scratch, (str(self._settings.data_dir),))
-        timing = Timing(lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s)
         limit = self._settings.max_scratch_bytes
+        # A decoded dataset is one file; below FILE_BYTES the folder as a whole is what is measured.
+        file_bytes = max(FILE_BYTES, limit)
+        self.confinement = choose_confinement(self._scratch, (str(self._settings.data_dir),), file_bytes)
+        timing = Timing(lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s)
         services = Services(self._database, self._objects, timing, self._stopping, scratch_bytes=limit)
         self._slots = [Slot(spec, services, self._settings.poll_s, self.confinement) for spec in self._slot_specs()]
         self._sweeper = Sweeper(

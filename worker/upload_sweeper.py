@@ -1,4 +1,4 @@
-"""Clears up after uploads that nobody finishes. A thread of its own: an object store that hangs must not hold up leases."""
+"""Clears up after uploads that nobody finishes, and what is kept for a while only. A thread of its own: an object store that hangs must not hold up leases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import threading
 import time
 
 from store.database import Database
+from store.deliveries import expire_deliveries
 from store.errors import StorageUnavailable
+from store.idempotency import expire_idempotency_keys
 from store.objects import ObjectStore
 from store.uploads import expire_uploads
 
@@ -20,7 +22,7 @@ STALE_FACTOR = 2
 
 
 class UploadSweeper(threading.Thread):
-    """Every minute: uploads whose time is over; every hour: parts in the object store that belong to nothing."""
+    """Every minute: uploads, idempotency keys and webhook messages whose time is over; every hour: parts in the object store that belong to nothing."""
 
     def __init__(
         self, database: Database, objects: ObjectStore, *, upload_expires_s: float, stopping: threading.Event
@@ -42,6 +44,8 @@ class UploadSweeper(threading.Thread):
                 logger.exception("Uploads could not be swept.")
 
     def sweep(self) -> None:
+        expire_idempotency_keys(self._database)
+        expire_deliveries(self._database)
         if expired := expire_uploads(self._database, self._objects):
             logger.info("Forgot %d upload(s) whose time is over.", expired)
         if time.monotonic() >= self._stale_at:

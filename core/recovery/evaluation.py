@@ -5,6 +5,7 @@ Accuracy is top-1 in evaluation mode and float32, whatever precision the trainin
 
 from __future__ import annotations
 
+import json
 import math
 
 import torch
@@ -34,8 +35,8 @@ def check_fits(dataset: ImageDataset, network: Network) -> None:
     if tuple(wanted.shape) != dataset.image_shape:
         raise invalid_dataset(
             f"The dataset's images are {_shape(dataset.image_shape)} and the network's input is {_shape(wanted.shape)} "
-            "(channels×height×width). Resize or convert the images, or set the model's input_shape to what it was "
-            "trained on."
+            f"(channels×height×width). {_way_out(dataset, tuple(wanted.shape))}, or set the model's input_shape to what it "
+            "was trained on."
         )
     if not dataset.labelled:
         return
@@ -120,6 +121,18 @@ def _first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 def batch_size_for(image_shape: torch.Size | tuple[int, ...], device: torch.device) -> int:
     elements = _BATCH_ELEMENTS.get(device.type, _BATCH_ELEMENTS["cpu"])
     return max(1, min(_MAX_BATCH, elements // math.prod(image_shape)))
+
+
+def _way_out(dataset: ImageDataset, wanted: tuple[int, ...]) -> str:
+    """What makes the images fit: a conversion, where it can."""
+    colors = {1: "grey", 3: "rgb"}
+    if dataset.format == "npz" or len(wanted) != 3 or wanted[0] not in colors:
+        return "Resize or convert the images"
+    channels, *size = dataset.image_shape
+    convert = {} if size == list(wanted[1:]) else {"size": list(wanted[1:])}
+    if channels != wanted[0]:
+        convert["color"] = colors[wanted[0]]
+    return f"Upload the dataset with convert {json.dumps(convert)}"
 
 
 def _preparation(dataset: ImageDataset) -> str:

@@ -47,20 +47,8 @@ def folder_layout(archive: Archive) -> FolderLayout:
     rest = [member.path.parent.parts[depth:] for member in images]
     splits = [find_split_code(parts[0]) if has_splits else TRAIN for parts in rest]
     classes = [parts[1:] if has_splits else parts for parts in rest]
-    levels = len(classes[0])
-    for member, one in zip(images, classes, strict=True):
-        if len(one) != levels or levels > 1:
-            wanted = "train/class/image.png" if has_splits else "class/image.png"
-            raise invalid_dataset(
-                f"The {archive.kind} member {str(member.path)[:120]!r} lies {len(member.path.parts) - 1} folders deep"
-                + (
-                    f" and {str(images[0].path)[:120]!r} lies {len(images[0].path.parts) - 1}"
-                    if len(one) != levels
-                    else ""
-                )
-                + f". Every image belongs directly into the folder of its class, as in {wanted}."
-            )
-    if levels == 0:
+    _require_one_depth(archive, images, classes, has_splits)
+    if not classes[0]:
         return FolderLayout(images, None, splits, None)
     names = sorted({one[0] for one in classes})
     _require_no_empty_class(archive, depth + has_splits, names)
@@ -108,6 +96,21 @@ def _is_image(archive: Archive, member: Member) -> bool:
     raise invalid_dataset(
         f"The {archive.kind} member {str(member.path)[:120]!r} is not called like an image "
         f"({', '.join(sorted(IMAGE_SUFFIXES))}). Convert it, or leave it out."
+    )
+
+
+def _require_one_depth(
+    archive: Archive, images: list[Member], classes: list[tuple[str, ...]], has_splits: bool
+) -> None:
+    """Every image in a class folder, or none; and no folders inside those."""
+    by_depth = {len(one): member for member, one in zip(images, classes, strict=True)}
+    deepest = by_depth[max(by_depth)]
+    if len(by_depth) == 1 and max(by_depth) <= 1:
+        return
+    others = f" and {str(by_depth[min(by_depth)].path)[:120]!r} does not" if len(by_depth) > 1 else ""
+    raise invalid_dataset(
+        f"The {archive.kind} member {str(deepest.path)[:120]!r} lies {len(deepest.path.parts) - 1} folders deep{others}. Every "
+        f"image belongs directly into the folder of its class, as in {'train/' if has_splits else ''}class/image.png."
     )
 
 

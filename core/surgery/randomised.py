@@ -26,6 +26,8 @@ from core.surgery.masked_run import MaskedRun, Run
 _OUTPUT_AXIS = {"linear": -1, **{f"conv{rank}d": 1 for rank in (1, 2, 3)}}
 # Below this share of a result, a difference between images is mostly rounding: enlarging it would show noise.
 _NOISE = 1e-9
+# Inputs and fitted layers are of the order of one: a result this small is what rounding left of a sum that cancels.
+_CANCELLED = 1e-13
 
 
 def responsive_copy(network: Network, seed: int, inputs: tuple[Tensor, ...], trace: Trace, kept: np.ndarray) -> Network:
@@ -113,7 +115,7 @@ def _fit_layer(run: Run, node: Node, own: set[Node], axis: int, images: int) -> 
     else:
         spread = float(result.std(correction=0))
     size = float(result.square().mean().sqrt())
-    if not math.isfinite(spread) or not spread > _NOISE * size:
+    if not math.isfinite(spread) or not spread > _NOISE * size or size < _CANCELLED:
         return
     _set(run, weight, run.value(weight) / spread)
     if bias is not None:

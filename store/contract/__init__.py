@@ -6,12 +6,16 @@ API, store and worker share these; the engine has its own types and the runner t
 from __future__ import annotations
 
 from store.contract.requests import (
+    FINAL_EVENTS,
+    WEBHOOK_EVENTS,
     Accuracy,
     Budget,
     Cap,
+    Conversion,
     DisplayName,
     JobOptions,
     JobRequest,
+    JobWebhook,
     LabelKey,
     LabelValue,
     LatencyCap,
@@ -24,12 +28,17 @@ from store.contract.requests import (
     OutputName,
     Recovery,
     Request,
+    WebhookEvent,
+    WebhookEvents,
+    WebhookSecret,
+    WebhookUrl,
     WidthPlan,
 )
 from store.contract.results import (
     ArchitectureInfo,
     ArtifactInfo,
     Catalogue,
+    ClassCounts,
     ConstraintResult,
     DatasetInspection,
     Equivalence,
@@ -58,14 +67,18 @@ from store.contract.statuses import (
 )
 
 __all__ = [
+    "FINAL_EVENTS",
     "SHORT_WORK",
+    "WEBHOOK_EVENTS",
     "Accuracy",
     "ArchitectureInfo",
     "ArtifactInfo",
     "Budget",
     "Cap",
     "Catalogue",
+    "ClassCounts",
     "ConstraintResult",
+    "Conversion",
     "DatasetInspection",
     "DisplayName",
     "Equivalence",
@@ -77,6 +90,7 @@ __all__ = [
     "JobRequest",
     "JobResult",
     "JobStatus",
+    "JobWebhook",
     "LabelKey",
     "LabelValue",
     "Latency",
@@ -101,6 +115,10 @@ __all__ = [
     "Request",
     "Resource",
     "StageProgress",
+    "WebhookEvent",
+    "WebhookEvents",
+    "WebhookSecret",
+    "WebhookUrl",
     "WidthPlan",
     "WorkKind",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import base64
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -15,6 +16,17 @@ def _at_least_one(value: float) -> float:
     """What is counted comes in whole units, so an absolute limit below 1 is a fraction in the wrong field."""
     if value < 1:
         raise ValueError("an absolute limit is at least 1; a fraction of the original goes into max_ratio")
+    return value
+
+
+def _signing_secret(value: str) -> str:
+    """Standard Webhooks: `whsec_` and 24 to 64 bytes in base64."""
+    try:
+        size = len(base64.b64decode(value.removeprefix("whsec_"), validate=True))
+    except ValueError as error:
+        raise ValueError("a secret is whsec_ followed by base64") from error
+    if not value.startswith("whsec_") or not 24 <= size <= 64:
+        raise ValueError("a secret is whsec_ followed by 24 to 64 bytes in base64")
     return value
 
 
@@ -127,6 +139,22 @@ LabelValue = Annotated[str, StringConstraints(max_length=255)]
 DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
+WebhookEvent = Literal["job.queued", "job.running", "job.cancelling", "job.succeeded", "job.failed", "job.cancelled"]
+WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
+FINAL_EVENTS: tuple[WebhookEvent, ...] = ("job.succeeded", "job.failed", "job.cancelled")
+WebhookEvents = Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(WEBHOOK_EVENTS))]
+WebhookUrl = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+WebhookSecret = Annotated[str, StringConstraints(max_length=100), AfterValidator(_signing_secret)]
+
+
+class JobWebhook(Request):
+    """Where to tell of this job. Without a `secret` one is made; `GET /v1/webhook_endpoints?job=…` names its endpoint."""
+
+    url: WebhookUrl
+    events: WebhookEvents = Field(default_factory=lambda: list(FINAL_EVENTS))
+    secret: Annotated[WebhookSecret | None, Field(description="Signs the messages; never shown with the job.")] = None
+
+
 class JobOptions(Request):
     """A job body without its model: the `spec` part of a multipart request."""
 
@@ -145,6 +173,7 @@ class JobOptions(Request):
     limits: Limits = Field(default_factory=Limits)
     on_unmet: Literal["fail", "best_effort"] = "fail"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    webhook: JobWebhook | None = None
 
     @property
     def label_users(self) -> list[str]:
@@ -156,6 +185,22 @@ class JobRequest(JobOptions):
     """The body of `POST /v1/jobs` and of `POST /v1/plans`."""
 
     model: Annotated[str, StringConstraints(pattern=r"^mdl_[0-9A-Z]{26}$")]
+
+
+class Conversion(Request):
+    """What is to be done to encoded images. Without it nothing is: all must have one size and the same channels."""
+
+    size: Annotated[
+        list[Annotated[int, Field(ge=1, le=4096)]] | None,
+        Field(min_length=2, max_length=2, description="[height, width]: scaled to cover it, the middle kept."),
+    ] = None
+    color: Annotated[Literal["grey", "rgb"] | None, Field(description="One channel or three for every image.")] = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Conversion:
+        if self.size is None and self.color is None:
+            raise ValueError("give size ([height, width]), color (grey or rgb), or both; or leave convert out")
+        return self
 
 
 class Normalization(Request):

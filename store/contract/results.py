@@ -60,12 +60,22 @@ class ModelInspection(Resource):
     profile: ModelProfile
 
 
+class ClassCounts(Resource):
+    """Examples per class of one split: the least, the most, and each by label; no list for more than 1,000 classes."""
+
+    min: int
+    max: int
+    counts: list[int] | None
+
+
 class DatasetInspection(Resource):
-    """What the inspection of a dataset upload found."""
+    """What the inspection of a dataset upload found. Labels are places in `class_names`, where those are known."""
 
     format: str
     classes: int | None
+    class_names: list[str] | None = None
     splits: dict[Literal["train", "val", "test"], int]
+    class_counts: dict[Literal["train", "val", "test"], ClassCounts] | None = None
     image_shape: list[int]
     mean: list[float]
     std: list[float]

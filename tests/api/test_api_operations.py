@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import anyio
@@ -122,6 +123,13 @@ def test_failure_of_ours_is_a_500_that_tells_only_the_request_id(service, monkey
     assert "find-me" in caplog.text and "secret internals" in caplog.text
 
 
+def logged(caplog, lines: int) -> None:
+    """Wait for so many lines: a request is logged after its answer, which the client may have first."""
+    deadline = time.monotonic() + 10
+    while len(caplog.records) < lines and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_log_tells_of_changes_and_of_refusals_and_not_of_every_poll(service, caplog):
     job = service.job()["id"]
     with caplog.at_level(logging.INFO, logger="api"):
@@ -130,6 +138,7 @@ def test_log_tells_of_changes_and_of_refusals_and_not_of_every_poll(service, cap
         service.client.get(f"/v1/jobs/{job}", headers={"If-None-Match": "*"})
         service.client.get("/v1/jobs/job_nowhere")
         service.client.post(f"/v1/jobs/{job}/cancel")
+        logged(caplog, 2)
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split(" ")[:3] for line in lines] == [
         ["GET", "/v1/jobs/job_nowhere", "404"],
@@ -137,9 +146,21 @@ def test_log_tells_of_changes_and_of_refusals_and_not_of_every_poll(service, cap
     ]
 
 
+def test_every_request_is_logged_where_that_is_asked_for(serve, caplog):
+    with serve(log_polls=True) as service, caplog.at_level(logging.INFO, logger="api"):
+        service.client.get("/v1/jobs/job_nowhere")
+        service.client.get("/v1/jobs")
+        logged(caplog, 2)
+    told = [record.fields for record in caplog.records]
+    assert [(line["route"], line["status"]) for line in told] == [("/v1/jobs/{job_id}", 404), ("/v1/jobs", 200)]
+    assert told[0]["job_id"] == "job_nowhere"
+    assert all(line["duration_ms"] > 0 for line in told)
+
+
 def test_path_cannot_forge_a_line_of_the_log(client, caplog):
     with caplog.at_level(logging.INFO, logger="api"):
         client.get("/v1/x%0A2026-11-21%20INFO%20api:%20all%20is%20well%1B[2J")
+        logged(caplog, 1)
     (line,) = [record.getMessage() for record in caplog.records if "all" in record.getMessage()]
     assert line.startswith("GET /v1/x%0A2026-11-21%20INFO%20api:%20all%20is%20well%1B%5B2J 404")
 

@@ -52,6 +52,11 @@ def finished(tmp_path_factory, migrated) -> Iterator[tuple[Service, dict[str, st
         service.finish_plan()
         ids = {"model_id": job["model"], "dataset_id": dataset, "job_id": job["id"], "plan_id": plan}
         ids |= {"upload_id": upload["id"], "name": "model.onnx"}
+        hook = {"url": "https://hooks.example.org/x", "events": ["job.queued"]}
+        ids["endpoint_id"] = service.client.post("/v1/webhook_endpoints", json=hook).json()["id"]
+        service.job(model=job["model"])
+        sent = service.client.get(f"/v1/webhook_endpoints/{ids['endpoint_id']}/deliveries").json()["data"]
+        ids["delivery_id"] = sent[0]["id"]
         with pytest.MonkeyPatch.context() as patch:
             # Nobody makes the plans that are asked for, and 30 s each would be long.
             patch.setattr("api.plans.WAIT_S", 0.01)

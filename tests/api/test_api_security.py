@@ -121,16 +121,23 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
         }
         upload = service.client.post("/v1/uploads", json={"filename": "a", "size": 9, "purpose": "dataset"}).json()
         ids |= {"upload_id": upload["id"], "number": "1"}
+        hook = {"url": "https://hooks.example.org/x", "events": ["job.cancelled"]}
+        endpoint = service.client.post("/v1/webhook_endpoints", json=hook).json()["id"]
+        cancelled = service.job(model=job["model"])["id"]
+        service.client.post(f"/v1/jobs/{cancelled}/cancel")
+        sent = service.client.get(f"/v1/webhook_endpoints/{endpoint}/deliveries").json()["data"]
+        ids |= {"endpoint_id": endpoint, "delivery_id": sent[0]["id"]}
         with_ids = [(method, path) for method, path in routes(service) if "{" in path]
         assert len(with_ids) >= 12
         for method, path in with_ids:
             # A part without its bytes is a 422 of its owner.
+            body = {"json": {}} if method == "patch" else {}
             for headers, expected in ((other, {404}), (mine, {200, 201, 204, 409, 422})):
                 if headers is mine and method == "delete":
                     continue
-                answer = service.client.request(method, path.format(**ids), headers=headers)
+                answer = service.client.request(method, path.format(**ids), headers=headers, **body)
                 assert answer.status_code in expected, (method, path, answer.text)
-        for path in ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs"):
+        for path in ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs", "/v1/webhook_endpoints"):
             assert service.client.get(path, headers=other).json()["data"] == []
             assert len(service.client.get(path).json()["data"]) >= 1
         foreign = service.client.post("/v1/jobs", json={"model": job["model"], "budget": HALF}, headers=other)

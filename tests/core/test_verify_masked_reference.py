@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from core.analysis import analyse
 from core.analysis.handlers import HANDLERS
@@ -355,3 +355,46 @@ def test_channels_of_all_images_along_one_axis_are_compared_image_by_image():
         keep = random_keep(analysis, np.random.default_rng(seed), fraction=0.7)
         result = verify(network, analysis, keep, apply(network, analysis, keep))
         assert result.passed and result.max_relative_error < 1e-12
+
+
+class _ExciteNothing(nn.Module):
+    """Squeeze-and-excitation behind an instance norm: its means are 0 but for rounding, and no bias hides that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(10)
+        self.squeeze = nn.Conv2d(10, 6, 1, bias=False)
+        self.excite = nn.Conv2d(6, 10, 1)
+        self.head = nn.Conv2d(10, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        gate = torch.sigmoid(self.excite(self.squeeze(x.mean((2, 3), keepdim=True))))
+        return self.head((x * gate).relu())
+
+
+def test_what_rounding_leaves_of_a_sum_that_cancels_is_no_disagreement():
+    network = export(_ExciteNothing(), 3, 8, 8)
+    analysis = analyse(network)
+    keep = random_keep(analysis, np.random.default_rng(0))
+    result = verify(network, analysis, keep, apply(network, analysis, keep))
+    assert result.passed, result
+    assert "squeeze" in result.insensitive
+
+
+def test_an_output_that_responds_to_nothing_is_said_to_prove_nothing():
+    class Mute(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.head = nn.Conv2d(3, 10, 3), nn.InstanceNorm2d(10), nn.Linear(10, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.stem(x)).mean((2, 3)) * 0)
+
+    network = export(Mute(), 3, 8, 8)
+    analysis = analyse(network)
+    keep = random_keep(analysis, np.random.default_rng(0))
+    result = verify(network, analysis, keep, apply(network, analysis, keep))
+    assert not result.passed
+    assert "the output head responds neither" in result.problem

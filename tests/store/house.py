@@ -134,7 +134,13 @@ def inspected_dataset() -> DatasetInspection:
     return DatasetInspection(
         format="npz",
         classes=10,
+        class_names=list("0123456789"),
         splits={"train": 80, "val": 10, "test": 10},
+        class_counts={
+            "train": {"min": 8, "max": 8, "counts": [8] * 10},
+            "val": {"min": 1, "max": 1, "counts": [1] * 10},
+            "test": {"min": 1, "max": 1, "counts": [1] * 10},
+        },
         image_shape=[1, 8, 8],
         mean=[0.3],
         std=[0.4],

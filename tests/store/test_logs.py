@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+import uvicorn
 
 from store import logs
 from store.settings import Settings
@@ -76,6 +77,7 @@ def test_console_line_says_what_is_bound_once(configured):
 
 
 def test_libraries_go_through_the_same_formatter_and_quiet_ones_stay_quiet(configured):
+    uvicorn.Config("nothing:at_all")  # which brings handlers of its own
     stream = configured(log_format="json")
     logging.getLogger("uvicorn.error").error("broken pipe")
     logging.getLogger("celery.worker").info("ready")

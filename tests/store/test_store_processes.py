@@ -30,7 +30,7 @@ def test_every_job_finishes_exactly_once_although_workers_are_killed_and_stall(h
     jobs = [house.add_job(model, labels={"fate": fates[number]} if number in fates else {}) for number in range(JOBS)]
     end = tmp_path / "end"
     output = tmp_path / "output"
-    with output.open("w") as lines:
+    with output.open("a") as lines:
 
         def start(number: int) -> subprocess.Popen[bytes]:
             arguments = [house.url, f"worker-{number}", str(LEASE_S), str(end)]

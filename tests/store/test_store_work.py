@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ from store.contract import (
     WorkKind,
 )
 from store.datasets import DatasetRepository
+from store.demand import waiting_jobs
 from store.errors import Conflict, DatasetUnlabelled, IllegalTransition, LeaseLost, NotFound
 from store.jobs import JobRepository
 from store.models import ModelRepository
@@ -155,6 +157,47 @@ def test_work_is_claimed_by_priority_and_then_by_age(house: House) -> None:
         session.execute(update(Work).where(Work.id == jobs[2]).values(priority=-1))
         session.execute(update(Work).where(Work.id == jobs[0]).values(priority=1))
     assert [house.claim().id for _ in jobs] == [jobs[2], jobs[1], jobs[3], jobs[0]]
+
+
+def test_the_tenant_with_the_fewest_jobs_running_goes_first_whatever_the_age_and_priority(house: House) -> None:
+    many = [house.add_job(house.add_model()) for _ in range(3)]
+    few = [house.add_job(house.add_model(OTHER_TENANT), OTHER_TENANT) for _ in range(2)]
+    with house.database.transaction() as session:
+        session.execute(update(Work).where(Work.id.in_(many)).values(priority=-1))
+    jobs_only = {"kinds": {WorkKind.job}}
+    first, second = house.claim(WorkKind.job), house.claim(WorkKind.job)
+    assert [first.id, second.id] == [many[0], few[0]]
+    work.finish_job(house.database, second, result=job_result(), artifacts=[])
+    assert house.claim(WorkKind.job).id == few[1]
+    assert [house.claim(WorkKind.job).id for _ in range(2)] == many[1:]
+    assert nothing_claimable(house, **jobs_only)
+
+
+def test_short_work_that_runs_is_not_held_against_a_tenants_jobs(house: House) -> None:
+    model, other = house.add_model(), house.add_model(OTHER_TENANT)
+    house.add_plan(model)
+    house.claim(WorkKind.plan)
+    first, second = house.add_job(model), house.add_job(other, OTHER_TENANT)
+    assert [house.claim(WorkKind.job).id for _ in range(2)] == [first, second]
+
+
+def test_many_claim_at_once_and_each_gets_another_piece_of_work(house: House) -> None:
+    model = house.add_model()
+    jobs = [house.add_job(model) for _ in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        claims = list(pool.map(lambda number: house.claim(WorkKind.job, worker_id=f"w{number}"), range(12)))
+    assert sorted(claim.id for claim in claims) == jobs
+    assert nothing_claimable(house, kinds={WorkKind.job})
+
+
+def test_waiting_jobs_are_counted_by_queue_once_somebody_could_claim_them(house: House) -> None:
+    model = house.add_model()
+    house.add_job(house.add_model(ready=False))
+    for device in ("gpu", "cpu", "auto", "auto"):
+        house.add_job(model, device=device)
+    house.add_plan(model)
+    assert waiting_jobs(house.database, 10) == {"gpu": 1, "cpu": 1, "auto": 2}
+    assert sum(waiting_jobs(house.database, 3).values()) == 3
 
 
 # --- Heartbeat -------------------------------------------------------------------------------------------------------
@@ -534,6 +577,37 @@ def test_after_a_loss_the_job_waits_a_little_longer_each_time(house: House) -> N
             assert timedelta(seconds=100 * losses - 5) < wait <= timedelta(seconds=100 * losses)
             row.available_at = datetime.now(UTC) - timedelta(days=1)
     house.claim(id=job)
+
+
+def test_work_that_hangs_beyond_its_time_is_ended_although_its_lease_is_alive(house: House) -> None:
+    claim = house.claim(id=house.add_job(house.add_model(), limits={"max_runtime_s": 60}))
+    assert work.end_overdue(house.database) == 0
+    with house.database.transaction() as session:
+        row = session.get_one(Work, claim.id)
+        assert row.overdue_at - house.database.now(session) > timedelta(seconds=60)
+        row.overdue_at = house.database.now(session) - timedelta(seconds=1)
+    assert work.end_overdue(house.database) == 1
+    assert work.end_overdue(house.database) == 0
+    job = house.job(claim.id)
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "timeout")
+    assert "60 s" in job.error["message"]
+    with pytest.raises(LeaseLost):
+        work.finish_job(house.database, claim, result=job_result(), artifacts=[artifact(claim)])
+
+
+def test_two_sweepers_at_once_count_each_loss_once(house: House) -> None:
+    model = house.add_model()
+    jobs = [house.add_job(model) for _ in range(20)]
+    for _ in jobs:
+        house.claim(WorkKind.job)
+    with house.database.transaction() as session:
+        past = house.database.now(session) - timedelta(seconds=1)
+        session.execute(update(Work).values(lease_expires_at=past).where(Work.state == WorkState.running))
+    with ThreadPoolExecutor(4) as pool:
+        swept = list(pool.map(lambda _: work.expire_leases(house.database), range(4)))
+    assert sum(swept) == len(jobs)
+    with house.database.read() as session:
+        assert {session.get_one(Work, id).losses for id in jobs} == {1}
 
 
 @pytest.mark.parametrize("which", ["model", "dataset"])

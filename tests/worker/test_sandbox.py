@@ -13,7 +13,7 @@ import core
 from worker.probe import Confinement, _candidates, _failure_of, choose_confinement
 from worker.process import RunnerProcess, RunnerSpec
 from worker.protocol import ModelInput, ResultMessage, Task
-from worker.sandbox import Policy
+from worker.sandbox import FILE_BYTES, Policy
 
 SCRIPTED_COMMANDS = str(Path(__file__).parent / "scripted_commands.py")
 
@@ -60,7 +60,7 @@ def explore(policy: Policy, data_dir: Path) -> dict:
 def working_policies(data_dir: Path) -> list[Policy]:
     """Every confinement that does here what it promises, strongest first."""
     hidden = (str(data_dir),)
-    found = [policy for policy in _candidates(hidden) if _failure_of(policy, data_dir / "scratch") is None]
+    found = [policy for policy in _candidates(hidden, FILE_BYTES) if _failure_of(policy, data_dir / "scratch") is None]
     assert found
     return found
 
@@ -96,7 +96,7 @@ def test_another_user_is_kept_from_private_files_by_level_one_alone(data_dir, wo
 
 
 def test_the_strongest_working_confinement_is_chosen(data_dir, working_policies):
-    chosen = choose_confinement(data_dir / "scratch", (str(data_dir),))
+    chosen = choose_confinement(data_dir / "scratch", (str(data_dir),), FILE_BYTES)
     assert chosen.policy == working_policies[0]
     assert chosen.level == max(policy.level for policy in working_policies)
 
@@ -107,7 +107,7 @@ def test_a_confinement_that_leaves_a_door_open_is_not_believed(data_dir):
     class Boastful(Policy):
         level = 2
 
-    policy = next(policy for policy in _candidates(()) if policy.kind == "process" and policy.uid is None)
+    policy = next(policy for policy in _candidates((), FILE_BYTES) if policy.kind == "process" and policy.uid is None)
     boastful = Boastful(**vars(policy))
     assert "reaches_network" in _failure_of(boastful, data_dir / "scratch")
 

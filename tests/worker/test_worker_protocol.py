@@ -146,7 +146,7 @@ def test_other_errors_are_internal_whatever_they_call_themselves():
 
 
 def test_a_runner_folder_is_removed_whatever_the_runner_did_to_it(tmp_path):
-    policy = Policy(kind="process", uid=None, memory_bytes=2**30, gpu=False, hidden=())
+    policy = Policy(kind="process", uid=None, memory_bytes=2**30, file_bytes=2**30, gpu=False, hidden=())
     folder = make_folder(RunnerSpec(policy, tmp_path, threads=1))
     outside = tmp_path / "outside"
     outside.mkdir()

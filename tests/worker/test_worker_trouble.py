@@ -149,7 +149,7 @@ def test_a_runner_is_heard_through_descriptors_above_a_thousand(tmp_path):
     try:
         while held[-1] < 1100:
             held.append(os.dup(held[-1]))
-        policy = Policy(kind="process", uid=None, memory_bytes=2**32, gpu=False, hidden=())
+        policy = Policy(kind="process", uid=None, memory_bytes=2**32, file_bytes=2**32, gpu=False, hidden=())
         with RunnerProcess(RunnerSpec(policy, tmp_path, threads=1, commands=SCRIPTED_COMMANDS)) as runner:
             assert runner._messages > 1100
             runner.start(Task(kind="catalogue", threads=1, cpu_seconds=60))

@@ -71,6 +71,7 @@ def _request(task: Task, folder: Path) -> CompressionRequest:
         dataset_path=folder / dataset.file if dataset else None,
         normalization=dataset.normalization if dataset else None,
         scale=dataset.scale if dataset else None,
+        convert=dataset.convert if dataset else None,
         request_sha256=task.request_sha256,
     )
 
@@ -118,17 +119,27 @@ def inspect_model(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
 
 def inspect_dataset(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
     from core.recovery import inspect_dataset as inspect
-    from worker.runner.translate import statistics
+    from worker.runner.translate import conversion, statistics
 
     _use_threads(task.threads)
     dataset = task.dataset
     tell(ProgressMessage(stage="intake", status="running"))
-    found = inspect(folder / dataset.file, normalization=statistics(dataset.normalization), scale=dataset.scale)
+    found = inspect(
+        folder / dataset.file,
+        normalization=statistics(dataset.normalization),
+        scale=dataset.scale,
+        conversion=conversion(dataset.convert),
+    )
+    counts = found.class_counts
     inspection = DatasetInspection.model_validate(
         {
             "format": found.format,
             "classes": found.classes,
+            "class_names": None if found.class_names is None else list(found.class_names),
             "splits": dict(found.splits),
+            "class_counts": None
+            if counts is None
+            else {name: {"min": of.least, "max": of.most, "counts": of.each} for name, of in counts.items()},
             "image_shape": list(found.image_shape),
             "mean": list(found.mean),
             "std": list(found.std),

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.budget import Budget, Cap
 from core.engine import CompressionRequest
+from core.recovery import Conversion
 from store import contract
 
 
@@ -21,6 +22,7 @@ def compression_request(
     dataset_path: Path | None,
     normalization: contract.Normalization | None,
     scale: float | None,
+    convert: contract.Conversion | None,
     request_sha256: str | None = None,
 ) -> CompressionRequest:
     """What a job asks of the engine."""
@@ -34,6 +36,7 @@ def compression_request(
         dataset_path=dataset_path,
         normalization=statistics(normalization),
         scale=scale,
+        conversion=conversion(convert),
         recovery=options.recovery.model_dump(exclude_none=True),
         outputs=tuple(options.outputs),
         device=options.device,
@@ -57,3 +60,7 @@ def budget(asked: contract.Budget) -> Budget:
 def statistics(normalization: contract.Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Per-channel mean and standard deviation."""
     return (tuple(normalization.mean), tuple(normalization.std)) if normalization else None
+
+
+def conversion(convert: contract.Conversion | None) -> Conversion | None:
+    return Conversion(convert.size and tuple(convert.size), convert.color) if convert else None

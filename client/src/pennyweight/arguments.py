@@ -14,9 +14,15 @@ from pennyweight.plans import read_plan
 Architecture = Annotated[str | None, typer.Option(help="A name from `pennyweight architectures`.")]
 ArchitectureArgs = Annotated[str | None, typer.Option(help="JSON object, e.g. '{\"depth\": 20}'.")]
 InputShape = Annotated[str | None, typer.Option(help="Without the batch, e.g. 3x32x32.")]
-DatasetFile = Annotated[Path | None, typer.Option(help="Labelled images: .npz, .parquet, or a .tar of Parquet shards.")]
+DatasetFile = Annotated[
+    Path | None,
+    typer.Option(help="Images: .npz, .parquet, or a .tar, .tar.gz or .zip of class folders or Parquet shards."),
+]
 Normalization = Annotated[
     str | None, typer.Option(help="mean/std per channel, e.g. 0.49,0.48,0.45/0.25,0.24,0.26, or JSON.")
+]
+Convert = Annotated[
+    str | None, typer.Option(help="What to do to encoded images: a size, grey or rgb, e.g. rgb,224x224.")
 ]
 Params = Annotated[str | None, typer.Option(help="Cap on parameters: 100k or 40%.")]
 Flops = Annotated[str | None, typer.Option(help="Cap on FLOPs (2 × MACs): 60M or 40%.")]

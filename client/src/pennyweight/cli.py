@@ -19,7 +19,7 @@ from pennyweight import arguments, cli_jobs
 from pennyweight.arguments import AsJson, given, job_options, require_writable
 from pennyweight.client import TERMINAL, Client
 from pennyweight.exit_codes import EXIT_UNMET
-from pennyweight.options import OptionError, parse_input_shape, parse_json_object, parse_normalization
+from pennyweight.options import OptionError, parse_convert, parse_input_shape, parse_json_object, parse_normalization
 from pennyweight.session import Url, connected, err, follow, out, print_json, upload_bar
 from pennyweight.tables import plan_view, result_table
 
@@ -48,6 +48,7 @@ def compress(
     input_shape: arguments.InputShape = None,
     dataset: arguments.DatasetFile = None,
     normalization: arguments.Normalization = None,
+    convert: arguments.Convert = None,
     params: arguments.Params = None,
     flops: arguments.Flops = None,
     macs: arguments.Macs = None,
@@ -100,7 +101,7 @@ def compress(
                 raise OptionError("--clone takes model and dataset from the job; leave MODEL and their options out")
             job = client.create_job(**_merged(client.job(clone)["request"], options))
         else:
-            job = _submit(client, model, about_model, dataset, normalization, options)
+            job = _submit(client, model, about_model, dataset, _about_dataset(normalization, convert), options)
         err.print(f"{job['id']}  {job['links']['self']}")
         if wait or output is not None:
             job = follow(client, job["id"], quiet=as_json)
@@ -126,6 +127,7 @@ def plan(
     input_shape: arguments.InputShape = None,
     dataset: arguments.DatasetFile = None,
     normalization: arguments.Normalization = None,
+    convert: arguments.Convert = None,
     params: arguments.Params = None,
     flops: arguments.Flops = None,
     macs: arguments.Macs = None,
@@ -158,7 +160,9 @@ def plan(
             require_writable("--output", output.parent)
         about_model = _about_model(architecture, architecture_args, input_shape)
         found = client.create_plan(
-            _model_id(client, model, about_model), **options, **_dataset_id(client, dataset, normalization)
+            _model_id(client, model, about_model),
+            **options,
+            **_dataset_id(client, dataset, _about_dataset(normalization, convert)),
         )
         if output is not None:
             output.write_text(json.dumps(found, indent=2))
@@ -212,26 +216,33 @@ def _about_model(architecture: str | None, architecture_args: str | None, input_
     )
 
 
+def _about_dataset(normalization: str | None, convert: str | None) -> dict[str, Any]:
+    return given(
+        normalization=parse_normalization(normalization) if normalization else None,
+        convert=parse_convert(convert) if convert else None,
+    )
+
+
 def _submit(
     client: Client,
     model: str | None,
     about_model: Mapping[str, Any],
     dataset: Path | None,
-    normalization: str | None,
+    about_dataset: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A job on an uploaded model, or on a file: then model, dataset and job go in one request."""
     _require_model_and_budget(model, options)
     if _is_id(model):
         model_id = _model_id(client, model, about_model)
-        return client.create_job(model_id, **options, **_dataset_id(client, dataset, normalization))
+        return client.create_job(model_id, **options, **_dataset_id(client, dataset, about_dataset))
     with upload_bar() as on_bytes:
         return client.submit(
             model,
             options,
             **about_model,
             dataset_path=dataset,
-            normalization=parse_normalization(normalization) if normalization else None,
+            **about_dataset,
             on_bytes=on_bytes,
         )
 
@@ -258,13 +269,12 @@ def _model_id(client: Client, model: str, about_model: Mapping[str, Any]) -> str
         return client.upload_model(model, **about_model, on_bytes=on_bytes)["id"]
 
 
-def _dataset_id(client: Client, dataset: Path | None, normalization: str | None) -> dict[str, str]:
+def _dataset_id(client: Client, dataset: Path | None, about_dataset: Mapping[str, Any]) -> dict[str, str]:
     """The field `dataset` of a job on an uploaded dataset; nothing without one."""
     if dataset is None:
         return {}
-    statistics = parse_normalization(normalization) if normalization else None
     with upload_bar() as on_bytes:
-        return {"dataset": client.upload_dataset(dataset, normalization=statistics, on_bytes=on_bytes)["id"]}
+        return {"dataset": client.upload_dataset(dataset, **about_dataset, on_bytes=on_bytes)["id"]}
 
 
 def _merged(request: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,11 +103,15 @@ class Client:
         *,
         normalization: Mapping[str, Any] | None = None,
         scale: float | None = None,
+        convert: Mapping[str, Any] | None = None,
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
-        """Upload a dataset; returns the Dataset, `inspecting` at first. A large one that was interrupted goes on."""
-        values = _given({"normalization": normalization, "scale": scale, "name": name})
+        """Upload a dataset; returns the Dataset, `inspecting` at first. A large one that was interrupted goes on.
+
+        convert: what to do to encoded images, `{"size": [height, width], "color": "grey" or "rgb"}`, either or both.
+        """
+        values = _given({"normalization": normalization, "scale": scale, "convert": convert, "name": name})
         return self._upload_one("dataset", Path(path), values, _counter(on_bytes, Path(path)))
 
     def model(self, model_id: str) -> dict[str, Any]:
@@ -173,6 +177,7 @@ class Client:
         dataset_path: str | Path | None = None,
         normalization: Mapping[str, Any] | None = None,
         scale: float | None = None,
+        convert: Mapping[str, Any] | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
         """Model, dataset and job in one request, or one after another if the files are large; `spec` is a job request
@@ -181,7 +186,7 @@ class Client:
         about_model = _given(
             {"architecture": architecture, "architecture_args": architecture_args, "input_shape": input_shape}
         )
-        about_dataset = _given({"normalization": normalization, "scale": scale})
+        about_dataset = _given({"normalization": normalization, "scale": scale, "convert": convert})
         counter = _counter(on_bytes, *files.values())
         if counter.total < PARTS_FROM_BYTES:
             values = {"spec": dict(spec), **about_model, **about_dataset}

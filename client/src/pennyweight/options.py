@@ -105,6 +105,20 @@ def parse_normalization(text: str) -> dict[str, list[float]]:
         ) from error
 
 
+def parse_convert(text: str) -> dict[str, Any]:
+    """`224x224` (height × width), `rgb` or `grey`, or both with a comma between them: `rgb,224x224`."""
+    value: dict[str, Any] = {}
+    for word in (part.strip() for part in text.split(",")):
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", word)
+        if match is not None and "size" not in value:
+            value["size"] = [int(match[1]), int(match[2])]
+        elif word in ("grey", "rgb") and "color" not in value:
+            value["color"] = word
+        else:
+            raise OptionError(f"--convert {text}: give a size (height x width), grey or rgb, for example rgb,224x224")
+    return value
+
+
 def parse_json_object(option: str, text: str) -> dict[str, Any]:
     """A JSON object given as an option."""
     try:

@@ -61,10 +61,15 @@ def top_k(builder: Builder, node: OnnxNode) -> tuple[Value, ...]:
 
 def cumulative_sum(builder: Builder, node: OnnxNode) -> Value:
     x, axis = node.input(0), node.integers("axis", 1)
-    if node.get("exclusive", 0) or node.get("reverse", 0) or axis is None:
-        raise Unsupported("exclusive or reverse sums")
+    if axis is None:
+        raise Unsupported("an axis that is computed from the input")
     x.require_whole_images(axis, "runs")
-    return builder.call(aten.cumsum.default, x, x.axis(axis[0]))
+    along = x.axis(axis[0])
+    turned = builder.call(aten.flip.default, x, [along]) if node.get("reverse", 0) else x
+    result = builder.call(aten.cumsum.default, turned, along)
+    if node.get("exclusive", 0):
+        result = builder.call(aten.sub.Tensor, result, turned)
+    return builder.call(aten.flip.default, result, [along]) if node.get("reverse", 0) else result
 
 
 HANDLERS = {
