@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ def bind_inputs(model: onnx.ModelProto, given: Sequence[int] | Mapping[str, Sequ
             )
     axes = {one.name: _axes(one) for one in declared}
     shapes = _given_shapes(given, list(axes))
-    specs = tuple(TensorSpec(name, _bound(name, sizes, shapes.get(name), axes)) for name, sizes in axes.items())
+    _require_sizes({name: sizes for name, sizes in axes.items() if name not in shapes}, several=len(axes) > 1)
+    specs = tuple(TensorSpec(name, _bound(name, sizes, shapes.get(name))) for name, sizes in axes.items())
     batches = [sizes[0] for sizes in axes.values()]
     dynamic = all(not isinstance(size, int) for size in batches)
     names = [size for size in batches if isinstance(size, str) and size]
@@ -91,21 +93,29 @@ def _given_shapes(
     return {names[0]: given}
 
 
-def _bound(
-    name: str, axes: list[int | str], given: Sequence[int] | None, every: Mapping[str, list[int | str]]
-) -> tuple[int, ...]:
-    """The shape without the batch. Raises EngineError("shape_mismatch") naming what is open or differs."""
+def _require_sizes(axes: Mapping[str, list[int | str]], *, several: bool) -> None:
+    """Raises EngineError("shape_mismatch") naming every input that is open after the batch, with what to give."""
+    left_open = {name: sizes[1:] for name, sizes in axes.items() if any(isinstance(size, str) for size in sizes[1:])}
+    if not left_open:
+        return
+    example = {name: [size if isinstance(size, int) else 224 for size in sizes] for name, sizes in left_open.items()}
+    listed = " and ".join(f"input {name!r} has the open shape {_said(sizes)}" for name, sizes in left_open.items())
+    shown = json.dumps(example if several else next(iter(example.values())))
+    raise _mismatch(
+        f"After the batch, {listed} in the ONNX graph; give input_shape with the sizes that the network is used with, "
+        f"e.g. {shown}.",
+        {"example": example},
+    )
+
+
+def _said(sizes: Sequence[int | str]) -> list[int | str]:
+    return [size if isinstance(size, int) else size or "?" for size in sizes]
+
+
+def _bound(name: str, axes: list[int | str], given: Sequence[int] | None) -> tuple[int, ...]:
+    """The shape without the batch. Raises EngineError("shape_mismatch") naming what differs."""
     own = axes[1:]
-    said = [size if isinstance(size, int) else size or "?" for size in own]
     if given is None:
-        if not all(isinstance(size, int) for size in own):
-            example = [size if isinstance(size, int) else 224 for size in own]
-            by_name = f'{{"{name}": {example}}}' if len(every) > 1 else str(example)
-            raise _mismatch(
-                f"Input {name!r} of the ONNX graph has the open shape {said} after the batch; give input_shape with the sizes "
-                f"that the network is used with, e.g. {by_name}.",
-                {"example": {name: example}},
-            )
         shape = tuple(own)
     else:
         shape = tuple(given)
@@ -113,7 +123,7 @@ def _bound(
         fits = whole and len(shape) == len(own)
         if not fits or any(isinstance(want, int) and want != size for want, size in zip(own, shape, strict=True)):
             raise _mismatch(
-                f"input_shape is {list(shape)[:8]}; input {name!r} of the ONNX graph has {said} after the batch."
+                f"input_shape is {list(shape)[:8]}; input {name!r} of the ONNX graph has {_said(own)} after the batch."
             )
     if math.prod(shape) > MAX_INPUT_ELEMENTS:
         raise _mismatch(f"Input {name!r} has {math.prod(shape)} elements; at most {MAX_INPUT_ELEMENTS} are analysed.")
