@@ -57,6 +57,14 @@ class Settings(BaseSettings):
     """Networks (CIDR) that webhooks may reach although they are not public; there, http and any port are allowed too."""
     webhook_ports: Annotated[list[int], NoDecode] = Field(default_factory=lambda: [443])
     """Ports of public addresses that webhooks may go to."""
+    rate_limit_per_minute: Annotated[int, Field(ge=0)] = 6000
+    """Requests of one API key in each API process; 0 for any number."""
+    quota_stored_bytes: Annotated[int | None, Field(ge=0)] = None
+    """What one tenant may store: models, datasets, artifacts and announced uploads. Unset: any amount."""
+    quota_active_jobs: Annotated[int | None, Field(ge=0)] = None
+    """Jobs of one tenant that are queued or running at a time."""
+    quota_gpu_seconds: Annotated[int | None, Field(ge=0)] = None
+    """Seconds that one tenant's jobs with `device: gpu` may run in 30 days."""
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 

@@ -10,6 +10,7 @@ from pennyweight.options import (
     OptionError,
     parse_budget,
     parse_cap,
+    parse_convert,
     parse_input_shape,
     parse_json_object,
     parse_method,
@@ -132,6 +133,18 @@ def test_normalization_by_words_by_json_and_by_file(tmp_path):
     assert parse_normalization(str(tmp_path / "statistics.json")) == statistics
     with pytest.raises(OptionError, match="mean/std"):
         parse_normalization("0.5")
+
+
+def test_conversions_by_words():
+    assert parse_convert("224x192") == {"size": [224, 192]}
+    assert parse_convert("grey") == {"color": "grey"}
+    assert parse_convert("rgb, 32x32") == {"color": "rgb", "size": [32, 32]}
+
+
+@pytest.mark.parametrize("text", ["", "224", "red", "rgb,grey", "8x8,9x9", "8x8x3", "rgb,"])
+def test_other_conversions_are_told_what_there_is(text):
+    with pytest.raises(OptionError, match="rgb,224x224"):
+        parse_convert(text)
 
 
 def test_method_with_options():
