@@ -89,7 +89,7 @@ class Services:
                 logger.exception("Could not remove %s; it is no longer referenced.", prefix)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # a plain function would take a thread for each request
     return request.app.state.services
 
 

@@ -38,7 +38,7 @@ from api.webhooks import check_url
 from store.contract import JobOptions, JobRequest, JobStatus
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
-from store.jobs import JobRepository
+from store.jobs import JobMark, JobRepository
 from store.layout import dataset_key, model_key
 from store.models import ModelRepository
 from store.pages import DEFAULT_LIMIT
@@ -234,13 +234,21 @@ async def get_job(
             job = JobRepository(session, tenant_id).get(job_id)
             return job, job_headers(job, services.database.now(session))
 
+    def mark() -> JobMark:
+        with services.database.read() as session:
+            return JobRepository(session, tenant_id).mark(job_id)
+
+    wait_s, known = preferred_wait(prefer), request.headers.get("if-none-match")
+    if known is not None and wait_s is None:
+        seen = await run_in_threadpool(mark)
+        if matches(known, job_etag(seen)):
+            return Response(status_code=304, headers=job_headers(seen, seen.now))
     job, headers = await run_in_threadpool(look)
-    wait_s = preferred_wait(prefer)
     if wait_s is not None:
         until_end = partial(_until_end, job, headers, look, services, wait_s)
         job, headers = await unless_gone(request, until_end, (job, headers))
         headers["Preference-Applied"] = f"wait={wait_s}"
-    if matches(request.headers.get("if-none-match"), job_etag(job)):
+    if matches(known, job_etag(job)):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return resources.Job.of(job, resources.base_url(request))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Select, delete, exists, select
 from sqlalchemy.orm import Session
@@ -17,6 +19,16 @@ from store.tables import Artifact, Job, JobEvent, JobLabel, Work, WorkState
 from store.transitions import touch, transition
 from store.uses import require_uploads
 from store.webhooks import WebhookRepository
+
+
+@dataclass(frozen=True)
+class JobMark:
+    """Where a job stands, and the database's time at that moment."""
+
+    version: int
+    status: JobStatus
+    created_at: datetime
+    now: datetime
 
 
 class JobRepository:
@@ -88,6 +100,14 @@ class JobRepository:
         if job is None:
             raise NotFound("job", id)
         return job
+
+    def mark(self, id: str) -> JobMark:
+        """What a poll needs to tell that nothing has changed, without the rest of the row. Raises NotFound."""
+        columns = select(Job.version, Job.status, Job.created_at, dialect.database_now())
+        row = self._session.execute(columns.where(Job.tenant_id == self._tenant_id, Job.id == id)).one_or_none()
+        if row is None:
+            raise NotFound("job", id)
+        return JobMark(*row)
 
     def list(
         self,
