@@ -134,7 +134,7 @@ def test_huge_arguments_are_refused_without_taking_memory(checkpoint):
 def test_other_formats_say_what_is_accepted(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(40))
-    with pytest.raises(EngineError, match="GGUF.*Accepted.*safetensors") as caught:
+    with pytest.raises(EngineError, match=r"GGUF.*Accepted.*safetensors") as caught:
         load_network(path, architecture="cifar_resnet20")
     assert caught.value.code == "unsupported_format"
 
