@@ -106,6 +106,19 @@ def test_input_shape_in_three_spellings(text):
     assert parse_input_shape(text) == [3, 32, 32]
 
 
+@pytest.mark.parametrize(
+    "text", ["template=3x128x128,search=3x8x9", '{"template": [3, 128, 128], "search": [3, 8, 9]}']
+)
+def test_input_shapes_by_name(text):
+    assert parse_input_shape(text) == {"template": [3, 128, 128], "search": [3, 8, 9]}
+
+
+@pytest.mark.parametrize("text", ["a=3x32x32,a=3x8x8", "=3x8x8", "a=3xb", '{"a": 3}', "{}"])
+def test_input_shapes_by_name_are_checked(text):
+    with pytest.raises(OptionError, match="--input-shape"):
+        parse_input_shape(text)
+
+
 @pytest.mark.parametrize("text", ["", "3x-1x2", "axb", "0x1x1"])
 def test_input_shape_must_be_positive_numbers(text):
     with pytest.raises(OptionError, match="3x32x32"):
