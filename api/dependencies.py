@@ -13,6 +13,7 @@ from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from api.marks import JobMarks
 from api.problems import FieldError, Problem, invalid
 from api.rates import RateLimiter
 from api.security import SAFE_METHODS, key_of, keys_required, require_scope
@@ -63,6 +64,10 @@ class Services:
     def quotas(self) -> Quotas:
         settings = self.settings
         return Quotas(settings.quota_stored_bytes, settings.quota_active_jobs, settings.quota_gpu_seconds)
+
+    @cached_property
+    def marks(self) -> JobMarks:
+        return JobMarks(self.database)
 
     @cached_property
     def watcher(self) -> Watcher:

@@ -38,7 +38,7 @@ from api.webhooks import check_url
 from store.contract import JobOptions, JobRequest, JobStatus
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
-from store.jobs import JobMark, JobRepository
+from store.jobs import JobRepository
 from store.layout import dataset_key, model_key
 from store.models import ModelRepository
 from store.pages import DEFAULT_LIMIT
@@ -234,14 +234,10 @@ async def get_job(
             job = JobRepository(session, tenant_id).get(job_id)
             return job, job_headers(job, services.database.now(session))
 
-    def mark() -> JobMark:
-        with services.database.read() as session:
-            return JobRepository(session, tenant_id).mark(job_id)
-
     wait_s, known = preferred_wait(prefer), request.headers.get("if-none-match")
     if known is not None and wait_s is None:
-        seen = await run_in_threadpool(mark)
-        if matches(known, job_etag(seen)):
+        seen = await services.marks.get(job_id)
+        if seen is not None and seen.tenant_id == tenant_id and matches(known, job_etag(seen)):
             return Response(status_code=304, headers=job_headers(seen, seen.now))
     job, headers = await run_in_threadpool(look)
     if wait_s is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -73,13 +74,25 @@ uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run(s
 
 @dataclass(frozen=True)
 class Measured:
-    """One kind of request: latencies in seconds, sorted, and how many were answered in a second."""
+    """One kind of request: latencies in seconds, sorted, how many were answered in a second, and what each cost the server."""
 
     per_second: float
+    cpu_s: float
     latencies_s: list[float]
 
     def quantile_ms(self, fraction: float) -> float:
         return self.latencies_s[min(len(self.latencies_s) - 1, int(fraction * len(self.latencies_s)))] * 1000
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Processor seconds that it has used: what other processes on the machine do does not change it much."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -143,8 +156,8 @@ def fill(database: Database, rows: int) -> tuple[str, list[str]]:
 
 
 @contextmanager
-def process(code: str, *arguments: str) -> Iterator[int]:
-    """A server in a process of its own; gives its port."""
+def process(code: str, *arguments: str) -> Iterator[Server]:
+    """A server in a process of its own."""
     server = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -158,7 +171,7 @@ def process(code: str, *arguments: str) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
-        yield port
+        yield Server(port, server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -174,13 +187,13 @@ async def _answer(reader: asyncio.StreamReader) -> int:
     return int(head.split(b" ", 2)[1])
 
 
-async def _load(port: int, wires: list[bytes], status: int, seconds: float, connections: int) -> Measured:
+async def _load(server: Server, wires: list[bytes], status: int, seconds: float, connections: int) -> Measured:
     latencies: list[float] = []
     turn = count()
     end = time.perf_counter() + seconds
 
     async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         while time.perf_counter() < end:
             started = time.perf_counter()
             writer.write(wires[next(turn) % len(wires)])
@@ -190,13 +203,14 @@ async def _load(port: int, wires: list[bytes], status: int, seconds: float, conn
                 raise RuntimeError(f"answered {found}, not {status}")
         writer.close()
 
-    started = time.perf_counter()
+    started, cpu_s = time.perf_counter(), server.cpu_s()
     await asyncio.gather(*(one() for _ in range(connections)))
-    return Measured(len(latencies) / (time.perf_counter() - started), sorted(latencies))
+    elapsed_s, cpu_s = time.perf_counter() - started, server.cpu_s() - cpu_s
+    return Measured(len(latencies) / elapsed_s, cpu_s / len(latencies), sorted(latencies))
 
 
-def load(port: int, wires: list[bytes], status: int, options: argparse.Namespace) -> Measured:
-    return asyncio.run(_load(port, wires, status, options.seconds, options.connections))
+def load(server: Server, wires: list[bytes], status: int, options: argparse.Namespace) -> Measured:
+    return asyncio.run(_load(server, wires, status, options.seconds, options.connections))
 
 
 def main() -> None:
@@ -217,8 +231,8 @@ def main() -> None:
         with database.transaction() as session:
             secret = KeyRepository(session, LOCAL_TENANT).create("load")[1] if options.keys else None
         print(f"{options.rows} jobs in {database_name(url)} after {time.monotonic() - started:.0f} s")
-        with process(_API, folder, url, "keys" if options.keys else "open") as port:
-            measure(port, folder, model, ids, secret, options)
+        with process(_API, folder, url, "keys" if options.keys else "open") as server:
+            measure(server, folder, model, ids, secret, options)
         database.dispose()
 
 
@@ -227,7 +241,7 @@ def database_name(url: str) -> str:
 
 
 def measure(
-    port: int, folder: str, model: str, ids: list[str], secret: str | None, options: argparse.Namespace
+    server: Server, folder: str, model: str, ids: list[str], secret: str | None, options: argparse.Namespace
 ) -> None:
     base = {"Authorization": f"Bearer {secret}"} if secret else {}
     old = {**base, "If-None-Match": 'W/"3"'}
@@ -247,13 +261,13 @@ def measure(
         Asked("list, one label", "GET", f"/v1/jobs?label.team=7&after={middle}", 200, base),
         Asked("list, no such label", "GET", "/v1/jobs?label.team=none", 200, base),
     ]
-    print(f"{'':20}  requests/s  bare /s  ratio   p50 ms   p99 ms")
+    print(f"{'':20}  requests/s  bare /s  ratio   p50 ms   p99 ms   CPU ms  bare CPU ms")
     some = ids[:: max(1, len(ids) // 500)]
     for asked in kinds:
         paths = [asked.path.format(job=id) for id in some] if "{job}" in asked.path else [asked.path]
         wires = [asked.wire(path) for path in paths]
         sample = httpx.request(
-            asked.method, f"http://127.0.0.1:{port}{paths[0]}", headers=asked.headers, content=asked.body or None
+            asked.method, f"http://127.0.0.1:{server.port}{paths[0]}", headers=asked.headers, content=asked.body or None
         )
         if sample.status_code != asked.status:
             raise RuntimeError(f"{asked.name}: {sample.status_code} {sample.text[:300]}")
@@ -261,10 +275,10 @@ def measure(
         file.write_bytes(sample.content)
         api: list[Measured] = []
         bare: list[Measured] = []
-        with process(_BARE, str(asked.status), str(file)) as bare_port:
+        with process(_BARE, str(asked.status), str(file)) as bare_server:
             for _ in range(options.rounds):
-                api.append(load(port, wires, asked.status, options))
-                bare.append(load(bare_port, [asked.wire("/bare")], asked.status, options))
+                api.append(load(server, wires, asked.status, options))
+                bare.append(load(bare_server, [asked.wire("/bare")], asked.status, options))
         print(_row(asked.name, api, bare), flush=True)
 
 
@@ -274,7 +288,8 @@ def _row(name: str, api: list[Measured], bare: list[Measured]) -> str:
 
     ours, theirs = median([one.per_second for one in api]), median([one.per_second for one in bare])
     p50, p99 = (median([one.quantile_ms(fraction) for one in api]) for fraction in (0.5, 0.99))
-    return f"{name:20}  {ours:10.0f}  {theirs:7.0f}  {ours / theirs:5.2f}  {p50:7.2f}  {p99:7.2f}"
+    cpu, bare_cpu = (median([one.cpu_s * 1000 for one in many]) for many in (api, bare))
+    return f"{name:20}  {ours:10.0f}  {theirs:7.0f}  {ours / theirs:5.2f}  {p50:7.2f}  {p99:7.2f}  {cpu:7.2f}  {bare_cpu:11.2f}"
 
 
 if __name__ == "__main__":
