@@ -55,6 +55,7 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers.update(scope["state"].get("extra_headers", {}))
             elif head_only:
                 message = {**message, "body": b""}
             await send(message)

@@ -37,7 +37,7 @@ _FORM = form_schema(
     "/datasets",
     status_code=201,
     summary="Upload a dataset",
-    responses=problems(401, 403, 409, 413, 415),
+    responses=problems(401, 403, 409, 413, 415, 507),
     openapi_extra={"requestBody": {"required": True, "content": _FORM}},
 )
 async def create_dataset(
@@ -60,6 +60,7 @@ async def create_dataset(
             columns = dataset_columns(dataset_id, form.files["file"], form.fields)
             with services.database.transaction() as session:
                 once.settle(session, once.fingerprint(form.contents()))
+                services.quotas.require_bytes(session, tenant_id, columns["size_bytes"])
                 resource = resources.Dataset.of(DatasetRepository(session, tenant_id).create(**columns))
                 once.keep(session, 201, resource, headers)
                 return resource

@@ -13,8 +13,10 @@ from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from api.problems import FieldError, invalid
-from api.security import keys_required, tenant_of
+from api.marks import JobMarks
+from api.problems import FieldError, Problem, invalid
+from api.rates import RateLimiter
+from api.security import SAFE_METHODS, key_of, keys_required, require_scope
 from api.watching import Watcher
 from store import logs
 from store.catalogue import CatalogueRepository
@@ -23,8 +25,9 @@ from store.database import Database
 from store.identifiers import Prefix
 from store.objects import ObjectStore
 from store.pages import MAX_LIMIT
+from store.quotas import Quotas
 from store.settings import Settings
-from store.tables import LOCAL_TENANT
+from store.tables import LOCAL_TENANT, ApiKey, Scope
 
 logger = logging.getLogger("api")
 
@@ -53,6 +56,20 @@ class Services:
     _catalogue: _CatalogueInUse = field(default_factory=_CatalogueInUse)
 
     @cached_property
+    def rates(self) -> RateLimiter | None:
+        limit = self.settings.rate_limit_per_minute
+        return RateLimiter(limit) if limit else None
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        settings = self.settings
+        return Quotas(settings.quota_stored_bytes, settings.quota_active_jobs, settings.quota_gpu_seconds)
+
+    @cached_property
+    def marks(self) -> JobMarks:
+        return JobMarks(self.database)
+
+    @cached_property
     def watcher(self) -> Watcher:
         return Watcher(self.database)
 
@@ -77,7 +94,7 @@ class Services:
                 logger.exception("Could not remove %s; it is no longer referenced.", prefix)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # a plain function would take a thread for each request
     return request.app.state.services
 
 
@@ -91,16 +108,31 @@ async def _tenant(request: Request, services: ServicesOf, _documented: Annotated
     if authorization is None and not keys_required(services.settings):
         return LOCAL_TENANT
 
-    def check() -> str:
+    def check() -> ApiKey:
         with services.database.read() as session:
-            return tenant_of(session, authorization)
+            return key_of(session, authorization)
 
-    tenant = await run_in_threadpool(check)
-    logs.add(tenant=tenant)
-    return tenant
+    key = await run_in_threadpool(check)
+    logs.add(tenant=key.tenant_id)
+    if services.rates is not None:
+        allowance = services.rates.take(key.id)
+        request.state.extra_headers = allowance.headers
+        if allowance.retry_after_s is not None:
+            detail = f"This key may call {allowance.limit} times a minute; wait {allowance.retry_after_s} s."
+            raise Problem("too_many_requests", detail, headers={"Retry-After": str(allowance.retry_after_s)})
+    require_scope(key, Scope.read if request.method in SAFE_METHODS else Scope.write)
+    request.state.scope = key.scope
+    return key.tenant_id
 
 
 TenantId = Annotated[str, Depends(_tenant)]
+
+
+def admin_only(request: Request, _tenant: TenantId) -> None:
+    """A dependency of routes that give secrets away, or send them somewhere."""
+    scope = getattr(request.state, "scope", Scope.admin)
+    if not scope.includes(Scope.admin):
+        raise Problem("insufficient_scope", f"This takes a key of the scope admin; this one has {scope.value}.")
 
 
 PageLimit = Annotated[

@@ -93,7 +93,7 @@ class UploadList(BaseModel):
     "/uploads",
     status_code=201,
     summary="Announce a file that comes in parts",
-    responses=problems(401, 403, 409, 413, 415),
+    responses=problems(401, 403, 409, 413, 415, 507),
     openapi_extra=_json_body("UploadRequest"),
 )
 async def create_upload(
@@ -122,6 +122,7 @@ def _announce(body: UploadRequest, request: Request, services: Services, tenant_
     try:
         with services.database.transaction() as session:
             once.settle(session)
+            services.quotas.require_bytes(session, tenant_id, body.size)
             row = UploadRepository(session, tenant_id).create(
                 id=new_id("upl"),
                 purpose=body.purpose,

@@ -62,7 +62,7 @@ _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobReques
     status_code=201,
     summary="Compress a model",
     description="From JSON that names an uploaded model, or from one form with the model itself (and its dataset).",
-    responses=problems(401, 403, 404, 409, 413, 415),
+    responses=problems(401, 403, 404, 409, 413, 415, 507),
     openapi_extra={"requestBody": {"required": True, "content": _BODY}},
 )
 async def create_job(
@@ -95,6 +95,7 @@ async def _from_json(request: Request, services: Services, tenant_id: str, once:
         check_options(body, services.catalogue(), dataset=body.dataset is not None)
         with services.database.transaction() as session:
             once.settle(session)
+            services.quotas.require_job(session, tenant_id, body.device)
             return _created(session, once, JobRepository(session, tenant_id).create(body), base_url)
 
     return await run_in_threadpool(store)
@@ -123,6 +124,8 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
             files = _file_columns(form, model_id, dataset_id)
             with services.database.transaction() as session:
                 once.settle(session, once.fingerprint(form.contents()))
+                services.quotas.require_bytes(session, tenant_id, sum(file.size_bytes for file in form.files.values()))
+                services.quotas.require_job(session, tenant_id, options.device)
                 return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
 
         return await run_in_threadpool(store)
@@ -231,13 +234,17 @@ async def get_job(
             job = JobRepository(session, tenant_id).get(job_id)
             return job, job_headers(job, services.database.now(session))
 
+    wait_s, known = preferred_wait(prefer), request.headers.get("if-none-match")
+    if known is not None and wait_s is None:
+        seen = await services.marks.get(job_id)
+        if seen is not None and seen.tenant_id == tenant_id and matches(known, job_etag(seen)):
+            return Response(status_code=304, headers=job_headers(seen, seen.now))
     job, headers = await run_in_threadpool(look)
-    wait_s = preferred_wait(prefer)
     if wait_s is not None:
         until_end = partial(_until_end, job, headers, look, services, wait_s)
         job, headers = await unless_gone(request, until_end, (job, headers))
         headers["Preference-Applied"] = f"wait={wait_s}"
-    if matches(request.headers.get("if-none-match"), job_etag(job)):
+    if matches(known, job_etag(job)):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return resources.Job.of(job, resources.base_url(request))
@@ -275,7 +282,7 @@ def cancel_job(
     "/jobs/{job_id}/retry",
     status_code=201,
     summary="Run a finished job again, as a new one",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, 507),
 )
 async def retry_job(
     job_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId, once: Once
@@ -286,7 +293,9 @@ async def retry_job(
     def store() -> _Created:
         with services.database.transaction() as session:
             once.settle(session)
-            return _created(session, once, JobRepository(session, tenant_id).retry(job_id), base_url)
+            jobs = JobRepository(session, tenant_id)
+            services.quotas.require_job(session, tenant_id, jobs.get(job_id).request["device"])
+            return _created(session, once, jobs.retry(job_id), base_url)
 
     job, headers = await run_in_threadpool(store)
     services.ring()

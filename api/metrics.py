@@ -46,7 +46,9 @@ _HISTOGRAMS = {
 }
 _COUNTERS = {
     TallyName.jobs_ended: "Jobs that have ended, by status and error code.",
+    TallyName.gpu_seconds: "Seconds that jobs which asked for a GPU have run, lost attempts included.",
     TallyName.lost_leases: "Leases that were lost: the worker or its runner died, or did not answer in time.",
+    TallyName.webhook_attempts: "Attempts to deliver a webhook's message: delivered, retry (it failed and is tried again), failed.",
     TallyName.worker_troubles: "Work that was given back for a reason of the worker's own.",
 }
 
@@ -104,6 +106,7 @@ class StoreCollector(Collector):
         with self._database.read() as session:
             waiting = statistics.queues(session)
             groups = statistics.workers(session)
+            messages = statistics.webhooks(session)
             rows = list(tallies.read(session))
         by_queue, by_sandbox = ("queue", "kind"), ("version", "sandbox_level", "sandbox_kind")
         places = [((state.queue, state.kind.value), state) for state in waiting]
@@ -133,6 +136,13 @@ class StoreCollector(Collector):
                 "off from network and files, level 1 is limits only.",
                 by_sandbox,
                 [(labels, group.live) for labels, group in alike],
+            ),
+            _gauge("pennyweight_webhooks_pending", "Messages to be delivered.", (), [((), messages.pending)]),
+            _gauge(
+                "pennyweight_webhooks_late_seconds",
+                "How long the message that waits longest should have been tried.",
+                (),
+                [((), messages.late_s)],
             ),
             _gauge(
                 "pennyweight_stored_bytes",

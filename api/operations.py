@@ -13,7 +13,7 @@ from sqlalchemy import select
 from api.dependencies import Services
 from api.probes import Part, Probe
 from api.problems import problems
-from store import statistics
+from store import broker, statistics
 from store.catalogue import CatalogueRepository
 
 VERSION = installed_version("pennyweight-server")
@@ -41,6 +41,7 @@ class Readiness(BaseModel):
     database: Part
     migrations: Part
     objects: Part
+    queue: Part
     worker: WorkerPart
 
 
@@ -56,12 +57,17 @@ class Probes:
         self._database = Probe("The database", lambda: _database(services))
         self._migrations = Probe("The database's schema", lambda: _migrations(services))
         self._objects = Probe("The object store", lambda: _objects(services))
+        self._queue = Probe("The broker", lambda: _queue(services))
         self._worker = Probe("The list of workers", lambda: _worker(services))
 
     async def readiness(self) -> Readiness:
         """Everything at once, in little more than the time that one probe may take."""
-        database, migrations, objects, worker = await asyncio.gather(
-            self._database.answer(), self._migrations.answer(), self._objects.answer(), self._worker.answer()
+        database, migrations, objects, queue, worker = await asyncio.gather(
+            self._database.answer(),
+            self._migrations.answer(),
+            self._objects.answer(),
+            self._queue.answer(),
+            self._worker.answer(),
         )
         if not isinstance(worker, WorkerPart):
             worker = WorkerPart(status="unknown", detail=worker.detail)
@@ -70,8 +76,10 @@ class Probes:
         if "down" in (database.status, migrations.status, objects.status):
             status: Literal["ready", "degraded", "unready"] = "unready"
         else:
-            status = "ready" if worker.status == "ok" else "degraded"
-        return Readiness(status=status, database=database, migrations=migrations, objects=objects, worker=worker)
+            status = "ready" if worker.status == "ok" and queue.status != "down" else "degraded"
+        return Readiness(
+            status=status, database=database, migrations=migrations, objects=objects, queue=queue, worker=worker
+        )
 
 
 # Both answer on the event loop itself: neither waits for a thread that slow requests may hold.
@@ -86,7 +94,7 @@ async def healthz() -> Health:
     "/readyz",
     summary="Can it do its work?",
     description="503 when the database, its schema or the object store is down. Without a worker it is `degraded`: jobs "
-    "wait. Each part has two seconds to answer.",
+    "wait; without its broker too: workers hear of them later. Each part has two seconds to answer.",
     responses={**problems(), 503: {"description": "A part is down", "model": Readiness}},
 )
 async def readyz(request: Request, response: Response) -> Readiness:
@@ -114,6 +122,13 @@ def _migrations(services: Services) -> Part:
 
 def _objects(services: Services) -> Part:
     services.objects.check()
+    return Part(status="ok")
+
+
+def _queue(services: Services) -> Part:
+    if services.settings.queue_url is None:
+        return Part(status="unused")
+    broker.ping(services.settings.queue_url)
     return Part(status="ok")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from store.contract import InspectionStatus
+from store.jobs import JobMark
 from store.tables import Job
 
 _PATIENCE = ((10.0, 1), (120.0, 2))
@@ -16,12 +17,12 @@ MOST_WAIT_S = 60
 """How long one request may ask to be held."""
 
 
-def job_etag(job: Job) -> str:
+def job_etag(job: Job | JobMark) -> str:
     """Weak: the version says that nothing a client can see has changed, links may be spelt differently."""
     return f'W/"{job.version}"'
 
 
-def job_headers(job: Job, now: datetime) -> dict[str, str]:
+def job_headers(job: Job | JobMark, now: datetime) -> dict[str, str]:
     """ETag, and Retry-After while there is something to wait for."""
     headers = {"ETag": job_etag(job), "Cache-Control": "private, no-cache"}
     if not job.status.terminal:

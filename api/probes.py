@@ -26,9 +26,9 @@ Answer = TypeVar("Answer")
 
 class Part(BaseModel):
     """One part of the installation. A worker is `missing` before the first has started and `stale` when none has been
-    heard of lately: uploads and jobs are accepted, and wait for one. `unknown`: the database did not say."""
+    heard of lately: uploads and jobs are accepted, and wait for one. `unknown`: the database did not say. `unused`: this installation has no such part."""
 
-    status: Literal["ok", "down", "missing", "stale", "unknown"]
+    status: Literal["ok", "down", "missing", "stale", "unknown", "unused"]
     detail: str | None = None
 
 

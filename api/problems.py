@@ -26,8 +26,10 @@ from store.errors import (
     ObjectMissing,
     PartsGone,
     PartsIncomplete,
+    QuotaExceeded,
     RequestInFlight,
     StorageUnavailable,
+    TooManyJobs,
     UploadRejected,
 )
 
@@ -41,6 +43,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "malformed_json": (400, "The body is not JSON"),
     "malformed_multipart": (400, "The body is not a multipart form"),
     "unauthorized": (401, "An API key is needed"),
+    "insufficient_scope": (403, "This API key may not do that"),
     "origin_not_allowed": (403, "This origin may not call the API"),
     "not_found": (404, "There is nothing here"),
     "method_not_allowed": (405, "This route does not take this method"),
@@ -56,6 +59,8 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "This content type is not supported"),
     "unsupported_format": (415, "This file format is not supported"),
+    "too_many_requests": (429, "Too many requests"),
+    "too_many_jobs": (429, "Too many jobs at a time"),
     "range_not_satisfiable": (416, "The range lies outside the file"),
     "host_not_allowed": (421, "This host name is not served here"),
     "validation_failed": (422, "The request is not valid"),
@@ -67,6 +72,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "upload_rejected": (422, "The upload was rejected"),
     "internal": (500, "Something went wrong here"),
     "unavailable": (503, "A part of the service does not answer"),
+    "quota_exceeded": (507, "The quota is used up"),
 }
 
 
@@ -198,6 +204,14 @@ def install(app: FastAPI) -> None:
     def _in_flight(request: Request, error: RequestInFlight) -> JSONResponse:
         return problem_response(request, Problem("idempotency_in_flight", str(error), headers={"Retry-After": "1"}))
 
+    @app.exception_handler(QuotaExceeded)
+    def _over_quota(request: Request, error: QuotaExceeded) -> JSONResponse:
+        return problem_response(request, Problem("quota_exceeded", str(error)))
+
+    @app.exception_handler(TooManyJobs)
+    def _too_many_jobs(request: Request, error: TooManyJobs) -> JSONResponse:
+        return problem_response(request, Problem("too_many_jobs", str(error), headers={"Retry-After": "30"}))
+
     @app.exception_handler(UploadRejected)
     def _rejected(request: Request, error: UploadRejected) -> JSONResponse:
         pointer = _at(request, error.param)
@@ -242,7 +256,7 @@ def _at(request: Request, field: str) -> str:
     return f"/spec{field}" if is_form else field
 
 
-_EVERYWHERE = (400, 421, 422, 500, 503)
+_EVERYWHERE = (400, 421, 422, 429, 500, 503)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.problems import Problem
 from store.keys import authenticate
 from store.settings import Settings
+from store.tables import ApiKey
+from store.tables import Scope as KeyScope
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -36,8 +38,8 @@ def keys_required(settings: Settings) -> bool:
     return settings.require_keys or not is_loopback(settings.host)
 
 
-def tenant_of(session: Session, authorization: str | None) -> str:
-    """The tenant that an `Authorization` header stands for. Raises the 401."""
+def key_of(session: Session, authorization: str | None) -> ApiKey:
+    """The key in an `Authorization` header. Raises the 401."""
     if authorization is None:
         raise _unauthorized("Send an API key: `Authorization: Bearer pw_live_…` (pennyweightd keys create makes one).")
     scheme, _, secret = authorization.partition(" ")
@@ -45,13 +47,23 @@ def tenant_of(session: Session, authorization: str | None) -> str:
         raise _unauthorized("Use the Bearer scheme: `Authorization: Bearer pw_live_…`.")
     key = authenticate(session, secret.strip())
     if key is None:
-        raise _unauthorized("This API key is unknown or was revoked.", error="invalid_token")
-    return key.tenant_id
+        raise _unauthorized("This API key is unknown, has expired or was revoked.", error="invalid_token")
+    return key
 
 
 def _unauthorized(detail: str, error: str | None = None) -> Problem:
     challenge = 'Bearer realm="pennyweight"' + (f', error="{error}"' if error else "")
     return Problem("unauthorized", detail, headers={"WWW-Authenticate": challenge})
+
+
+def require_scope(key: ApiKey, needed: KeyScope) -> None:
+    """Raises the 403 for a key that may do less."""
+    if not key.scope.includes(needed):
+        raise Problem(
+            "insufficient_scope",
+            f"This API key may {key.scope.value}; this takes the scope {needed.value} "
+            f"(pennyweightd keys create --scope {needed.value}).",
+        )
 
 
 class LoopbackGuard:

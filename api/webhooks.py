@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
+from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, admin_only, known_query, page_after
 from api.idempotency import Once
 from api.problems import Problem, problems
 from api.requests import media_type, read_json, unsupported_media_type
@@ -169,6 +169,7 @@ async def _json(request: Request) -> Any:
         "Messages follow Standard Webhooks: `webhook-id`, `webhook-timestamp` and `webhook-signature`, which is made with "
         "the `secret` of this answer. Only https URLs of public addresses are called."
     ),
+    dependencies=[Depends(admin_only)],
     responses=problems(401, 403, 409, 413, 415),
     openapi_extra=_body("EndpointRequest"),
 )
@@ -224,6 +225,7 @@ def get_webhook_endpoint(endpoint_id: str, services: ServicesOf, tenant_id: Tena
 @router.get(
     "/webhook_endpoints/{endpoint_id}/secret",
     summary="Fetch the secret that signs an endpoint's messages",
+    dependencies=[Depends(admin_only)],
     responses=problems(401, 403, 404),
 )
 def get_webhook_secret(
@@ -237,6 +239,7 @@ def get_webhook_secret(
 @router.patch(
     "/webhook_endpoints/{endpoint_id}",
     summary="Change, disable or enable a webhook endpoint",
+    dependencies=[Depends(admin_only)],
     responses=problems(401, 403, 404, 413, 415),
     openapi_extra=_body("EndpointChange"),
 )
@@ -261,6 +264,7 @@ async def change_webhook_endpoint(
     "/webhook_endpoints/{endpoint_id}",
     status_code=204,
     summary="Delete a webhook endpoint and its deliveries",
+    dependencies=[Depends(admin_only)],
     responses=problems(401, 403, 404),
 )
 def delete_webhook_endpoint(endpoint_id: str, services: ServicesOf, tenant_id: TenantId) -> None:

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     arguments = _arguments()
-    dataset = _cifar10(arguments.data / "cifar10")
+    dataset = cifar10(arguments.data / "cifar10")
     rows = []
     for depth in arguments.nets:
         path = arguments.data / "checkpoints" / f"resnet{depth}-cifar10.th"
@@ -87,7 +87,7 @@ def _measure(
     return {f"{ratio:g}": accuracy(recovered, dataset.val.sample(images), dataset), "score_s": seconds}
 
 
-def _cifar10(shards: Path) -> ImageDataset:
+def cifar10(shards: Path) -> ImageDataset:
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "cifar10.tar"
         with tarfile.open(archive, "w") as tar:

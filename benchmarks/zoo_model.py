@@ -96,6 +96,20 @@ def measure(
     return row
 
 
+def prune(network: Network, budget: str, *, seed: int = 0, round_to: int = 1) -> Row:
+    """Only the surgery: costs before and after, and the masked reference. `status` as in `measure`."""
+    row: Row = {"seed": seed}
+    try:
+        pruned, plan, analysis, folded = _prune(
+            network, parse_budget(budget), round_to, row, _Clock(row, lambda unfinished: None)
+        )
+    except EngineError as error:
+        return row | {"status": "refused", "error": f"{error.code}: {error.message}"}
+    equivalence = verify(folded, analysis, plan.keep, pruned, seed=seed)
+    row |= {"verified": equivalence.passed, "verify_error": equivalence.max_relative_error}
+    return row | {"status": "pruned" if _all_passed(row) else "failed"}
+
+
 def _prune(
     network: Network, budget: Budget, round_to: int, row: Row, clock: _Clock
 ) -> tuple[Network, Plan, ChannelAnalysis, Network]:

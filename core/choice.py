@@ -92,7 +92,7 @@ class Chooser:
             except EngineError as refusal:
                 # Given widths may be those of a plan that was proposed with survivors.
                 curable = refusal.code == "target_infeasible" or (self._given and refusal.code == "invalid_request")
-                if not curable or not self._level(last).analysis.trace.subsets:
+                if not curable or not self._level(last, constraints).analysis.trace.subsets:
                     raise
         return self._choice(last, constraints)
 
@@ -101,15 +101,18 @@ class Chooser:
         return self._choice(_LEVELS[self._options.survivors][-1], constraints, nearest=True)
 
     def _choice(self, survivors: bool, constraints: Sequence[Constraint], *, nearest: bool = False) -> Choice:
-        level = self._level(survivors)
+        level = self._level(survivors, constraints)
         plan_by = smallest_plan if nearest else plan_widths
         plan = plan_by(level.analysis, level.scores, constraints, self._options, given=self._given, size=level.size)
         return Choice(level.analysis, plan, level.analysis.changed(plan.keep))
 
-    def _level(self, survivors: bool) -> _Level:
+    def _level(self, survivors: bool, constraints: Sequence[Constraint]) -> _Level:
         if survivors not in self._levels:
             analysis = analyse(self._network, survivors=survivors)
-            scores = self._method.scores(self._network, analysis, self._config, self._seed, self._dataset, self._device)
+            # Caps move together from one plan to the next, so what the first ones say of their order stays true.
+            scores = self._method.scores(
+                self._network, analysis, self._config, self._seed, self._dataset, self._device, constraints
+            )
             size = SizeTable.of(self._network, analysis) if self._with_size else None
             self._levels[survivors] = _Level(analysis, scores, size)
         return self._levels[survivors]

@@ -103,8 +103,7 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
             seconds=time.monotonic() - started,
         )
         _require_met(result, request)
-        delivery.write_report(result)
-    return result
+        return delivery.write_report(result)
 
 
 def propose(request: CompressionRequest, progress: Progress = silent) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Deep networks halve their images five or six times.
+OTHER_SIZE = 64
+
 
 @dataclass(frozen=True)
 class TensorMeta:
@@ -40,6 +43,26 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """What an uploaded graph promises to its callers beside its inputs and outputs; delivered ONNX files keep it.
+
+    batch_size: 1 where it takes one image at a time, None for any number. batch_name: the name of that axis.
+    open_axes: by input, the other axes that have no fixed size, with their names ("" without one); the batch is axis 0.
+    tail: what follows the network's outputs in the file (an ONNX model from them to the file's own outputs), or nothing.
+    """
+
+    batch_size: int | None = None
+    batch_name: str = "batch"
+    open_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    tail: bytes = b""
+
+    def other_shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """Another shape of an input, to try whether open axes are really open."""
+        free = self.open_axes.get(spec.name, {})
+        return tuple(size + OTHER_SIZE * (axis in free) for axis, size in enumerate(spec.shape, start=1))
+
+
+@dataclass(frozen=True)
 class Network:
     """An immutable CNN: graph, tensors by original name, and the names of the trainable ones."""
 
@@ -50,6 +73,7 @@ class Network:
     outputs: tuple[TensorSpec, ...]
     architecture: str | None = None
     architecture_args: Mapping[str, Any] = field(default_factory=dict)
+    interface: Interface = field(default_factory=Interface)
 
     @staticmethod
     def from_module(
@@ -88,10 +112,18 @@ class Network:
         """Floating-point tensors converted to `dtype` (used by the float64 check)."""
         return self.with_tensors({n: t.to(dtype) if t.is_floating_point() else t for n, t in self.tensors.items()})
 
-    def random_inputs(self, batch: int, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """Seeded standard-normal inputs of the right shapes."""
+    def random_inputs(
+        self,
+        batch: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        shapes: Sequence[tuple[int, ...]] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Seeded standard-normal inputs of the right shapes, or of `shapes` (without the batch)."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(torch.randn((batch, *spec.shape), generator=generator, dtype=dtype) for spec in self.inputs)
+        shapes = [spec.shape for spec in self.inputs] if shapes is None else shapes
+        return tuple(torch.randn((batch, *shape), generator=generator, dtype=dtype) for shape in shapes)
 
 
 def build_module(

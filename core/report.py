@@ -138,8 +138,9 @@ def _width(call: LayerCost) -> int:
         return 1
     if call.type in _CHANNELS_LAST:
         return shape[-1]
-    # A scale lies along the axis of its own length, wherever the network has its channels.
-    scale = not call.macs and call.params in shape
+    # A scale lies along the axis of its own length, wherever the network has its channels; a batch-norm has two numbers
+    # per channel, which may happen to be as many as the pixels of a row.
+    scale = not call.macs and "batch_norm" not in call.type and call.params in shape
     return call.params if scale else shape[0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class CompressionRequest:
     budget: Budget
     architecture: str | None = None
     architecture_args: Mapping[str, Any] = field(default_factory=dict)
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     methods: tuple[Mapping[str, Any], ...] = ({"type": "auto"},)
     plan: Mapping[str, Any] | None = None
     dataset_path: Path | None = None

@@ -5,11 +5,12 @@
 #
 # The Dockerfile is executed as it stands by buildah with chroot isolation; only the base image is made here, by
 # debootstrap, with Debian's own Python. CHECK_OPTIONS is added to every buildah command, for what a site needs in order to
-# reach its package indexes, for example --volume=/etc/pip.conf:/etc/pip.conf:ro. WORK keeps the base between runs.
+# reach its package indexes, for example --volume=/etc/pip.conf:/etc/pip.conf:ro. WORK keeps the base between runs;
+# STORAGE_DRIVER=overlay, where it works, takes a fraction of the space.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=${WORK:-$(mktemp -d)}
-export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
+export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} BUILDAH_ISOLATION=chroot
 read -ra options <<<"${CHECK_OPTIONS:-}"
 storage=(--root "$WORK/storage" --runroot "$WORK/run")
 base=localhost/pennyweight-check-base

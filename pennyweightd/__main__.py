@@ -5,6 +5,7 @@ api        the API alone
 worker     a worker alone
 migrate    bring the database to this version's schema
 keys       API keys
+health     whether the worker on this data folder lives
 compress   the engine on one checkpoint, without a server
 version    what this is
 """
@@ -63,6 +64,15 @@ def migrate(data_dir: DataDir = None) -> None:
     with explained(), open_database(load_settings(data_dir=data_dir)) as database:
         database.migrate()
         print("The database is up to date.")
+
+
+@app.command()
+def health(data_dir: DataDir = None) -> None:
+    """Say whether the worker on this data folder lives, by the exit status too."""
+    from pennyweightd.health import check
+
+    with explained():
+        check(load_settings(data_dir=data_dir))
 
 
 @app.command()

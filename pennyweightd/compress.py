@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,7 +89,7 @@ def compress(
         statistics = Normalization.model_validate(parse_normalization(normalization)) if normalization else None
         conversion = Conversion.model_validate(parse_convert(convert)) if convert else None
         args = parse_json_object("--architecture-args", architecture_args) if architecture_args else {}
-        shape = tuple(parse_input_shape(input_shape)) if input_shape else None
+        shape = parse_input_shape(input_shape) if input_shape else None
         for path in filter(None, (model, dataset, plan)):
             if not path.is_file():
                 raise OptionError(f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
@@ -146,7 +146,7 @@ def _run(
     model: Path,
     architecture: str | None,
     architecture_args: Mapping[str, Any],
-    input_shape: tuple[int, ...] | None,
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
     dataset: Path | None,
     normalization: Normalization | None,
     convert: Conversion | None,

@@ -22,6 +22,15 @@ def prepare(path: Path) -> None:
         path.chmod(PASSABLE)
 
 
+def remembered_owner(path: Path) -> str | None:
+    """The `owner` of the servers that run on this folder; None before the first."""
+    try:
+        name = (path / LOCK_FILE).read_text().strip()
+    except FileNotFoundError:
+        return None
+    return f"{name}/" if name else None
+
+
 class DataFolderInUse(Exception):
     """Another server has this folder."""
 

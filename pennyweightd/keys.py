@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -14,21 +15,34 @@ from rich.table import Table
 from pennyweightd.failures import Refusal, explained
 from pennyweightd.options import DataDir, load_settings, open_database
 from store.database import Database
-from store.keys import KeyRepository, any_valid_key
-from store.tables import LOCAL_TENANT
+from store.keys import KeyRepository, all_keys, any_valid_key, require_tenant
+from store.tables import LOCAL_TENANT, Scope
 
 app = typer.Typer(help="API keys: needed on every address but loopback.", no_args_is_help=True)
 MAX_NAME_CHARACTERS = 100
 
 
 @app.command()
-def create(name: Annotated[str, typer.Argument(help="Whose key this is.")], data_dir: DataDir = None) -> None:
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key this is.")],
+    tenant: Annotated[str, typer.Option(help="Who owns what is made with it; made when new.")] = LOCAL_TENANT,
+    scope: Annotated[
+        Scope, typer.Option(help="read; write: also make and delete; admin: also webhooks.")
+    ] = Scope.admin,
+    expires_days: Annotated[int | None, typer.Option("--expires", min=1, max=36500, help="Days until it ends.")] = None,
+    data_dir: DataDir = None,
+) -> None:
     """Make a key and show it, once."""
     with explained():
         if not 0 < len(name.strip()) <= MAX_NAME_CHARACTERS:
             raise Refusal(f"A key needs a name of at most {MAX_NAME_CHARACTERS} characters.")
         with _database(data_dir) as database, database.transaction() as session:
-            key, secret = KeyRepository(session, LOCAL_TENANT).create(name.strip())
+            expires_at = None if expires_days is None else database.now(session) + timedelta(days=expires_days)
+            try:
+                require_tenant(session, tenant)
+            except ValueError as error:
+                raise Refusal(str(error)) from error
+            key, secret = KeyRepository(session, tenant).create(name.strip(), scope, expires_at)
         print(secret)
         print(
             f"This is {key.id}. Only its digest is kept, so it cannot be shown again.",
@@ -51,10 +65,12 @@ def first(name: Annotated[str, typer.Argument(help="Whose key this is.")] = "fir
 def list_keys(data_dir: DataDir = None) -> None:
     """Show all keys, the revoked ones too."""
     with explained(), _database(data_dir) as database, database.read() as session:
-        table = Table("id", "name", "begins", "created", "revoked", box=None)
-        for key in KeyRepository(session, LOCAL_TENANT).list():
-            revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-            table.add_row(key.id, key.name, f"{key.prefix}…", f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+        table = Table("id", "tenant", "name", "begins", "scope", "created", "expires", "revoked", box=None)
+        for key in all_keys(session):
+            times = (
+                f"{time:%Y-%m-%d %H:%M}" if time else "" for time in (key.created_at, key.expires_at, key.revoked_at)
+            )
+            table.add_row(key.id, key.tenant_id, key.name, f"{key.prefix}…", key.scope.value, *times)
         console().print(table)
 
 
@@ -64,7 +80,8 @@ def revoke(
 ) -> None:
     """End a key at once."""
     with explained(), _database(data_dir) as database, database.transaction() as session:
-        key = KeyRepository(session, LOCAL_TENANT).revoke(id)
+        owner = next((key.tenant_id for key in all_keys(session) if key.id == id), LOCAL_TENANT)
+        key = KeyRepository(session, owner).revoke(id)
         print(f"Revoked {key.id} ({key.name}).")
 
 

@@ -142,12 +142,16 @@ def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], on
 def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise Refusal(
             f"Cannot listen on {settings.host} port {settings.port} ({error.strerror or error}). Choose another --port "
             "(0 takes a free one) or --host."
         ) from error
+    # asyncio sets this on sockets that it makes itself only. Without it the second answer on a connection waits 40 ms, for
+    # the client to acknowledge the head before the body is sent.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _require_keys_for_strangers(settings: Settings, database: Database) -> None:

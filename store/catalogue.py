@@ -44,9 +44,10 @@ class CatalogueRepository:
         """Note that `worker_id` is there; nothing before it has published."""
         self._session.execute(update(Worker).where(Worker.id == worker_id).values(seen_at=dialect.now(self._session)))
 
-    def silent_for_s(self) -> float | None:
-        """Seconds since any worker last said that it is there; None before the first worker."""
-        last = self._session.scalar(select(func.max(Worker.seen_at)))
+    def silent_for_s(self, owner: str = "") -> float | None:
+        """Seconds since any worker (whose id begins with `owner`) last said that it is there; None before the first."""
+        mine = Worker.id.startswith(owner, autoescape=True)
+        last = self._session.scalar(select(func.max(Worker.seen_at)).where(mine))
         return None if last is None else max(0.0, (dialect.now(self._session) - last).total_seconds())
 
     def stamp(self) -> Hashable:

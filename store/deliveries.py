@@ -16,11 +16,12 @@ from typing import Any
 from sqlalchemy import delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from store import dialect
+from store import dialect, tallies
 from store.contract import WEBHOOK_EVENTS
 from store.database import Database
 from store.identifiers import new_id
 from store.tables import DeliveryStatus, EndpointStatus, Job, WebhookDelivery, WebhookEndpoint
+from store.tallies import TallyName
 from store.webhooks import disable
 
 RETRY_AFTER_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
@@ -160,25 +161,32 @@ def settle(database: Database, due: DueDelivery, outcome: Outcome) -> DeliverySt
             return None
         if (row.round, row.attempts) != (due.round, due.attempts):
             return None
-        row.last_status = outcome.status
-        row.last_error = None if outcome.error is None else outcome.error[:_MAX_ERROR]
-        if outcome.delivered:
-            row.status, row.delivered_at, endpoint.failing_since = DeliveryStatus.delivered, now, None
-            return row.status
-        endpoint.failing_since = endpoint.failing_since or now
-        if row.attempts > len(RETRY_AFTER_S):
-            row.status = DeliveryStatus.failed
-        else:
-            pause_s = RETRY_AFTER_S[row.attempts - 1] * (1 + random.uniform(0, JITTER))
-            asked_s = min(outcome.retry_after_s or 0.0, RETRY_AFTER_S[-1])
-            row.next_attempt_at = now + timedelta(seconds=max(pause_s, asked_s))
-        if outcome.status == 410:
-            row.status = DeliveryStatus.failed
-            disable(session, endpoint, "It answered 410 Gone.")
-        elif now - endpoint.failing_since > timedelta(seconds=DISABLED_AFTER_S):
-            row.status = DeliveryStatus.failed
-            disable(session, endpoint, f"Nothing was delivered for {DISABLED_AFTER_S / 86400:.0f} days.")
+        _note(session, endpoint, row, outcome, now)
+        result = "retry" if row.status is DeliveryStatus.pending else row.status.value
+        tallies.count(session, TallyName.webhook_attempts, result=result)
         return row.status
+
+
+def _note(session: Session, endpoint: WebhookEndpoint, row: WebhookDelivery, outcome: Outcome, now: datetime) -> None:
+    """What an attempt means for its message and for the endpoint."""
+    row.last_status = outcome.status
+    row.last_error = None if outcome.error is None else outcome.error[:_MAX_ERROR]
+    if outcome.delivered:
+        row.status, row.delivered_at, endpoint.failing_since = DeliveryStatus.delivered, now, None
+        return
+    endpoint.failing_since = endpoint.failing_since or now
+    if row.attempts > len(RETRY_AFTER_S):
+        row.status = DeliveryStatus.failed
+    else:
+        pause_s = RETRY_AFTER_S[row.attempts - 1] * (1 + random.uniform(0, JITTER))
+        asked_s = min(outcome.retry_after_s or 0.0, RETRY_AFTER_S[-1])
+        row.next_attempt_at = now + timedelta(seconds=max(pause_s, asked_s))
+    if outcome.status == 410:
+        row.status = DeliveryStatus.failed
+        disable(session, endpoint, "It answered 410 Gone.")
+    elif now - endpoint.failing_since > timedelta(seconds=DISABLED_AFTER_S):
+        row.status = DeliveryStatus.failed
+        disable(session, endpoint, f"Nothing was delivered for {DISABLED_AFTER_S / 86400:.0f} days.")
 
 
 def expire_deliveries(database: Database) -> int:

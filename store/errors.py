@@ -44,6 +44,14 @@ class RequestInFlight(StoreError):
         super().__init__(f"A request with the Idempotency-Key {key!r} is being worked on. Ask again in a moment.")
 
 
+class QuotaExceeded(StoreError):
+    """The tenant has used up what it may have."""
+
+
+class TooManyJobs(StoreError):
+    """The tenant has as many jobs at work as it may have; one of them will end."""
+
+
 class UploadRejected(StoreError):
     """A job names an upload that inspection has already rejected; `error` says why, `param` is the request's field."""
 

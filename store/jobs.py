@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Select, delete, exists, select
 from sqlalchemy.orm import Session
@@ -17,6 +19,17 @@ from store.tables import Artifact, Job, JobEvent, JobLabel, Work, WorkState
 from store.transitions import touch, transition
 from store.uses import require_uploads
 from store.webhooks import WebhookRepository
+
+
+@dataclass(frozen=True)
+class JobMark:
+    """Where a job stands, and the database's time at that moment."""
+
+    tenant_id: str
+    version: int
+    status: JobStatus
+    created_at: datetime
+    now: datetime
 
 
 class JobRepository:
@@ -173,3 +186,10 @@ class JobRepository:
             self._mine().where(Job.id == id).with_for_update(), execution_options={"populate_existing": True}
         ).one()
         return job, work
+
+
+def job_marks(session: Session, ids: Collection[str]) -> dict[str, JobMark]:
+    """What polls need to tell that nothing has changed, for many jobs of any tenant in one query."""
+    columns = (Job.id, Job.tenant_id, Job.version, Job.status, Job.created_at, dialect.database_now())
+    rows = session.execute(select(*columns).where(Job.id.in_(ids)))
+    return {id: JobMark(*mark) for id, *mark in rows}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import Select, exists, select
+from sqlalchemy import ColumnElement, Select, exists, or_, select
 from sqlalchemy.orm import Session
 
 from store import dialect
 from store.errors import NotFound
 from store.identifiers import new_id
-from store.tables import ApiKey
+from store.tables import ApiKey, Scope, Tenant
 
 KEY_PREFIX = "pw_live_"
+TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _SHOWN_CHARACTERS = len(KEY_PREFIX) + 4
 
 
@@ -23,7 +26,7 @@ class KeyRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def create(self, name: str) -> tuple[ApiKey, str]:
+    def create(self, name: str, scope: Scope = Scope.admin, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
         """A new key: its row, and the secret, which can never be had again."""
         secret = KEY_PREFIX + secrets.token_urlsafe(24)
         key = ApiKey(
@@ -32,7 +35,9 @@ class KeyRepository:
             name=name,
             prefix=secret[:_SHOWN_CHARACTERS],
             sha256=_digest(secret),
+            scope=scope,
             created_at=dialect.now(self._session),
+            expires_at=expires_at,
         )
         self._session.add(key)
         self._session.flush()
@@ -57,12 +62,31 @@ class KeyRepository:
 
 def authenticate(session: Session, secret: str) -> ApiKey | None:
     """The valid key with this secret. The look-up is by digest, so its timing says nothing about any stored key."""
-    return session.scalar(select(ApiKey).where(ApiKey.sha256 == _digest(secret), ApiKey.revoked_at.is_(None)))
+    return session.scalar(select(ApiKey).where(ApiKey.sha256 == _digest(secret), *_valid(session)))
 
 
 def any_valid_key(session: Session) -> bool:
     """Whether anyone could authenticate at all."""
-    return bool(session.scalar(select(exists().where(ApiKey.revoked_at.is_(None)))))
+    return bool(session.scalar(select(exists().where(*_valid(session)))))
+
+
+def all_keys(session: Session) -> Sequence[ApiKey]:
+    """The keys of every tenant, newest first: for whoever runs the installation."""
+    return session.scalars(select(ApiKey).order_by(ApiKey.id.desc())).all()
+
+
+def require_tenant(session: Session, id: str) -> None:
+    """Make the tenant unless it is there. Raises ValueError for an id that cannot be one."""
+    if not TENANT_ID.fullmatch(id):
+        raise ValueError(f"A tenant is called by lower case letters, digits, '-' and '_', at most 32, not {id!r}.")
+    if session.get(Tenant, id) is None:
+        session.add(Tenant(id=id, name=id, created_at=dialect.now(session)))
+        session.flush()
+
+
+def _valid(session: Session) -> tuple[ColumnElement[bool], ...]:
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > dialect.now(session))
+    return ApiKey.revoked_at.is_(None), unexpired
 
 
 def _digest(secret: str) -> str:

@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     """`redis://…`: how the API wakes workers elsewhere, through Celery. Unset: workers look into the database by themselves."""
 
     host: str = "127.0.0.1"
+    """Where the API listens; anywhere but on loopback it asks for API keys."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """The port of the API; 0 takes a free one."""
     allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
     """Host header values accepted beside loopback names, without port."""
     allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
@@ -46,11 +48,13 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """How log lines look: for people, or one JSON object each."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged at all."""
     log_polls: bool = False
     """Log every request, those too that only read and go well: polls and health checks are most of the traffic."""
     tracing: bool = False
     """Send OpenTelemetry traces of requests and work to where the standard `OTEL_EXPORTER_OTLP_*` variables say."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * GIB
+    """The largest file that is taken."""
     upload_part_bytes: Annotated[int, Field(ge=5 * MIB, le=GIB)] = 16 * MIB
     """Size of the parts of an upload in parts; larger ones are used where there would be more than a thousand."""
     upload_expires_s: Annotated[float, Field(gt=0)] = 24 * 3600
@@ -59,17 +63,27 @@ class Settings(BaseSettings):
     """Networks (CIDR) that webhooks may reach although they are not public; there, http and any port are allowed too."""
     webhook_ports: Annotated[list[int], NoDecode] = Field(default_factory=lambda: [443])
     """Ports of public addresses that webhooks may go to."""
+    rate_limit_per_minute: Annotated[int, Field(ge=0)] = 6000
+    """Requests of one API key in each API process; 0 for any number."""
+    quota_stored_bytes: Annotated[int | None, Field(ge=0)] = None
+    """What one tenant may store: models, datasets, artifacts and announced uploads. Unset: any amount."""
+    quota_active_jobs: Annotated[int | None, Field(ge=0)] = None
+    """Jobs of one tenant that are queued or running at a time."""
+    quota_gpu_seconds: Annotated[int | None, Field(ge=0)] = None
+    """Seconds that one tenant's jobs with `device: gpu` may run in 30 days."""
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""
     heartbeat_s: Annotated[float, Field(gt=0)] = 10
+    """How often a lease is renewed; at most half of what it lives."""
     sweep_s: Annotated[float, Field(gt=0, le=60)] = 5
     """How often a worker looks for expired leases and says that it is there; after 90 s of silence it counts as gone."""
     poll_s: Annotated[float, Field(gt=0)] = 1
+    """How often an idle slot looks for work that nobody told it of."""
     worker_poll_s: Annotated[float, Field(gt=0)] = 15
-    """How often a slot that Celery wakes looks into the database by itself, in case nobody can wake it."""
+    """The same for a slot that Celery wakes: this is for the time in which Celery cannot."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 30
     """How long a stopping worker waits for its threads, which kill their runners at once and give their work back."""
 

@@ -14,7 +14,17 @@ from sqlalchemy.orm import Session
 
 from store import dialect
 from store.contract import WorkKind
-from store.tables import Artifact, Dataset, Model, Upload, Work, Worker, WorkState
+from store.tables import (
+    Artifact,
+    Dataset,
+    DeliveryStatus,
+    Model,
+    Upload,
+    WebhookDelivery,
+    Work,
+    Worker,
+    WorkState,
+)
 
 WORKER_SILENCE_S = 90
 """A living worker says that it is there every 20 s or so."""
@@ -79,6 +89,23 @@ def workers(session: Session) -> Sequence[WorkerGroup]:
         WorkerGroup(version, level or 0, kind or "unknown", live, known - live)
         for version, level, kind, live, known in rows
     ]
+
+
+@dataclass(frozen=True)
+class WebhookState:
+    """Messages that are not delivered yet. late_s: how long the one that waits longest should have been tried."""
+
+    pending: int
+    late_s: float
+
+
+def webhooks(session: Session) -> WebhookState:
+    pending = WebhookDelivery.status == DeliveryStatus.pending
+    count, earliest = session.execute(
+        select(func.count(), func.min(WebhookDelivery.next_attempt_at)).where(pending)
+    ).one()
+    late_s = 0.0 if earliest is None else max(0.0, (dialect.now(session) - earliest).total_seconds())
+    return WebhookState(count, late_s)
 
 
 def stored_bytes(session: Session) -> dict[str, int]:

@@ -27,6 +27,18 @@ class WorkState(StrEnum):
     done = "done"
 
 
+class Scope(StrEnum):
+    """What a key may do; each includes those before it. `admin` is for webhooks and their secrets."""
+
+    read = "read"
+    write = "write"
+    admin = "admin"
+
+    def includes(self, other: Scope) -> bool:
+        order = list(Scope)
+        return order.index(self) >= order.index(other)
+
+
 class EndpointStatus(StrEnum):
     active = "active"
     disabled = "disabled"
@@ -66,6 +78,7 @@ class Base(DeclarativeBase):
         PlanStatus: EnumText(PlanStatus),
         WorkKind: EnumText(WorkKind),
         WorkState: EnumText(WorkState),
+        Scope: EnumText(Scope),
         EndpointStatus: EnumText(EndpointStatus),
         DeliveryStatus: EnumText(DeliveryStatus),
     }
@@ -86,13 +99,16 @@ class ApiKey(Base):
     """A key of one tenant. Only the digest is kept; `prefix` is what a list may show."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (_one_of("scope", Scope),)
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"), index=True)
     name: Mapped[str]
     prefix: Mapped[str] = mapped_column(String(16))
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    scope: Mapped[Scope]
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
 

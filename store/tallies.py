@@ -37,8 +37,10 @@ class TallyName(StrEnum):
     job_run = "job_run_seconds"
     stage = "stage_seconds"
     jobs_ended = "jobs_ended"
+    gpu_seconds = "gpu_seconds"
     lost_leases = "lost_leases"
     worker_troubles = "worker_troubles"
+    webhook_attempts = "webhook_attempts"
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def transition(
     """
     if to not in TRANSITIONS[job.status]:
         raise IllegalTransition(job.id, job.status, to)
-    was_running = job.status is not JobStatus.queued
+    ran_s = None
+    if job.status is not JobStatus.queued and job.started_at is not None:
+        ran_s = (now - job.started_at).total_seconds()
     job.status = to
     match to:
         case JobStatus.queued:
@@ -65,6 +67,8 @@ def transition(
             job.cancel_requested_at = now
         case JobStatus.cancelled:
             job.cancel_requested_at = job.cancel_requested_at or now
+    if ran_s is not None and to is not JobStatus.cancelling and job.request["device"] == "gpu":
+        tallies.count(session, TallyName.gpu_seconds, ran_s)
     if attempt is not None:
         job.attempt = attempt
     if result is not None:
@@ -76,8 +80,8 @@ def transition(
         job.progress = _ended(job.progress, to, now)
         code = error.code.value if error is not None else "none"
         tallies.count(session, TallyName.jobs_ended, status=to.value, code=code)
-        if was_running and job.started_at is not None:
-            tallies.observe(session, TallyName.job_run, (now - job.started_at).total_seconds(), status=to.value)
+        if ran_s is not None:
+            tallies.observe(session, TallyName.job_run, ran_s, status=to.value)
             leave_stage(session, job, now=now)
     details: dict[str, Any] = {"status": to.value, "attempt": job.attempt}
     if error is not None:

@@ -26,6 +26,7 @@ MEDIA_TYPES = {
     ".safetensors": "application/vnd.safetensors",
     ".py": "text/x-python",
     ".json": "application/json",
+    ".html": "text/html",
 }
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 

@@ -18,6 +18,7 @@ _MEDIA_TYPES = {
     ".safetensors": "application/vnd.safetensors",
     ".py": "text/x-python",
     ".json": "application/json",
+    ".html": "text/html",
 }
 
 

@@ -1,6 +1,6 @@
 """Deliver: write what was asked for, in forms that load anywhere.
 
-`onnx` → model.onnx; `safetensors` → model.safetensors and model.py; `report` → report.json. Always manifest.json.
+`onnx` → model.onnx; `safetensors` → model.safetensors and model.py; `report` → report.json and report.html. Always manifest.json.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from core.deliver.artifacts import Artifact, write_json, write_manifest, write_s
 from core.deliver.latency import Latency, measure_latencies, measure_latency
 from core.deliver.model_py import write_model_py
 from core.deliver.onnx_file import write_onnx
+from core.deliver.report_html import report_html
 from core.errors import EngineError
 from core.network import Network
 
 OUTPUTS = ("onnx", "safetensors", "report")
+_PAGE = "report.html"
+_WRITTEN_LAST = (_PAGE, "report.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,20 @@ class Delivery:
     original_latency: Latency | None
 
     def artifacts(self) -> list[dict[str, Any]]:
-        """Every file of the folder but the report and the manifest."""
-        paths = sorted(path for path in self.folder.iterdir() if path.name not in ("report.json", "manifest.json"))
+        """Every file of the folder but the reports and the manifest."""
+        paths = sorted(path for path in self.folder.iterdir() if path.name not in _WRITTEN_LAST)
         return [Artifact.of(path).as_dict() for path in paths]
 
-    def write_report(self, result: Mapping[str, Any]) -> None:
-        """Last: the report, if asked for, and the manifest over everything."""
+    def write_report(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Last: the report, if asked for, and the manifest over everything. Returns `result` with its page listed."""
+        result = dict(result)
         if "report" in self.outputs:
+            page = self.folder / _PAGE
+            page.write_text(report_html(result), encoding="utf-8")
+            result["artifacts"] = [*result["artifacts"], Artifact.of(page).as_dict()]
             write_json(result, self.folder / "report.json")
         write_manifest(self.folder)
+        return result
 
 
 def deliver(original: Network, network: Network, outputs: Sequence[str], folder: Path) -> Delivery:

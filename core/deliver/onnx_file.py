@@ -1,6 +1,6 @@
 """`model.onnx`: ordinary operators, one file, a dynamic batch, and proof that ONNX Runtime computes the same.
 
-`core.deliver.onnx_graph` writes it. Networks with an operator that it has no rule for go through torch's exporter, which
+`core.deliver.onnx_graph` writes it; what came as ONNX keeps its own axes and outputs (`core.deliver.onnx_interface`). Networks with an operator that it has no rule for go through torch's exporter, which
 leaves stack traces with paths of this machine in the file's metadata; everything of that kind is removed.
 """
 
@@ -19,6 +19,7 @@ import torch
 
 from core.deliver.difference import relative_error
 from core.deliver.onnx_graph import OPSET, emit
+from core.deliver.onnx_interface import compare_interface, with_interface
 from core.errors import EngineError
 from core.module_form import to_module
 from core.network import Network
@@ -68,6 +69,13 @@ def _write(model: onnx.ModelProto, network: Network, path: Path, compare: bool) 
     path.write_bytes(data)
     if compare:
         _compare(network, path)
+    final = with_interface(model, network)
+    if final is not model:
+        data = final.SerializeToString(deterministic=True)
+        onnx.checker.check_model(data)
+        if compare:
+            compare_interface(data, network)
+        path.write_bytes(data)
 
 
 def _require_one_file(size_bytes: int) -> None:

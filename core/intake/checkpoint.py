@@ -9,7 +9,7 @@ from typing import Any, Literal
 from core.intake.stored import StorageRef
 from core.intake.symbols import StorageType
 
-Container = Literal["safetensors", "zip", "stream"]
+Container = Literal["safetensors", "zip", "stream", "onnx"]
 
 
 @dataclass(frozen=True)

@@ -50,5 +50,5 @@ def sniff(data: memoryview) -> Container:
     if head[4:8] == b"TFL3":
         raise unsupported("The file is a TensorFlow Lite model.")
     if _ONNX.match(head):
-        raise unsupported("The file is an ONNX model, which this version does not read yet.")
+        return "onnx"
     raise unsupported("The file is not a checkpoint: its first bytes belong to no known format.")

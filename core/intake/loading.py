@@ -6,15 +6,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from core.architectures import Architecture, compare, fitting_architectures, get_architecture
 from core.errors import EngineError
+from core.intake.formats import sniff
+from core.intake.onnx import read_onnx
 from core.intake.safetensors_file import PRUNED_MARK
-from core.intake.state_dict import StateDict, read_state_dict
+from core.intake.state_dict import StateDict, read_file, read_state_dict
 from core.network import Network
 
 INPUT_NAME = "input"
@@ -27,15 +29,19 @@ def load_network(
     *,
     architecture: str | None,
     architecture_args: Mapping[str, Any] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
 ) -> Network:
-    """Read a checkpoint, match it with a registered architecture and export it.
+    """Read an ONNX graph; or read a checkpoint, match it with a registered architecture and export it.
 
     architecture_args: what the weights' shapes do not tell, or what is meant to be checked. input_shape: of one input,
-    without the batch dimension; by default the architecture's own. Raises EngineError: those of `read_state_dict`, and
-    unknown_architecture, architecture_mismatch, shape_mismatch.
+    without the batch dimension, or of each input by its name; by default the architecture's or the graph's own. Raises
+    EngineError: those of `read_state_dict` and `read_onnx`, and unknown_architecture, architecture_mismatch, shape_mismatch.
     """
     named = get_architecture(architecture) if architecture is not None else None
+    data = read_file(path)
+    if sniff(data) == "onnx":
+        return _from_onnx(data, architecture, input_shape)
+    input_shape = _of_one_input(input_shape)
     state = read_state_dict(path)
     if named is None:
         raise _architecture_needed(state)
@@ -52,6 +58,39 @@ def load_network(
     )
     _require_finite_outputs(network)
     return network
+
+
+def file_format(path: Path) -> Literal["state_dict", "onnx"]:
+    """What kind of model a file holds, by its content."""
+    return "onnx" if sniff(read_file(path)) == "onnx" else "state_dict"
+
+
+def _from_onnx(
+    data: memoryview, architecture: str | None, input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None
+) -> Network:
+    if architecture is not None:
+        raise EngineError(
+            "architecture_mismatch",
+            "An ONNX file says itself how its weights are connected; leave `architecture` out.",
+            param="/architecture",
+        )
+    network = read_onnx(data, input_shape)
+    _require_finite_outputs(network)
+    return network
+
+
+def _of_one_input(shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> tuple[int, ...] | None:
+    """The shape of the one input that registered architectures have; a mapping may name it."""
+    if isinstance(shape, Mapping):
+        if set(shape) != {INPUT_NAME}:
+            given = ", ".join(repr(name[:80]) for name in list(shape)[:8]) or "nothing"
+            raise EngineError(
+                "shape_mismatch",
+                f"input_shape names {given}; the network has one input, called {INPUT_NAME!r}.",
+                param="/input_shape",
+            )
+        shape = shape[INPUT_NAME]
+    return tuple(shape) if shape is not None else None
 
 
 def _sized(

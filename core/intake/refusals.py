@@ -9,7 +9,8 @@ from core.errors import EngineError
 
 SAVE_WEIGHTS = 'save the weights alone, e.g. safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
 ACCEPTED = (
-    "Accepted: the weights of a network (a state_dict) as .safetensors, or as .pt/.pth/.th written by torch.save."
+    "Accepted: the weights of a network (a state_dict) as .safetensors, or as .pt/.pth/.th written by torch.save; or a "
+    "whole network as .onnx with float weights."
 )
 
 

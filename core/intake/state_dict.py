@@ -12,7 +12,7 @@ import torch
 
 from core.intake.checkpoint import Checkpoint, Container
 from core.intake.formats import sniff
-from core.intake.refusals import SAVE_WEIGHTS, invalid
+from core.intake.refusals import SAVE_WEIGHTS, invalid, unsupported
 from core.intake.safetensors_file import read_safetensors
 from core.intake.stored import StoredTensor, read_tensors
 from core.intake.stream_file import read_stream
@@ -71,12 +71,19 @@ def _require_plain_names(stored: Mapping[str, StoredTensor]) -> None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The interpreted object and its storages, whose memory is the mapped file."""
+    data = read_file(path)
+    container = sniff(data)
+    if container not in _READERS:
+        raise unsupported("The file is an ONNX model, which is a whole network and not a state_dict.")
+    return _READERS[container](data)
+
+
+def read_file(path: Path) -> memoryview:
+    """The file's bytes, mapped."""
     with path.open("rb") as file:
         if file.seek(0, 2) == 0:
-            data = memoryview(b"")
-        else:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return _READERS[sniff(data)](data)
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _unwrap(root: Any) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:

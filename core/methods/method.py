@@ -5,7 +5,7 @@ A method file defines `METHOD`; the registry finds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from core.analysis import ChannelAnalysis
+from core.budget import Constraint
 from core.errors import EngineError
 from core.methods.options import PLAN_OPTIONS, PlanConfig, checked_options
 from core.network import Network
@@ -33,11 +34,15 @@ class MethodInfo:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a score may look at beside the weights. dataset is there for methods with `needs_data` and no other."""
+    """What a score may look at beside the weights. dataset is there for methods with `needs_data` and no other.
+
+    constraints: the caps that were first planned for.
+    """
 
     seed: int
     dataset: ImageDataset | None
     device: torch.device
+    constraints: tuple[Constraint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Method:
         seed: int,
         dataset: ImageDataset | None = None,
         device: torch.device | str = "cpu",
+        constraints: Sequence[Constraint] = (),
     ) -> np.ndarray:
         """float64 per component, finite, not negative; larger = more important. The same for the same seed and device.
 
@@ -104,5 +110,5 @@ class Method:
                 "or choose a method that looks at weights alone, for example magnitude.",
                 param="/dataset",
             )
-        evidence = Evidence(seed, dataset if self.needs_data else None, torch.device(device))
+        evidence = Evidence(seed, dataset if self.needs_data else None, torch.device(device), tuple(constraints))
         return self.score(network, analysis, config, evidence)

@@ -32,14 +32,15 @@ class LayerLimits:
 class PlanOptions:
     """min_channels: floor of every layer, None = min(width, max(4, ⌈10 %⌉)). round_to: widths fall in multiples of it.
 
-    ranking: `global` lets the scores decide how much each group gives, `per_layer` takes the same share of every group.
+    ranking: `global` lets the scores decide how much each group gives, `per_layer` takes the same share of every group;
+    `as_scored` compares the scores of different groups as they are.
     survivors: whether statistics over channels may run over those that are left: only where the budget is out of reach
     without (`auto`), never, or always. layers: limits of single layers, by name.
     """
 
     min_channels: int | None = None
     round_to: int = 1
-    ranking: Literal["global", "per_layer"] = "global"
+    ranking: Literal["global", "per_layer", "as_scored"] = "global"
     survivors: Literal["auto", "never", "always"] = "auto"
     layers: tuple[LayerLimits, ...] = ()
 

@@ -97,7 +97,7 @@ class _Task:
         def problem_within(chosen: Bounds) -> Problem:
             lattice = Lattice.of(analysis, chosen, options.round_to)
             per_layer = options.ranking == "per_layer"
-            ranking = Ranking.of(analysis, lattice, scores, per_layer=per_layer)
+            ranking = Ranking.of(analysis, lattice, scores, compared=options.ranking)
             # Trades make shares unequal, so per layer they are only made where the budget's promise needs them.
             enough = PROMISED if per_layer else LANDED
             return Problem(analysis, tuple(constraints), lattice, ranking, size, enough)

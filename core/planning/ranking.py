@@ -2,17 +2,21 @@
 
 Scores are divided by the mean of their group, which makes groups comparable; within a group the score alone decides. A
 *step* takes a group one rung down its ladder; its score is the mean of the components that leave with it. Ranked per
-layer, a component's place in its group stands for its score, so that every group gives the same share.
+layer, a component's place in its group stands for its score, so that every group gives the same share. A method whose
+scores already say which group gives next has them compared as they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from core.analysis import ChannelAnalysis
 from core.planning.lattice import Lattice
+
+Comparison = Literal["global", "per_layer", "as_scored"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,9 @@ class Ranking:
     kept_score: np.ndarray
 
     @staticmethod
-    def of(analysis: ChannelAnalysis, lattice: Lattice, scores: np.ndarray, *, per_layer: bool = False) -> Ranking:
+    def of(
+        analysis: ChannelAnalysis, lattice: Lattice, scores: np.ndarray, *, compared: Comparison = "global"
+    ) -> Ranking:
         """scores: float64 per component, finite and not negative, larger = more important. Raises ValueError."""
         _check(scores, analysis.components)
         order, groups, levels, values = [], [], [], []
@@ -38,7 +44,7 @@ class Ranking:
             own = scores[group.components]
             best_first = np.argsort(-own, kind="stable")
             order.append(group.components[best_first])
-            ranked = _places(len(own)) if per_layer else _normalised(own[best_first])
+            ranked = _comparable(own[best_first], compared)
             kept_score[group.index] = np.append(0.0, np.cumsum(ranked))[lattice.ladders[group.index]]
             top = int(lattice.top[group.index])
             width = np.diff(lattice.ladders[group.index, : top + 1])
@@ -54,6 +60,12 @@ class Ranking:
     def score_kept(self, levels: np.ndarray) -> float:
         """Sum of normalised scores of all components that stay."""
         return float(self.kept_score[np.arange(len(levels)), levels].sum())
+
+
+def _comparable(best_first: np.ndarray, compared: Comparison) -> np.ndarray:
+    if compared == "as_scored":
+        return best_first
+    return _places(len(best_first)) if compared == "per_layer" else _normalised(best_first)
 
 
 def _normalised(scores: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from core.recovery.chunks import invalid_dataset
+from core.recovery.chunks import holds_controls, invalid_dataset
 from core.recovery.limits import decoded_limit_bytes
 
 MAX_MEMBERS = 500_000
@@ -126,9 +126,9 @@ class Archive(ABC):
             raise invalid_dataset(
                 f"The {self.kind} member {name[:80]!r} points outside the archive; use plain relative names."
             )
-        if "\\" in name or not name.isprintable():
+        if "\\" in name or holds_controls(name):
             raise invalid_dataset(
-                f"The name of the {self.kind} member {name[:80]!r} holds a backslash or a character that cannot be shown; "
+                f"The name of the {self.kind} member {name[:80]!r} holds a backslash or a control character; "
                 "use plain relative names with '/' between folders."
             )
         if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):

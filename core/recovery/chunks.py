@@ -6,6 +6,7 @@ so that inspecting a large upload needs the memory of one chunk.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,11 @@ def split_code(name: object, source: str, row: int) -> int:
             f"{source}, row {row}: split {text[:40]!r} is unknown; use train, val (or validation) and test."
         )
     return code
+
+
+def holds_controls(name: str) -> bool:
+    """Whether a name has control characters, or bytes that are no text: neither has a place in a message or in JSON."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def find_split_code(name: str) -> int | None:

@@ -113,7 +113,7 @@ class _Collected:
         """The images of each split in stored order; called once, as the parts in memory are let go."""
         if self._file is not None:
             return [StoredImages(self._file, np.flatnonzero(codes == code)) for code in range(len(SPLIT_NAMES))]
-        # Each part is let go once it is copied, so that the peak stays near one copy.
+        # Each part is let go once it is copied. The system may get it back only later, so the peak is up to two copies.
         self._parts.reverse()
         shape, dtype = self.image_shape, self._parts[-1].dtype
         splits = [np.empty((int((codes == code).sum()), *shape), dtype) for code in range(len(SPLIT_NAMES))]

@@ -16,6 +16,7 @@ from core.recovery.splits import complete_splits
 
 # Beyond this, a profile has neither the classes' names nor their counts one by one.
 MAX_LISTED_CLASSES = 1000
+_COUNTED_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,11 @@ class _Moments:
 
     def add(self, images: np.ndarray) -> None:
         if images.dtype == np.uint8:
-            for channel, histogram in enumerate(self._histogram):
-                histogram += np.bincount(images[:, channel].ravel(), minlength=256)
+            # Counting makes int64 of every value, so few are counted at a time.
+            size = max(1, _COUNTED_AT_ONCE // (images.shape[2] * images.shape[3]))
+            for row in range(0, len(images), size):
+                for channel, histogram in enumerate(self._histogram):
+                    histogram += np.bincount(images[row : row + size, channel].ravel(), minlength=256)
             return
         values = images.astype(np.float64)
         self._count += images.shape[0] * images.shape[2] * images.shape[3]

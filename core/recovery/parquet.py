@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.recovery.chunks import CHUNK_BYTES, TRAIN, Chunk, checked_labels, invalid_dataset, split_code
+from core.recovery.chunks import CHUNK_BYTES, TRAIN, Chunk, checked_labels, holds_controls, invalid_dataset, split_code
 from core.recovery.encoded_images import ImageDecoder
 from core.recovery.limits import decoded_limit_bytes
 
@@ -129,7 +129,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
         found = json.loads(text)["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    usable = isinstance(found, list) and all(isinstance(name, str) and name.isprintable() for name in found)
+    usable = isinstance(found, list) and all(isinstance(name, str) and not holds_controls(name) for name in found)
     return tuple(name[:MAX_NAME_CHARACTERS] for name in found) if found and usable else None
 
 

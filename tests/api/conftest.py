@@ -260,6 +260,7 @@ def serve(tmp_path: Path, migrated: Path) -> Callable[..., AbstractContextManage
 @contextmanager
 def listening(app: Any) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

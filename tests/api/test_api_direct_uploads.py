@@ -100,7 +100,9 @@ def test_parts_become_a_model_that_is_inspected_like_any_other(service):
 
 
 def test_interrupted_upload_tells_what_is_there_and_goes_on(service):
-    upload = announce(service, purpose="dataset", normalization={"mean": [0.5], "std": [0.25]}, scale=16)
+    upload = announce(
+        service, purpose="dataset", normalization={"mean": [0.5], "std": [0.25]}, scale=16, convert={"color": "rgb"}
+    )
     first = send(upload, 2)
     missing = problem(complete(service, upload), 409, "upload_incomplete")
     assert "2 missing (1, 3)" in missing["detail"]
@@ -111,6 +113,7 @@ def test_interrupted_upload_tells_what_is_there_and_goes_on(service):
     dataset = complete(service, upload).json()
     assert (dataset["object"], dataset["sha256"], dataset["scale"]) == ("dataset", SHA256, 16)
     assert dataset["normalization"] == {"mean": [0.5], "std": [0.25]}
+    assert dataset["convert"] == {"color": "rgb"}
     assert dataset["name"] == "net"
 
 
@@ -233,6 +236,7 @@ def test_model_that_is_certainly_none_is_refused_when_it_is_complete(local):
         ({"purpose": "weights"}, "/purpose"),
         ({"sha256": "AB" * 32}, "/sha256"),
         ({"scale": 2.0}, "/scale"),
+        ({"convert": {"color": "rgb"}}, "/convert"),
         ({"purpose": "dataset", "architecture": "cifar_resnet20"}, "/architecture"),
         ({"normalization": {"mean": [0.5], "std": [0.0]}}, "/normalization/std/0"),
         ({"colour": "red"}, "/colour"),

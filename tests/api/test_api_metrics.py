@@ -11,9 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from store.contract import ErrorCode, ErrorInfo, WorkKind
+from store.deliveries import Outcome, claim_deliveries, settle
 from store.tables import LOCAL_TENANT, Job, Work, Worker
 from store.transitions import enter_stage
-from store.work import expire_leases, fail_job, heartbeat, trouble
+from store.work import claim, expire_leases, fail_job, heartbeat, release, trouble
 from tests.api.conftest import CATALOGUE, problem
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -33,6 +34,20 @@ def scrape(client: httpx.Client, **headers: str) -> Samples:
     }
 
 
+def scrape_after(client: httpx.Client, requests: int) -> Samples:
+    """What is told once so many other requests are counted: that happens after the answer, which the client may have first."""
+    deadline = time.monotonic() + 10
+    while True:
+        samples = scrape(client)
+        counted = (
+            number
+            for (name, labels), number in samples.items()
+            if name == "pennyweight_http_requests_total" and ("route", "/metrics") not in labels
+        )
+        if sum(counted) >= requests or time.monotonic() > deadline:
+            return samples
+
+
 def value(samples: Samples, name: str, **labels: str) -> float | None:
     return samples.get((f"pennyweight_{name}", frozenset(labels.items())))
 
@@ -43,7 +58,7 @@ def test_requests_are_counted_under_the_route_and_not_under_the_path(service):
         service.client.get(path)
     service.client.get("/wp-login.php")
     service.client.request("BREW", "/v1/jobs")
-    samples = scrape(service.client)
+    samples = scrape_after(service.client, 7)
     route = "/v1/jobs/{job_id}"
     assert value(samples, "http_requests_total", method="GET", route=route, status="200") == 2
     assert value(samples, "http_requests_total", method="GET", route=route, status="404") == 1
@@ -136,7 +151,7 @@ def test_a_broken_database_does_not_break_the_scrape(service):
     service.database.dispose()
     for suffix in ("-wal", "-shm"):
         (service.settings.data_dir / f"pennyweight.db{suffix}").unlink(missing_ok=True)
-    samples = scrape(service.client)
+    samples = scrape_after(service.client, 1)
     assert value(samples, "database_up") == 0
     assert value(samples, "http_requests_total", method="GET", route="/v1/jobs", status="200") == 1
 
@@ -162,3 +177,38 @@ def test_where_keys_are_needed_the_numbers_take_a_token_of_their_own(serve):
 def test_without_a_token_only_the_setting_opens_them_to_strangers(serve, options, status):
     with serve(require_keys=True, **options) as service:
         assert service.client.get("/metrics").status_code == status
+
+
+def test_gpu_seconds_count_every_attempt_of_jobs_that_asked_for_one(service):
+    service.job(device="gpu")
+    service.inspect_model()
+    service.job()
+    service.inspect_model()
+    for _ in range(2):
+        claims = [
+            claim(service.database, worker_id="w", kinds={WorkKind.job}, queues={"cpu", "gpu"}, lease_s=60)
+            for _ in "ab"
+        ]
+        with service.database.transaction() as session:
+            session.execute(update(Job).values(started_at=service.database.now(session) - timedelta(seconds=50)))
+        for one in claims:
+            release(service.database, one)
+    assert 100 <= value(scrape(service.client), "gpu_seconds_total") < 150
+
+
+def test_deliveries_of_webhooks_are_counted_by_what_came_of_them(service):
+    hook = {"url": "https://hooks.example.org/x", "events": ["job.cancelled"]}
+    for _ in range(3):
+        service.client.post(f"/v1/jobs/{service.job(webhook=hook)['id']}/cancel")
+    samples = scrape(service.client)
+    assert value(samples, "webhooks_pending") == 3
+    assert 0 <= value(samples, "webhooks_late_seconds") < 60
+    for outcome in (Outcome(status=204), Outcome(status=500), Outcome(status=410)):
+        (due,) = claim_deliveries(service.database, 1)
+        settle(service.database, due, outcome)
+    samples = scrape(service.client)
+    counted = {
+        result: value(samples, "webhook_attempts_total", result=result) for result in ("delivered", "retry", "failed")
+    }
+    assert counted == {"delivered": 1, "retry": 1, "failed": 1}
+    assert value(samples, "webhooks_pending") == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 from sqlalchemy import text
 
+from api.app import create_app
 from store.catalogue import CatalogueRepository
 from store.objects import LocalObjects
-from tests.api.conftest import CATALOGUE
+from tests.api.conftest import CATALOGUE, listening
 
 
 class HangingObjects(LocalObjects):
@@ -74,3 +76,21 @@ def test_the_sandbox_level_that_counts_is_the_lowest_of_the_workers_at_work(serv
         CatalogueRepository(session).publish("second worker", weaker)
     worker = service.client.get("/readyz").json()["worker"]
     assert (worker["live"], worker["sandbox_level"], worker["sandbox_kind"]) == (2, 1, "process")
+
+
+def test_without_its_broker_the_service_is_degraded_and_not_unready(service):
+    service.publish(CATALOGUE)
+    assert (service.client.get("/readyz").json()["queue"]["status"], _status(service)) == ("unused", "ready")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://:hidden-word@127.0.0.1:{silent.getsockname()[1]}/0"
+        settings = service.settings.model_copy(update={"queue_url": url})
+        app = create_app(settings, service.database, service.objects)
+        with listening(app) as base:
+            answer = service.client.get(f"{base}/readyz", timeout=20)
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["queue"]["status"] == "down"
+    assert "hidden-word" not in answer.text
+
+
+def _status(service) -> str:
+    return service.client.get("/readyz").json()["status"]

@@ -9,6 +9,7 @@ import os
 import httpx
 import pytest
 
+from store.contract import WorkKind
 from tests.api.conftest import CATALOGUE, CHECKPOINT, pointers, problem
 
 
@@ -220,11 +221,18 @@ def test_without_a_catalogue_the_worker_decides(service):
 
 
 def test_dataset_keeps_its_normalisation(service):
-    fields = {"normalization": json.dumps({"mean": [0.5], "std": [0.25]}), "scale": "1", "name": "digits"}
+    fields = {
+        "normalization": json.dumps({"mean": [0.5], "std": [0.25]}),
+        "scale": "1",
+        "convert": json.dumps({"size": [32, 24]}),
+        "name": "digits",
+    }
     answer = service.client.post("/v1/datasets", data=fields, files={"file": ("digits.npz", b"PK data")})
     assert answer.status_code == 201, answer.text
     dataset = answer.json()
     assert dataset["normalization"] == {"mean": [0.5], "std": [0.25]}
+    assert dataset["convert"] == {"size": [32, 24]}
+    assert service.claim(WorkKind.inspect_dataset).subject.convert == {"size": [32, 24]}
     assert (dataset["scale"], dataset["name"], dataset["status"]) == (1, "digits", "inspecting")
     assert service.client.get(f"/v1/datasets/{dataset['id']}").json() == dataset
     assert service.client.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
@@ -240,6 +248,11 @@ def test_dataset_keeps_its_normalisation(service):
         ({"scale": "0"}, "/scale"),
         ({"scale": "1e999"}, "/scale"),
         ({"scale": '"255"'}, "/scale"),
+        ({"convert": "{}"}, "/convert"),
+        ({"convert": '{"size": [32]}'}, "/convert/size"),
+        ({"convert": '{"size": [0, 32]}'}, "/convert/size/0"),
+        ({"convert": '{"color": "blue"}'}, "/convert/color"),
+        ({"convert": '{"colour": "rgb"}'}, "/convert/colour"),
     ],
 )
 def test_wrong_normalisation_is_a_422(service, fields, pointer):

@@ -10,6 +10,7 @@ from pennyweight.options import (
     OptionError,
     parse_budget,
     parse_cap,
+    parse_convert,
     parse_input_shape,
     parse_json_object,
     parse_method,
@@ -105,6 +106,19 @@ def test_input_shape_in_three_spellings(text):
     assert parse_input_shape(text) == [3, 32, 32]
 
 
+@pytest.mark.parametrize(
+    "text", ["template=3x128x128,search=3x8x9", '{"template": [3, 128, 128], "search": [3, 8, 9]}']
+)
+def test_input_shapes_by_name(text):
+    assert parse_input_shape(text) == {"template": [3, 128, 128], "search": [3, 8, 9]}
+
+
+@pytest.mark.parametrize("text", ["a=3x32x32,a=3x8x8", "=3x8x8", "a=3xb", '{"a": 3}', "{}"])
+def test_input_shapes_by_name_are_checked(text):
+    with pytest.raises(OptionError, match="--input-shape"):
+        parse_input_shape(text)
+
+
 @pytest.mark.parametrize("text", ["", "3x-1x2", "axb", "0x1x1"])
 def test_input_shape_must_be_positive_numbers(text):
     with pytest.raises(OptionError, match="3x32x32"):
@@ -119,6 +133,18 @@ def test_normalization_by_words_by_json_and_by_file(tmp_path):
     assert parse_normalization(str(tmp_path / "statistics.json")) == statistics
     with pytest.raises(OptionError, match="mean/std"):
         parse_normalization("0.5")
+
+
+def test_conversions_by_words():
+    assert parse_convert("224x192") == {"size": [224, 192]}
+    assert parse_convert("grey") == {"color": "grey"}
+    assert parse_convert("rgb, 32x32") == {"color": "rgb", "size": [32, 32]}
+
+
+@pytest.mark.parametrize("text", ["", "224", "red", "rgb,grey", "8x8,9x9", "8x8x3", "rgb,"])
+def test_other_conversions_are_told_what_there_is(text):
+    with pytest.raises(OptionError, match="rgb,224x224"):
+        parse_convert(text)
 
 
 def test_method_with_options():

@@ -131,7 +131,8 @@ def test_wrong_arguments_are_named(name, args, message):
 
 def test_catalogue_has_valid_schemas_whose_defaults_build():
     infos = {info.name: info for info in architecture_infos() if ":" not in info.name}
-    assert set(infos) == {"cifar_resnet", *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110))}
+    own = {*(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110)), "cifar_vgg16_bn", "cifar_vgg19_bn"}
+    assert set(infos) == {"cifar_resnet", "cifar_resnet18", *own}
     for info in infos.values():
         jsonschema.Draft202012Validator.check_schema(info.args_schema)
         jsonschema.validate(resolve_args(info.name, {}), info.args_schema)

@@ -24,6 +24,7 @@ from core.deliver.difference import relative_error
 from core.deliver.onnx_file import open_session, write_onnx
 from core.errors import EngineError
 from core.network import Network
+from tests.core.report_cases import result
 
 ARGS = {"depth": 8, "width": 4, "in_channels": 1, "num_classes": 10}
 
@@ -43,13 +44,13 @@ def delivery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("delivery")
     network = small_network(0)
     done = deliver(small_network(1), network, OUTPUTS, folder)
-    done.write_report({"met": True})
+    done.write_report(result())
     return network, done, folder
 
 
 def test_every_asked_for_file_is_there_and_nothing_else(delivery):
     names = {path.name for path in delivery[2].iterdir()}
-    assert names == {"model.onnx", "model.safetensors", "model.py", "report.json", "manifest.json"}
+    assert names == {"model.onnx", "model.safetensors", "model.py", "report.html", "report.json", "manifest.json"}
 
 
 def test_onnx_computes_the_network_at_any_batch_under_its_input_name(delivery):
@@ -118,7 +119,13 @@ def test_manifest_and_artifact_list_carry_true_digests(delivery):
     for entry in entries:
         data = (folder / entry["name"]).read_bytes()
         assert (entry["size"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    assert {entry["name"] for entry in entries} == {"model.onnx", "model.safetensors", "model.py", "report.json"}
+    assert {entry["name"] for entry in entries} == {
+        "model.onnx",
+        "model.safetensors",
+        "model.py",
+        "report.html",
+        "report.json",
+    }
     assert {entry["name"] for entry in done.artifacts()} == {"model.onnx", "model.safetensors", "model.py"}
 
 
@@ -173,7 +180,7 @@ def test_relative_error_is_infinite_for_wrong_shapes_and_values_that_only_one_si
 
 def test_report_refuses_numbers_that_json_cannot_hold(delivery, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        delivery[1].write_report({"value": float("nan")})
+        delivery[1].write_report(result(value=float("nan")))
 
 
 def test_unknown_output_is_refused_by_name(tmp_path):

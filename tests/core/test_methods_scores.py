@@ -216,7 +216,9 @@ def test_random_is_drawn_by_the_seed(coupled):
     assert (first == again).all() and (first != other).all()
 
 
-@pytest.mark.parametrize("name", ["auto", "magnitude", "bn_scale", "geometric_median", "random", "taylor"])
+@pytest.mark.parametrize(
+    "name", ["auto", "magnitude", "bn_scale", "complexity", "geometric_median", "random", "taylor"]
+)
 def test_scores_are_finite_not_negative_and_the_same_twice(coupled, dataset, name):
     network, analysis = coupled
     first, again = (scores_by(name, network, analysis, dataset=dataset, seed=5) for _ in range(2))

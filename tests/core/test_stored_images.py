@@ -1,6 +1,9 @@
 """Images too many for memory lie in a file, and everything that reads them sees what it would see in a tensor."""
 
+import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.recovery import load_dataset
+from core.recovery import RecoveryConfig, load_dataset, recover
 from core.recovery.evaluation import predict
 from core.recovery.images import RowFile, Split, StoredImages
+from core.recovery.limits import decoded_limit_bytes, memory_allowance_bytes
+from tests.core.recovery_cases import pruned_and_kept, pruned_network, save_digits, trained_network
 
 
 def stored(images: np.ndarray, rows: np.ndarray | None = None) -> StoredImages:
@@ -99,3 +104,84 @@ class TestLoading:
             assert torch.equal(one.labels, other.labels)
         module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
         assert torch.equal(predict(module, held.test.images, held), predict(module, found.test.images, found))
+
+
+class TestRecovery:
+    def test_training_on_stored_images_gives_the_weights_of_training_in_memory(self, tmp_path, monkeypatch):
+        path = save_digits(tmp_path)
+        networks = []
+        for allowance_bytes in (10**9, 10**4):
+            monkeypatch.setattr("core.recovery.dataset.memory_allowance_bytes", lambda limit=allowance_bytes: limit)
+            dataset = load_dataset(path)
+            assert isinstance(dataset.train.images, StoredImages) == (allowance_bytes == 10**4)
+            recovered = recover(
+                pruned_network(),
+                trained_network(),
+                dataset,
+                RecoveryConfig(epochs=2),
+                kept=pruned_and_kept()[1],
+                seed=0,
+                device="cpu",
+            )
+            networks.append(recovered.network)
+        held, stored = (network.tensors for network in networks)
+        assert all(torch.equal(tensor, stored[name]) for name, tensor in held.items())
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+from core.recovery import dataset, inspect_dataset, load_dataset, npz
+
+def peak_bytes():
+    # Not getrusage: its peak is handed down by whoever started us.
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+torch.zeros(8).sum()
+path = Path(sys.argv[1])
+npz.CHUNK_BYTES = 2 * 2**20
+start = peak_bytes()
+inspect_dataset(path)
+inspected = peak_bytes()
+dataset.memory_allowance_bytes = lambda: 8 * 2**20
+stored = load_dataset(path)
+for split in (stored.train, stored.val, stored.test):
+    for batch in split.images.split(64):
+        batch.max()
+order = torch.randperm(len(stored.train), generator=torch.Generator().manual_seed(0))
+total = sum(int(stored.train.images[rows].numpy().sum()) for rows in order.split(64))
+read = peak_bytes()
+dataset.memory_allowance_bytes = lambda: 2**40
+held = load_dataset(path)
+assert total == sum(int(batch.numpy().sum()) for batch in held.train.images.split(64))
+print(json.dumps([inspected - start, read - start, peak_bytes() - start]))
+"""
+
+
+class TestMemory:
+    def test_a_set_beyond_the_allowance_never_takes_more_than_a_few_blocks_of_it(self, tmp_path):
+        size_bytes = 240 * 2**20
+        images = np.zeros((size_bytes // (3 * 128 * 128), 3, 128, 128), np.uint8)
+        images[:, 1] = np.arange(len(images), dtype=np.uint8)[:, None, None]
+        np.savez_compressed(tmp_path / "set.npz", x=images, y=np.arange(len(images)) % 5)
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / "set.npz")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        inspecting, reading, holding = json.loads(done.stdout)
+        assert inspecting < 0.3 * size_bytes and reading < 0.3 * size_bytes, done.stdout
+        assert holding > 0.9 * size_bytes, done.stdout
+
+    def test_the_share_follows_the_limits_of_the_process(self):
+        script = (
+            "import resource; from core.recovery.limits import *\n"
+            "free = memory_allowance_bytes(), decoded_limit_bytes()\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, 10**9))\n"
+            "resource.setrlimit(resource.RLIMIT_DATA, (3 * 10**9, 3 * 10**9))\n"
+            "print(*free, memory_allowance_bytes(), decoded_limit_bytes())"
+        )
+        done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        memory, decoded, limited_memory, limited = map(int, done.stdout.split())
+        assert (memory, decoded) == (memory_allowance_bytes(), decoded_limit_bytes())
+        assert limited_memory == min(memory, 75 * 10**7) and limited == max(limited_memory, 8 * 10**8)

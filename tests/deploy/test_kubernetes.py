@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pennyweightd.__main__ import app
 from store.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -124,3 +125,28 @@ def test_network_is_closed_to_workers_beside_their_backends():
     assert all("to" in rule for rule in policies["backends"]["egress"])
     opened = {name for name, spec in policies.items() if spec.get("ingress")}
     assert opened == {"api"}
+
+
+def test_only_the_api_reaches_addresses_elsewhere_and_no_private_ones():
+    blocks = {
+        document["metadata"]["name"]: peer["ipBlock"]
+        for document in ALL.values()
+        if document["kind"] == "NetworkPolicy"
+        for rule in document["spec"].get("egress", [])
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    }
+    assert set(blocks) == {"api"}
+    assert {"10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"} <= set(blocks["api"]["except"])
+
+
+def test_commands_of_the_containers_are_commands_of_the_program():
+    given = [container["args"][0] for container in CONTAINERS.values() if "args" in container]
+    given += [
+        probe["exec"]["command"][1]
+        for container in CONTAINERS.values()
+        for kind, probe in container.items()
+        if kind.endswith("Probe") and "exec" in probe
+    ]
+    named = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert set(given) - {"worker"} <= named | {group.name for group in app.registered_groups}

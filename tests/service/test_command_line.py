@@ -52,6 +52,7 @@ def test_compress_through_the_service_leaves_the_artifacts_and_a_table(service_u
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "model.safetensors",
         "model.py",
+        "report.html",
         "report.json",
         "manifest.json",
     }
@@ -197,6 +198,7 @@ def test_engine_alone_writes_the_same_artifacts(digits_files: Digits, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "model.safetensors",
         "model.py",
+        "report.html",
         "report.json",
         "manifest.json",
     }

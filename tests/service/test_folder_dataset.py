@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from examples.demo import train
 from tests.service.conftest import ARGS, Digits
+from tests.service.test_command_line import run
 
 # Sorted, they are in the order of the digits that they show.
 NAMES = ("0 nought", "1 one", "2 two")
@@ -70,6 +72,18 @@ def test_pictures_that_the_network_cannot_take_are_refused_with_the_way_out(clie
         client.wait(job["id"], timeout_s=120)
     assert caught.value.code == "dataset_invalid"
     assert "3×8×8" in str(caught.value) and '"color": "grey"' in str(caught.value)
+
+
+@pytest.mark.parametrize("program", ["pennyweight", "pennyweightd"])
+def test_both_command_lines_convert_when_asked(service_url: str, folders, tmp_path, program):
+    checkpoint, archive, _ = folders
+    options = ["--architecture", "cifar_resnet", "--input-shape", "1x8x8", "--macs", "40%", "--epochs", "0"]
+    dataset = ["--dataset", archive, "--convert", "grey", "--outputs", "report", "-o", tmp_path / "out", "--json"]
+    done = run(program, "compress", checkpoint, *options, *dataset, url=service_url)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    result = document if program == "pennyweightd" else document["result"]
+    assert result["met"] and result["baseline"]["accuracy"] > 0.95
 
 
 def test_a_member_that_is_no_image_is_named_on_the_rejected_dataset(client: Client, tmp_path):

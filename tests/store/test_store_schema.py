@@ -127,7 +127,10 @@ def test_foreign_keys_are_enforced_also_on_a_connection_after_a_migration(house:
     house.database.migrate()
     with pytest.raises(IntegrityError), house.database.transaction() as session:
         session.execute(
-            text("INSERT INTO api_keys VALUES ('key_1', 'nobody', 'n', 'p', 's', '2026-01-01 00:00:00.000000', NULL)")
+            text(
+                "INSERT INTO api_keys (id, tenant_id, name, prefix, sha256, scope, created_at) "
+                "VALUES ('k', 'nobody', 'n', 'p', 's', 'read', '2026-01-01 00:00:00.000000')"
+            )
         )
 
 

@@ -73,7 +73,7 @@ def test_files_are_stored_under_the_attempt_with_a_media_type_that_the_runner_ha
         ("model.onnx", "application/onnx", 3),
         ("model.py", "text/x-python", 2),
         ("model.safetensors", "application/vnd.safetensors", 2),
-        ("page.html", "application/octet-stream", 2),
+        ("page.html", "text/html", 2),
         ("report.json", "application/json", 2),
     ]
     assert stored[0].object_key == "tenants/local/jobs/job_1/2/model.onnx"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from core.errors import EngineError
+from core.intake.loading import _of_one_input as single_shape
 from store.contract import ErrorCode
 from worker.runner.session import describe
-from worker.runner.translate import single_shape
 
 
 def test_a_refusal_of_the_engine_keeps_its_code_its_words_and_its_field():

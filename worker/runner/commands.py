@@ -78,8 +78,7 @@ def _request(task: Task, folder: Path) -> CompressionRequest:
 
 def inspect_model(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
     from core.analysis import profile
-    from core.intake import load_network
-    from worker.runner.translate import single_shape
+    from core.intake import file_format, load_network
 
     _use_threads(task.threads)
     model = task.model
@@ -88,14 +87,14 @@ def inspect_model(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
         folder / model.file,
         architecture=model.architecture,
         architecture_args=model.architecture_args,
-        input_shape=single_shape(model.input_shape),
+        input_shape=model.input_shape,
     )
     tell(ProgressMessage(stage="profile", status="running"))
     found = profile(network)
     shapes = {spec.name: list(spec.shape) for spec in network.inputs}
     inspection = ModelInspection.model_validate(
         {
-            "format": "state_dict",
+            "format": file_format(folder / model.file),
             "architecture": network.architecture,
             "architecture_args": dict(network.architecture_args),
             "input_shape": next(iter(shapes.values())) if len(shapes) == 1 else shapes,

@@ -8,7 +8,6 @@ from typing import Any
 
 from core.budget import Budget, Cap
 from core.engine import CompressionRequest
-from core.errors import EngineError
 from core.recovery import Conversion
 from store import contract
 
@@ -26,12 +25,12 @@ def compression_request(
     convert: contract.Conversion | None,
     request_sha256: str | None = None,
 ) -> CompressionRequest:
-    """What a job asks of the engine. Raises EngineError("shape_mismatch") for shapes of other inputs than the one."""
+    """What a job asks of the engine."""
     return CompressionRequest(
         model_path=model_path,
         architecture=architecture,
         architecture_args=dict(architecture_args),
-        input_shape=single_shape(input_shape),
+        input_shape=input_shape,
         budget=budget(options.budget),
         methods=tuple(method.model_dump() for method in options.methods),
         dataset_path=dataset_path,
@@ -65,21 +64,3 @@ def statistics(normalization: contract.Normalization | None) -> tuple[tuple[floa
 
 def conversion(convert: contract.Conversion | None) -> Conversion | None:
     return Conversion(convert.size and tuple(convert.size), convert.color) if convert else None
-
-
-INPUT_NAME = "input"
-"""What the one input of every registered architecture is called, in the delivered networks too."""
-
-
-def single_shape(shape: Sequence[int] | Mapping[str, Sequence[int]] | None) -> tuple[int, ...] | None:
-    """The shape of the one input that registered architectures have; a mapping may name it. Raises EngineError("shape_mismatch")."""
-    if isinstance(shape, Mapping):
-        if set(shape) != {INPUT_NAME}:
-            given = ", ".join(repr(name[:80]) for name in list(shape)[:8]) or "nothing"
-            raise EngineError(
-                "shape_mismatch",
-                f"input_shape names {given}; the network has one input, called {INPUT_NAME!r}.",
-                param="/input_shape",
-            )
-        shape = shape[INPUT_NAME]
-    return tuple(shape) if shape is not None else None

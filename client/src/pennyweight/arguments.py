@@ -13,7 +13,9 @@ from pennyweight.plans import read_plan
 
 Architecture = Annotated[str | None, typer.Option(help="A name from `pennyweight architectures`.")]
 ArchitectureArgs = Annotated[str | None, typer.Option(help="JSON object, e.g. '{\"depth\": 20}'.")]
-InputShape = Annotated[str | None, typer.Option(help="Without the batch, e.g. 3x32x32.")]
+InputShape = Annotated[
+    str | None, typer.Option(help="Without the batch, e.g. 3x32x32; of several inputs a=3x32x32,b=3x64x64.")
+]
 DatasetFile = Annotated[
     Path | None,
     typer.Option(help="Images: .npz, .parquet, or a .tar, .tar.gz or .zip of class folders or Parquet shards."),

@@ -82,7 +82,7 @@ class Client:
         *,
         architecture: str | None = None,
         architecture_args: Mapping[str, Any] | None = None,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         name: str | None = None,
         on_bytes: ByteListener | None = None,
     ) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Client:
         *,
         architecture: str | None = None,
         architecture_args: Mapping[str, Any] | None = None,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         dataset_path: str | Path | None = None,
         normalization: Mapping[str, Any] | None = None,
         scale: float | None = None,

@@ -30,6 +30,10 @@ _LATENCY_UNITS = {"": 1, "ms": 1}
 _UNITS = {"memory": _BYTE_UNITS, "size": _BYTE_UNITS, "latency_ms": _LATENCY_UNITS}
 _EXAMPLES = {"memory": "2MB or 60%", "size": "500kB or 40%", "latency_ms": "5 or 60%"}
 _MEMORY_KINDS = ("weights", "activations", "total")
+_SHAPE_HELP = (
+    "give positive sizes without the batch, for example 3x32x32; of several inputs each by name, for example "
+    "template=3x128x128,search=3x256x256"
+)
 
 
 class OptionError(ValueError):
@@ -79,11 +83,30 @@ def parse_budget(caps: Mapping[str, str | None]) -> dict[str, Any]:
     return {metric: parse_cap(metric, text) for metric, text in caps.items() if text is not None}
 
 
-def parse_input_shape(text: str) -> list[int]:
-    """`3x32x32`, `3,32,32` or `[3, 32, 32]`: channels, height, width, without the batch."""
+def parse_input_shape(text: str) -> list[int] | dict[str, list[int]]:
+    """`3x32x32`, `3,32,32` or `[3, 32, 32]`: channels, height, width, without the batch.
+
+    Of several inputs each by its name: `template=3x128x128,search=3x256x256`, or a JSON object.
+    """
+    if text.lstrip().startswith("{"):
+        named = parse_json_object("--input-shape", text)
+        parts = {name: "x".join(map(str, sizes)) if isinstance(sizes, list) else "" for name, sizes in named.items()}
+    elif "=" in text:
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        parts = {name.strip(): sizes for name, _, sizes in pairs}
+        if len(parts) < len(pairs):
+            raise OptionError(f"--input-shape {text}: {_SHAPE_HELP}")
+    else:
+        return _sizes(text, text)
+    if not parts or "" in parts:
+        raise OptionError(f"--input-shape {text}: {_SHAPE_HELP}")
+    return {name: _sizes(sizes, text) for name, sizes in parts.items()}
+
+
+def _sizes(text: str, whole: str) -> list[int]:
     numbers = re.split(r"[x,]", text.strip().strip("[]").replace(" ", ""))
     if not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise OptionError(f"--input-shape {text}: give positive sizes without the batch, for example 3x32x32")
+        raise OptionError(f"--input-shape {whole}: {_SHAPE_HELP}")
     return [int(number) for number in numbers]
 
 

@@ -1,0 +1,296 @@
+"""Requests per second and latency of the API over a large table of jobs, beside a bare FastAPI route in the same run.
+
+    python -m benchmarks.api_load [--rows 100000] [--seconds 5] [--connections 8] [--keys]
+    python -m benchmarks.api_load --rows 1000000 --database-url postgresql://…/empty
+
+Fills a database with jobs (SQLite in a temporary folder, or an empty one that the URL names), starts the API alone and a
+bare application, each in a process of its own, and asks each in turn over keep-alive connections. The bare application's
+only route is a `def` that returns the same status and the same bytes. `--keys` asks with an API key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import insert
+
+from store.contract import JobRequest
+from store.database import Database
+from store.identifiers import new_id
+from store.keys import KeyRepository
+from store.tables import LOCAL_TENANT, Job, JobLabel, Model, Work
+
+BATCH = 5000
+STATUSES = ("succeeded",) * 17 + ("failed", "cancelled", "queued")
+
+_API = """
+import socket, sys
+import uvicorn
+from api.app import create_app
+from store.settings import Settings
+
+listener = socket.create_server(("127.0.0.1", 0))
+listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+print(listener.getsockname()[1], flush=True)
+settings = Settings(data_dir=sys.argv[1], database_url=sys.argv[2], require_keys=sys.argv[3] == "keys",
+                    rate_limit_per_minute=10_000_000)
+uvicorn.Server(uvicorn.Config(create_app(settings), access_log=False, log_level="warning")).run(sockets=[listener])
+"""
+
+_BARE = """
+import socket, sys
+import uvicorn
+from fastapi import FastAPI, Response
+
+status, body = int(sys.argv[1]), open(sys.argv[2], "rb").read()
+app = FastAPI()
+
+@app.api_route("/bare", methods=["GET", "POST"])
+def bare() -> Response:
+    return Response(body, status_code=status, media_type="application/json", headers={"ETag": 'W/"1"'})
+
+listener = socket.create_server(("127.0.0.1", 0))
+listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+print(listener.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run(sockets=[listener])
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One kind of request: latencies in seconds, sorted, how many were answered in a second, and what each cost the server."""
+
+    per_second: float
+    cpu_s: float
+    latencies_s: list[float]
+
+    def quantile_ms(self, fraction: float) -> float:
+        return self.latencies_s[min(len(self.latencies_s) - 1, int(fraction * len(self.latencies_s)))] * 1000
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Processor seconds that it has used: what other processes on the machine do does not change it much."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as bytes on the wire, and the status that its answer must have."""
+
+    name: str
+    method: str
+    path: str
+    status: int
+    headers: dict[str, str]
+    body: bytes = b""
+
+    def wire(self, path: str | None = None) -> bytes:
+        lines = [f"{self.method} {path or self.path} HTTP/1.1", "Host: 127.0.0.1"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        lines += [f"Content-Length: {len(self.body)}"] if self.body else []
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + self.body
+
+
+def fill(database: Database, rows: int) -> tuple[str, list[str]]:
+    """Jobs over one ready model; returns the model's id and the ids of all jobs, oldest first."""
+    now, model = datetime.now(UTC), new_id("mdl")
+    with database.transaction() as session:
+        session.execute(
+            insert(Model).values(
+                id=model, tenant_id=LOCAL_TENANT, name="net", filename="net.th", object_key="x", size_bytes=1,
+                sha256="ab" * 32, architecture_args={}, status="ready", created_at=now,
+            )
+        )  # fmt: skip
+    request = JobRequest.model_validate({"model": model, "budget": {"flops": {"max_ratio": 0.5}}})
+    ids: list[str] = []
+    while len(ids) < rows:
+        jobs, labels, work = [], [], []
+        for index in range(len(ids), min(len(ids) + BATCH, rows)):
+            id, status = new_id("job"), STATUSES[index % len(STATUSES)]
+            given = {"team": str(index % 100)}
+            jobs.append(
+                {
+                    "id": id, "tenant_id": LOCAL_TENANT, "name": f"job {index}", "model_id": model, "status": status,
+                    "attempt": 1, "request": {**request.model_dump(mode="json"), "labels": given}, "created_at": now,
+                    "queued_at": now, "version": 3, "last_event_seq": 3,
+                    "finished_at": None if status == "queued" else now,
+                    "error": {"code": "internal", "message": "It broke."} if status == "failed" else None,
+                }
+            )  # fmt: skip
+            labels.append({"job_id": id, "key": "team", "value": given["team"]})
+            state = "queued" if status == "queued" else "done"
+            work.append(
+                {
+                    "id": id, "kind": "job", "tenant_id": LOCAL_TENANT, "queue": "auto", "priority": 0, "state": state,
+                    "attempt": 1, "losses": 0, "troubles": 0, "available_at": now, "max_runtime_s": 7200,
+                }
+            )  # fmt: skip
+            ids.append(id)
+        with database.transaction() as session:
+            session.execute(insert(Job), jobs)
+            session.execute(insert(JobLabel), labels)
+            session.execute(insert(Work), work)
+    return model, ids
+
+
+@contextmanager
+def process(code: str, *arguments: str) -> Iterator[Server]:
+    """A server in a process of its own."""
+    server = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/healthz")
+                break
+            except httpx.HTTPError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield Server(port, server.pid)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+async def _answer(reader: asyncio.StreamReader) -> int:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+    )
+    if length:
+        await reader.readexactly(length)
+    return int(head.split(b" ", 2)[1])
+
+
+async def _load(server: Server, wires: list[bytes], status: int, seconds: float, connections: int) -> Measured:
+    latencies: list[float] = []
+    turn = count()
+    end = time.perf_counter() + seconds
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            writer.write(wires[next(turn) % len(wires)])
+            found = await _answer(reader)
+            latencies.append(time.perf_counter() - started)
+            if found != status:
+                raise RuntimeError(f"answered {found}, not {status}")
+        writer.close()
+
+    started, cpu_s = time.perf_counter(), server.cpu_s()
+    await asyncio.gather(*(one() for _ in range(connections)))
+    elapsed_s, cpu_s = time.perf_counter() - started, server.cpu_s() - cpu_s
+    return Measured(len(latencies) / elapsed_s, cpu_s / len(latencies), sorted(latencies))
+
+
+def load(server: Server, wires: list[bytes], status: int, options: argparse.Namespace) -> Measured:
+    return asyncio.run(_load(server, wires, status, options.seconds, options.connections))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="API and bare route in turn, so often; medians are shown")
+    parser.add_argument("--database-url", help="an empty database; left out, SQLite in a temporary folder")
+    parser.add_argument("--keys", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        url = options.database_url or f"sqlite:///{folder}/load.db"
+        database = Database(url)
+        database.migrate()
+        started = time.monotonic()
+        model, ids = fill(database, options.rows)
+        with database.transaction() as session:
+            secret = KeyRepository(session, LOCAL_TENANT).create("load")[1] if options.keys else None
+        print(f"{options.rows} jobs in {database_name(url)} after {time.monotonic() - started:.0f} s")
+        with process(_API, folder, url, "keys" if options.keys else "open") as server:
+            measure(server, folder, model, ids, secret, options)
+        database.dispose()
+
+
+def database_name(url: str) -> str:
+    return url.split(":")[0].split("+")[0]
+
+
+def measure(
+    server: Server, folder: str, model: str, ids: list[str], secret: str | None, options: argparse.Namespace
+) -> None:
+    base = {"Authorization": f"Bearer {secret}"} if secret else {}
+    old = {**base, "If-None-Match": 'W/"3"'}
+    body = json.dumps({"model": model, "budget": {"flops": {"max_ratio": 0.5}}}).encode()
+    create = {**base, "Content-Type": "application/json"}
+    middle, deep = ids[len(ids) // 2], ids[min(20, len(ids) - 1)]
+    kinds = [
+        Asked("poll, 304", "GET", "/v1/jobs/{job}", 304, old),
+        Asked("poll, 200", "GET", "/v1/jobs/{job}", 200, base),
+        Asked("create", "POST", "/v1/jobs", 201, create, body),
+        Asked("list, first page", "GET", "/v1/jobs", 200, base),
+        Asked("list, middle page", "GET", f"/v1/jobs?after={middle}", 200, base),
+        Asked("list, last page", "GET", f"/v1/jobs?after={deep}", 200, base),
+        Asked("list, 100 entries", "GET", f"/v1/jobs?limit=100&after={middle}", 200, base),
+        Asked("list, one status", "GET", f"/v1/jobs?status=failed&after={middle}", 200, base),
+        Asked("list, two statuses", "GET", "/v1/jobs?status=failed&status=queued", 200, base),
+        Asked("list, one label", "GET", f"/v1/jobs?label.team=7&after={middle}", 200, base),
+        Asked("list, no such label", "GET", "/v1/jobs?label.team=none", 200, base),
+    ]
+    print(f"{'':20}  requests/s  bare /s  ratio   p50 ms   p99 ms   CPU ms  bare CPU ms")
+    some = ids[:: max(1, len(ids) // 500)]
+    for asked in kinds:
+        paths = [asked.path.format(job=id) for id in some] if "{job}" in asked.path else [asked.path]
+        wires = [asked.wire(path) for path in paths]
+        sample = httpx.request(
+            asked.method, f"http://127.0.0.1:{server.port}{paths[0]}", headers=asked.headers, content=asked.body or None
+        )
+        if sample.status_code != asked.status:
+            raise RuntimeError(f"{asked.name}: {sample.status_code} {sample.text[:300]}")
+        file = Path(folder) / "bare"
+        file.write_bytes(sample.content)
+        api: list[Measured] = []
+        bare: list[Measured] = []
+        with process(_BARE, str(asked.status), str(file)) as bare_server:
+            for _ in range(options.rounds):
+                api.append(load(server, wires, asked.status, options))
+                bare.append(load(bare_server, [asked.wire("/bare")], asked.status, options))
+        print(_row(asked.name, api, bare), flush=True)
+
+
+def _row(name: str, api: list[Measured], bare: list[Measured]) -> str:
+    def median(values: list[Any]) -> float:
+        return statistics.median(values)
+
+    ours, theirs = median([one.per_second for one in api]), median([one.per_second for one in bare])
+    p50, p99 = (median([one.quantile_ms(fraction) for one in api]) for fraction in (0.5, 0.99))
+    cpu, bare_cpu = (median([one.cpu_s * 1000 for one in many]) for many in (api, bare))
+    return f"{name:20}  {ours:10.0f}  {theirs:7.0f}  {ours / theirs:5.2f}  {p50:7.2f}  {p99:7.2f}  {cpu:7.2f}  {bare_cpu:11.2f}"
+
+
+if __name__ == "__main__":
+    main()
