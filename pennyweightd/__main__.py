@@ -17,7 +17,7 @@ import typer
 from pennyweightd import keys
 from pennyweightd.compress import compress
 from pennyweightd.failures import explained
-from pennyweightd.options import DataDir, Host, Port, Queues, Slots, load_settings, open_database
+from pennyweightd.options import Check, DataDir, Host, Port, Queues, Slots, load_settings, open_database
 
 app = typer.Typer(
     help="Pennyweight: compress a trained CNN onto an exact budget.",
@@ -49,11 +49,14 @@ def api(host: Host = None, port: Port = None, data_dir: DataDir = None) -> None:
 
 
 @app.command()
-def worker(queues: Queues = None, slots: Slots = 1, data_dir: DataDir = None) -> None:
+def worker(queues: Queues = None, slots: Slots = 1, data_dir: DataDir = None, check: Check = False) -> None:
     """Run a worker alone, for an API that runs elsewhere; with PENNYWEIGHT_QUEUE_URL on Celery."""
-    from pennyweightd.worker import work
+    from pennyweightd.worker import require_alive, work
 
     with explained():
+        if check:
+            require_alive(load_settings(data_dir=data_dir))
+            return
         asked = None if queues is None else [name.strip() for name in queues.split(",") if name.strip()]
         work(load_settings(data_dir=data_dir), asked, slots)
 

@@ -31,6 +31,7 @@ Queues = Annotated[
     ),
 ]
 Slots = Annotated[int, typer.Option(min=1, help="Jobs at a time without a GPU; with GPUs, each has one.")]
+Check = Annotated[bool, typer.Option("--check", help="Only say whether the worker on this data folder is alive.")]
 
 
 def load_settings(**given: Any) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +25,9 @@ from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
 from store.work import release_owner
+from worker.housekeeper import Housekeeper
 from worker.supervisor import Supervisor
+from worker.sweeper import Sweeper
 from worker.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -65,7 +68,11 @@ def serve_api(settings: Settings) -> None:
         objects = open_objects(settings)
         with _bind(settings) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-            with WebhookSender(database, settings.webhook_policy), _doorbell(settings, database) as ring:
+            with (
+                WebhookSender(database, settings.webhook_policy),
+                _doorbell(settings, database) as ring,
+                _sweepers(settings, database, objects, ring),
+            ):
                 app = create_app(settings, database, objects, wake=ring)
                 _run(app, listener, lambda: _announce(settings, "API only"), lambda: None)
 
@@ -96,6 +103,35 @@ def _doorbell(settings: Settings, database: Database) -> Iterator[Callable[[], N
         raise Refusal(str(error)) from error
     with doorbell:
         yield doorbell.ring
+
+
+@contextmanager
+def _sweepers(
+    settings: Settings, database: Database, objects: ObjectStore, ring: Callable[[], None] | None
+) -> Iterator[None]:
+    """Every worker has these too; here they see to it that jobs end while no worker is left."""
+    stopping = threading.Event()
+    threads = (
+        Sweeper(
+            database,
+            None,
+            set,
+            ring or (lambda: None),
+            lambda: None,
+            sweep_s=settings.sweep_s,
+            lease_s=settings.lease_s,
+            stopping=stopping,
+        ),
+        Housekeeper(settings, database, objects, stopping),
+    )
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(GRACE_S)
 
 
 class _Server(uvicorn.Server):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Sequence
 
 from pennyweightd.data_folder import DataFolder
@@ -20,7 +21,9 @@ from store.doorbell import Doorbell, NoQueue
 from store.settings import Settings
 from worker.devices import QUEUES, NoSuchDevice, job_slots
 from worker.process import DEFAULT_COMMANDS
-from worker.supervisor import Supervisor
+from worker.supervisor import ALIVE_FILE, Supervisor
+
+SILENCE_S = 90.0
 
 
 def work(settings: Settings, queues: Sequence[str] | None, cpu_slots: int, commands: str = DEFAULT_COMMANDS) -> None:
@@ -72,6 +75,15 @@ def work(settings: Settings, queues: Sequence[str] | None, cpu_slots: int, comma
         )
         stopping.wait()
         supervisor.begin_stop()
+
+
+def require_alive(settings: Settings) -> None:
+    """Raises Refusal unless the worker on this data folder has lately said that all its threads are alive."""
+    path = settings.data_dir / ALIVE_FILE
+    silent_s = time.time() - path.stat().st_mtime if path.exists() else None
+    if silent_s is None or silent_s > SILENCE_S:
+        since = "never" if silent_s is None else f"{silent_s:.0f} s ago"
+        raise Refusal(f"The worker on {settings.data_dir} is not alive (last heard of: {since}).")
 
 
 def _signals() -> threading.Event:

@@ -7,12 +7,15 @@ from sqlalchemy.orm import Session
 
 from store import dialect
 from store.contract import WorkKind
+from store.errors import NotFound
 from store.tables import Work, WorkState
 
 ANY_QUEUE = "auto"
 """Work that any worker may claim; the other queues are named after devices, `cpu` and `gpu`."""
 
 SHORT_WORK_MAX_RUNTIME_S = 300
+
+_RESOURCES = {"job": "job", "mdl": "model", "ds": "dataset", "pln": "plan"}
 
 
 def enqueue(
@@ -43,10 +46,16 @@ def enqueue(
 
 
 def lock(session: Session, id: str) -> Work:
-    """The work row, locked. Whoever changes or deletes a subject locks its work row first: one order, no deadlock."""
-    return session.scalars(
+    """The work row, locked. Whoever changes or deletes a subject locks its work row first: one order, no deadlock.
+
+    Raises NotFound where another transaction has deleted the subject meanwhile.
+    """
+    work = session.scalar(
         select(Work).where(Work.id == id).with_for_update(), execution_options={"populate_existing": True}
-    ).one()
+    )
+    if work is None:
+        raise NotFound(_RESOURCES[id.partition("_")[0]], id)
+    return work
 
 
 def forget(session: Session, id: str) -> None:

@@ -74,6 +74,15 @@ class Settings(BaseSettings):
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 
+    retain_artifacts_days: Annotated[float | None, Field(ge=0)] = None
+    """How long artifacts are kept after their job has ended. Unset, as below: for ever."""
+    retain_models_days: Annotated[float | None, Field(ge=0)] = None
+    """How long a model is kept after its upload or the last job on it, whichever is later."""
+    retain_datasets_days: Annotated[float | None, Field(ge=0)] = None
+    """The same for a dataset."""
+    retain_plans_days: Annotated[float | None, Field(ge=0)] = None
+    """How long a plan is kept."""
+
     lease_s: Annotated[float, Field(gt=0)] = 45
     """How long a claim lives without a heartbeat, in database time."""
     heartbeat_s: Annotated[float, Field(gt=0)] = 10

@@ -23,17 +23,18 @@ from store.settings import Settings
 from worker.attempt import Services
 from worker.crew import Crew
 from worker.devices import JobSlot, job_slots
+from worker.housekeeper import Housekeeper
 from worker.lease import Timing
 from worker.probe import choose_confinement
 from worker.process import DEFAULT_COMMANDS
 from worker.sandbox import FILE_BYTES
 from worker.slot import Slot
 from worker.sweeper import Sweeper, remove_leftovers
-from worker.upload_sweeper import UploadSweeper
 
 logger = logging.getLogger(__name__)
 
 SCRATCH_FOLDER = "scratch"
+ALIVE_FILE = "worker.alive"
 # Others may pass through on the way to a folder whose name they know, and list nothing.
 PASSABLE = 0o711
 
@@ -68,7 +69,7 @@ class Supervisor:
         self._scratch = settings.data_dir / SCRATCH_FOLDER
         self._slots: list[Slot] = []
         self._sweeper: Sweeper | None = None
-        self._upload_sweeper: UploadSweeper | None = None
+        self._housekeeper: Housekeeper | None = None
         self.crew: Crew | None = None
 
     def start(self) -> None:
@@ -88,7 +89,6 @@ class Supervisor:
         self._slots = [Slot(spec, services, self._settings.poll_s, confinement, self._tell_everyone) for spec in specs]
         self._sweeper = Sweeper(
             self._database,
-            self._objects,
             self._scratch,
             self._folders_in_use,
             self._tell_everyone,
@@ -97,20 +97,15 @@ class Supervisor:
             lease_s=self._settings.lease_s,
             stopping=self._stopping,
         )
-        self._upload_sweeper = UploadSweeper(
-            self._database,
-            self._objects,
-            upload_expires_s=self._settings.upload_expires_s,
-            stopping=self._stopping,
-        )
-        for thread in (*self._slots, self._sweeper, self._upload_sweeper):
+        self._housekeeper = Housekeeper(self._settings, self._database, self._objects, self._stopping)
+        for thread in (*self._slots, self._sweeper, self._housekeeper):
             thread.start()
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Planned stop: end the runners, give their work back without counting a loss, and wait for the threads."""
         deadline = time.monotonic() + (self._settings.stop_timeout_s if timeout_s is None else timeout_s)
         self.begin_stop()
-        for thread in (*self._slots, *filter(None, [self._sweeper, self._upload_sweeper])):
+        for thread in (*self._slots, *filter(None, [self._sweeper, self._housekeeper])):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 logger.error("%s did not stop in time; its lease will expire.", thread.name)
@@ -131,6 +126,8 @@ class Supervisor:
 
     def _sign_of_life(self) -> None:
         """Keep this worker's catalogue rows fresh. Not the slots' own doing: one may be busy for hours."""
+        if all(slot.is_alive() for slot in self._slots):
+            (self._settings.data_dir / ALIVE_FILE).touch()
         with self._database.transaction() as session:
             for slot in self._slots:
                 if slot.is_alive():

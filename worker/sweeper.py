@@ -1,6 +1,6 @@
-"""The sweeper: takes back what dead workers hold and clears up after them, and after everyone who was killed.
+"""The sweeper: takes back what dead workers hold, ends what hangs, and rings for what waits.
 
-Safe to run anywhere, twice at once.
+Safe to run anywhere, twice at once. It asks nothing but the database, so nothing else can hold it up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from store.database import Database
-from store.objects import ObjectStore
-from store.orphans import remove_orphans
-from store.work import expire_leases
+from store.work import end_overdue, expire_leases
 from worker.process import FOLDER_PREFIX, remove_folder
 
 logger = logging.getLogger(__name__)
@@ -22,23 +20,22 @@ logger = logging.getLogger(__name__)
 # A folder that no living runner of ours uses is left for this long: its runner may be about to be registered.
 FOLDER_GRACE_S = 60.0
 SIGN_OF_LIFE_EVERY_S = 20.0
-# The row of an object follows within moments, or never does.
-ORPHAN_AGE_S = 3600.0
-ORPHANS_EVERY_S = 900.0
+# A doorbell may have been lost together with the queue that held it.
+RING_EVERY_S = 15.0
 
 
 class Sweeper(threading.Thread):
-    """Every `sweep_s` seconds: expired leases, then leftover runner folders; a sign of life about every 20 s, and objects
-    that nothing refers to now and then.
+    """Every `sweep_s` seconds: expired leases, work that hangs, leftover runner folders; a ring and a sign of life now and
+    then.
 
     ring wakes the slots and renews the leases of running work; sign_of_life tells everyone that this worker is there.
+    scratch: where runner folders lie, None where there are none (beside the API).
     """
 
     def __init__(
         self,
         database: Database,
-        objects: ObjectStore,
-        scratch: Path,
+        scratch: Path | None,
         folders_in_use: Callable[[], set[Path]],
         ring: Callable[[], None],
         sign_of_life: Callable[[], None],
@@ -49,12 +46,12 @@ class Sweeper(threading.Thread):
     ) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._database = database
-        self._objects = objects
         self._scratch = scratch
         self._folders_in_use = folders_in_use
         self._ring = ring
         self._sign_of_life = sign_of_life
-        self._sign_at = self._orphans_at = time.monotonic()
+        self._sign_at = time.monotonic()
+        self._ring_at = self._sign_at + RING_EVERY_S
         self._sweep_s = sweep_s
         self._longest_pause_s = sweep_s + lease_s / 2
         self._stopping = stopping
@@ -85,12 +82,13 @@ class Sweeper(threading.Thread):
         expired = expire_leases(self._database)
         if expired:
             logger.warning("Took back %d expired lease(s).", expired)
+        if overdue := end_overdue(self._database):
+            logger.error("Ended %d piece(s) of work that hung on their worker.", overdue)
+        if expired or overdue or time.monotonic() >= self._ring_at:
             self._ring()
-        remove_leftovers(self._scratch, self._folders_in_use(), older_than_s=FOLDER_GRACE_S)
-        if time.monotonic() >= self._orphans_at:
-            self._orphans_at = time.monotonic() + ORPHANS_EVERY_S
-            if orphans := remove_orphans(self._database, self._objects, older_than_s=ORPHAN_AGE_S):
-                logger.warning("Removed %d stored object(s) that nothing referred to.", orphans)
+            self._ring_at = time.monotonic() + RING_EVERY_S
+        if self._scratch is not None:
+            remove_leftovers(self._scratch, self._folders_in_use(), older_than_s=FOLDER_GRACE_S)
 
 
 def remove_leftovers(scratch: Path, in_use: set[Path], *, older_than_s: float) -> None:

@@ -168,7 +168,6 @@ def test_after_a_pause_of_the_machine_living_work_renews_its_lease_before_the_sw
 
     sweeper = Sweeper(
         bench.database,
-        bench.objects,
         bench.settings.data_dir,
         set,
         ring,
@@ -185,7 +184,7 @@ def test_after_a_pause_of_the_machine_living_work_renews_its_lease_before_the_sw
 
 
 def test_a_living_worker_removes_objects_that_nothing_refers_to(bench, monkeypatch):
-    monkeypatch.setattr("worker.sweeper.ORPHAN_AGE_S", -60.0)
+    monkeypatch.setattr("worker.housekeeper.ORPHAN_AGE_S", -60.0)
     key = model_key(LOCAL_TENANT, new_id("mdl"))
     with bench.objects.open_writer(key) as writer:
         writer.write(b"its row was never written")
