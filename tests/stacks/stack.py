@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Process:
 
     def __init__(self, folder: Path, name: str, command: list[str], environment: dict[str, str]) -> None:
         self._command = [sys.executable, *command]
-        self._environment = environment
+        self.environment = environment
         self.log = folder / f"{name}.log"
         self.url = ""
         self._process: subprocess.Popen[str] | None = None
@@ -51,7 +51,7 @@ class Process:
     def start(self) -> Process:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True
+                self._command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=log, text=True
             )
         match = READY.match(line := self._process.stdout.readline())
         assert match, line + self.log.read_text()[-2000:]
@@ -184,6 +184,7 @@ class Fleet(Stack):
         *,
         scripted: bool = True,
         slots: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         own = ["-m", "tests.stacks.scripted_worker", "cpu", str(slots)]
         engine = ["-m", "pennyweightd", "worker", "--queues", "cpu", "--slots", str(slots)]
@@ -191,6 +192,7 @@ class Fleet(Stack):
             "PENNYWEIGHT_DATABASE_URL": database_url,
             "PENNYWEIGHT_STORAGE_URL": storage_url,
             "PENNYWEIGHT_QUEUE_URL": queue_url,
+            **(environment or {}),
         }
         super().__init__(folder, urls, own if scripted else engine)
         self.database = Database(database_url)
@@ -204,9 +206,9 @@ class Fleet(Stack):
     def restart_worker(self) -> None:
         self.workers[0].start()
 
-    def celery(self) -> list[int]:
-        """The Celery process of the first worker, and then its children."""
-        return [pid for pid in self.workers[0].family() if "worker.node" in command_of(pid)]
+    def celery(self, worker: Process | None = None) -> list[int]:
+        """The Celery process of a worker, by default the first one, and then its children."""
+        return [pid for pid in (worker or self.workers[0]).family() if "worker.node" in command_of(pid)]
 
 
 @contextlib.contextmanager
@@ -257,9 +259,6 @@ def command_of(pid: int) -> str:
 
 def busy_runners(process: Process) -> list[int]:
     """The runners below a process that have been given a task."""
-    tasks = [str(path.parent) for path in Path("/").glob(f"{_data_folder(process)}/scratch/**/task.json")]
-    return [pid for pid in process.family() if any(folder in command_of(pid) for folder in tasks)]
-
-
-def _data_folder(process: Process) -> str:
-    return process._environment["PENNYWEIGHT_DATA_DIR"].lstrip("/")
+    scratch = Path(process.environment["PENNYWEIGHT_DATA_DIR"]) / "scratch"
+    busy = [folder for folder, _, files in os.walk(scratch) if "task.json" in files]  # unlike glob, minds no vanishing
+    return [pid for pid in process.family() if any(folder in command_of(pid) for folder in busy)]

@@ -1,0 +1,11 @@
+"""A short run of `benchmarks.chaos`: everything is killed, and every accepted job ends once."""
+
+from __future__ import annotations
+
+from benchmarks.chaos import run
+
+
+def test_every_accepted_job_ends_once_whatever_is_killed():
+    report = run(jobs=60, workers=2, slots=2, seed=1, every_s=0.7, deadline_s=240)
+    assert report.posted == 60 and sum(report.faults.values()) >= 5
+    assert report.good, report.lines()
