@@ -25,6 +25,7 @@ class FaultProxy:
         self._target = (parts.hostname or "", parts.port or 80)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
+        self._serving: set[asyncio.Task[None] | None] = set()  # the loop itself remembers tasks only weakly
         self._thread = threading.Thread(target=self._run, name="fault proxy", daemon=True)
         self.mode: Mode = "well"
         self.url = ""
@@ -48,6 +49,7 @@ class FaultProxy:
         self._loop.run_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(task := asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.CancelledError):
             if self.mode != "absent":
                 there, back = await asyncio.open_connection(*self._target)
@@ -56,6 +58,7 @@ class FaultProxy:
                 finally:
                     back.close()
         writer.close()
+        self._serving.discard(task)
 
     async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, cuts: bool) -> None:
         while chunk := await source.read(CHUNK_BYTES):

@@ -171,6 +171,8 @@ def main(text: str) -> int:
             return 1
     settings = Settings()
     logs.configure(settings)
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each doorbell, which mean nothing
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return Node(spec, settings).run()
 
 
