@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import socket
 import threading
 import time
@@ -39,6 +39,7 @@ from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
 from store.work import cancel_job, claim, finish_job, finish_model, finish_plan, reject
+from tests.databases import Databases, databases
 
 CHECKPOINT = b"weights " * 1000
 HALF = {"flops": {"max_ratio": 0.5}}
@@ -225,34 +226,35 @@ CATALOGUE = Catalogue.model_validate(
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A freshly migrated database file, to be copied."""
-    path = tmp_path_factory.mktemp("template") / "pennyweight.db"
-    database = Database(f"sqlite:///{path}")
-    database.migrate()
-    database.dispose()
-    return path
+def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """Freshly migrated databases: SQLite, or what PENNYWEIGHT_TEST_API_DIALECT says."""
+    dialect = os.environ.get("PENNYWEIGHT_TEST_API_DIALECT", "sqlite")
+    server_url = None if dialect == "sqlite" else request.getfixturevalue("postgres_url")
+    with databases(dialect, tmp_path_factory.mktemp("template"), server_url, lambda _: None) as made:
+        yield made
 
 
 @contextmanager
 def run_service(
-    data_dir: Path, migrated: Path, objects: ObjectStore | None = None, **options: Any
+    data_dir: Path, migrated: Databases, objects: ObjectStore | None = None, **options: Any
 ) -> Iterator[Service]:
     """A service with these settings over a new database, and over this object store or new local files."""
     settings = Settings(data_dir=data_dir, **options)
     settings.data_dir.mkdir(exist_ok=True)
-    shutil.copy(migrated, settings.data_dir / "pennyweight.db")
-    database = Database(settings.resolved_database_url)
+    url = migrated.take(settings.data_dir / "pennyweight.db")
+    settings = settings.model_copy(update={"database_url": url})
+    database = Database(url)
     objects = objects or LocalObjects(settings.data_dir / "objects")
     rings: list[float] = []
     app = create_app(settings, database, objects, wake=lambda: rings.append(time.monotonic()))
     with listening(app) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield Service(url, settings, database, objects, client, app.state.services, rings)
     database.dispose()
+    migrated.give_back(settings.resolved_database_url)
 
 
 @pytest.fixture
-def serve(tmp_path: Path, migrated: Path) -> Callable[..., AbstractContextManager[Service]]:
+def serve(tmp_path: Path, migrated: Databases) -> Callable[..., AbstractContextManager[Service]]:
     """`with serve(max_upload_bytes=…) as service`: a service of the test's own."""
     return partial(run_service, tmp_path / "data", migrated)
 
