@@ -53,7 +53,12 @@ def test_floor_that_the_budget_breaks_fails_and_says_by_how_much(request_with_da
 
 
 def test_best_effort_keeps_the_floor_and_relaxes_the_budget(request_with_data, tmp_path):
-    floor = dataclasses.replace(request_with_data, max_accuracy_drop=0.02, on_unmet="best_effort")
+    floor = dataclasses.replace(
+        request_with_data,
+        budget=Budget((Cap("flops", max_ratio=0.12),)),
+        max_accuracy_drop=0.02,
+        on_unmet="best_effort",
+    )
     result = compress(floor, tmp_path)
     validation = result["recovery"]["accuracy"]
     assert validation["original"]["val"] - validation["after"]["val"] <= 0.02
