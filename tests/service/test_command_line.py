@@ -176,6 +176,8 @@ def test_interrupt_stops_the_waiting_and_not_the_job(service_url, digits_files: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background commands ignore interrupts, and so would this one if the tests were one of them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     first = waiting.stderr.readline()
     job_id = first.split()[0]
