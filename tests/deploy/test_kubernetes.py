@@ -149,4 +149,4 @@ def test_commands_of_the_containers_are_commands_of_the_program():
         if kind.endswith("Probe") and "exec" in probe
     ]
     named = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert set(given) - {"worker"} <= named | {group.name for group in app.registered_groups}
+    assert set(given) <= named | {group.name for group in app.registered_groups}
