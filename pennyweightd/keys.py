@@ -65,7 +65,11 @@ def first(name: Annotated[str, typer.Argument(help="Whose key this is.")] = "fir
 def list_keys(data_dir: DataDir = None) -> None:
     """Show all keys, the revoked ones too."""
     with explained(), _database(data_dir) as database, database.read() as session:
-        table = Table("id", "tenant", "name", "begins", "scope", "created", "expires", "revoked", box=None)
+        table = Table(box=None)
+        # An id is for copying: it is never cut, however narrow the terminal.
+        table.add_column("id", no_wrap=True, min_width=len("key_") + 26)
+        for heading in ("tenant", "name", "begins", "scope", "created", "expires", "revoked"):
+            table.add_column(heading, overflow="fold")
         for key in all_keys(session):
             times = (
                 f"{time:%Y-%m-%d %H:%M}" if time else "" for time in (key.created_at, key.expires_at, key.revoked_at)
