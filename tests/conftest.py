@@ -14,6 +14,14 @@ settings.register_profile("explore", deadline=None, max_examples=500, print_blob
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """Each test begins with the umask of a shell: opening a data folder makes its process keep files private."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """The endpoint of an S3 that moto plays, credentials for it (and for a real one) in the environment."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,15 +23,6 @@ CATALOGUE = Catalogue(version="0.1.0", methods=[], architectures=[], devices=["c
 def health(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pennyweightd", "health", "--data-dir", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-@pytest.fixture(autouse=True)
-def own_umask() -> Iterator[None]:
-    """A data folder makes its process keep files private; the tests that follow are of the same process."""
-    before = os.umask(0o022)
-    os.umask(before)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

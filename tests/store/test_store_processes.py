@@ -29,35 +29,37 @@ def test_every_job_finishes_exactly_once_although_workers_are_killed_and_stall(h
     fates = {**dict.fromkeys(KILLED, "kill"), **dict.fromkeys(STALLED, "stall")}
     jobs = [house.add_job(model, labels={"fate": fates[number]} if number in fates else {}) for number in range(JOBS)]
     end = tmp_path / "end"
-    output = tmp_path / "output"
-    with output.open("a") as lines:
+    lines = tmp_path / "lines"
+    lines.mkdir()
 
-        def start(number: int) -> subprocess.Popen[bytes]:
-            arguments = [house.url, f"worker-{number}", str(LEASE_S), str(end)]
+    def start(number: int) -> subprocess.Popen[bytes]:
+        # A file for each process: not every file system keeps the appends of two apart.
+        arguments = [house.url, f"worker-{number}", str(LEASE_S), str(end)]
+        with (lines / str(number)).open("w") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.store.claim_worker", *arguments], cwd=ROOT, stdout=lines
+                [sys.executable, "-m", "tests.store.claim_worker", *arguments], cwd=ROOT, stdout=output
             )
 
-        running = [start(number) for number in range(PROCESSES)]
-        started, killed = PROCESSES, 0
-        try:
-            deadline = time.monotonic() + DEADLINE_S
-            while _unfinished(house) and time.monotonic() < deadline:
-                work.expire_leases(house.database, backoff_s=0.1)
-                for slot, process in enumerate(running):
-                    if process.poll() is not None:
-                        assert process.returncode == -9
-                        killed += 1
-                        running[slot] = start(started)
-                        started += 1
-                time.sleep(0.05)
-        finally:
-            end.touch()
-            for process in running:
-                process.wait(timeout=30)
+    running = [start(number) for number in range(PROCESSES)]
+    started, killed = PROCESSES, 0
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while _unfinished(house) and time.monotonic() < deadline:
+            work.expire_leases(house.database, backoff_s=0.1)
+            for slot, process in enumerate(running):
+                if process.poll() is not None:
+                    assert process.returncode == -9
+                    killed += 1
+                    running[slot] = start(started)
+                    started += 1
+            time.sleep(0.05)
+    finally:
+        end.touch()
+        for process in running:
+            process.wait(timeout=30)
 
     assert killed == len(KILLED)
-    outcomes = [line.split() for line in output.read_text().splitlines()]
+    outcomes = [line.split() for output in lines.iterdir() for line in output.read_text().splitlines()]
     finished = Counter(id for id, _, _, outcome in outcomes if outcome == "finished")
     assert finished == Counter(jobs)
     assert sum(outcome == "fenced" for *_, fate, outcome in outcomes if fate == "stall") == len(STALLED)
