@@ -1,0 +1,125 @@
+"""What a run needs to go on after its process has died: the results of finished steps, and the state of one unfinished.
+
+A checkpoint is one safetensors file, written whole beside its place and moved onto it, so that a reader finds the old one
+or the new one and never half of one. It belongs to one request on one version of the engine (`fingerprint`); a run that
+finds another's starts from the beginning. What is cheap to compute again (intake, plan, surgery) is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+INTERVAL_S = 120.0
+_STEPS = "steps"
+_FINGERPRINT = "fingerprint"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """values: JSON. tensors: by name, on any device; they come back on the CPU."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """The steps of one run that are behind it. Every method may be called at any time; without a path nothing is kept.
+
+    interval_s: how often `due` asks for the state of an unfinished step. written: told after each new file.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        fingerprint: str = "",
+        *,
+        interval_s: float = INTERVAL_S,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path = path
+        self._fingerprint = fingerprint
+        self._interval_s = interval_s
+        self._written = written
+        self._at = time.monotonic()
+        self._finished: dict[str, Saved] = {}
+        self._partial: tuple[str, Saved] | None = None
+        if path is not None and path.exists():
+            self._read(path)
+
+    def finished(self, step: str) -> Saved | None:
+        """The result of a step that an earlier process, or this one, finished."""
+        return self._finished.get(step)
+
+    def finish(self, step: str, result: Saved) -> None:
+        """Keep the result of a step; the state of the unfinished one is no longer needed."""
+        self._finished[step] = result
+        self._partial = None
+        self._write()
+
+    def partial(self, step: str) -> Saved | None:
+        """The state in which this step was left."""
+        return self._partial[1] if self._partial is not None and self._partial[0] == step else None
+
+    @property
+    def due(self) -> bool:
+        """Whether `save` should be called now."""
+        return self._path is not None and time.monotonic() - self._at >= self._interval_s
+
+    def save(self, step: str, state: Saved) -> None:
+        """Keep the state of an unfinished step."""
+        self._partial = (step, state)
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        from safetensors.torch import save_file
+
+        steps = [(name, True, saved) for name, saved in self._finished.items()]
+        if self._partial is not None:
+            steps.append((self._partial[0], False, self._partial[1]))
+        tensors, described = {}, []
+        for index, (name, finished, saved) in enumerate(steps):
+            described.append({"name": name, "finished": finished, "values": dict(saved.values)})
+            for key, tensor in saved.tensors.items():
+                # A file holds no two names for one storage: each is a copy of its own.
+                tensors[f"{index}/{key}"] = tensor.detach().to("cpu", copy=True).contiguous()
+        about = {_FINGERPRINT: self._fingerprint, _STEPS: json.dumps(described)}
+        beside = self._path.with_name(self._path.name + ".new")
+        save_file(tensors, beside, metadata=about)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(self._path)
+        self._at = time.monotonic()
+        self._written()
+
+    def _read(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get(_FINGERPRINT) != self._fingerprint:
+                    return
+                steps = json.loads(about[_STEPS])
+                tensors: list[dict[str, Tensor]] = [{} for _ in steps]
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    index, _, key = name.partition("/")
+                    tensors[int(index)][key] = file.get_tensor(name)
+        except (SafetensorError, KeyError, ValueError, IndexError):
+            # A damaged checkpoint costs its steps and nothing else.
+            return
+        for step, found in zip(steps, tensors, strict=True):
+            saved = Saved(step["values"], found)
+            if step["finished"]:
+                self._finished[step["name"]] = saved
+            else:
+                self._partial = (step["name"], saved)

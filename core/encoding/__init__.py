@@ -1,0 +1,1 @@
+"""Compact storage: shared weight values, lossless coding, and the `.pwt` container."""
