@@ -1,12 +1,13 @@
 """Jobs on the full stack while everything is killed: does each end once, and how soon is it taken up again?
 
-    .venv/bin/python -m benchmarks.chaos [--jobs 2000] [--workers 2] [--slots 2] [--seed 0] [--every 2]
+    .venv/bin/python -m benchmarks.chaos [--jobs 2000] [--workers 2] [--slots 2] [--seed 0] [--every 2] [--engine]
 
 Starts a private PostgreSQL and Redis, moto as S3 store behind a small fault proxy, the API and workers with scripted
-runners (the supervisor, the sandbox, the protocol and the storage are real; only the engine is left out), and posts jobs
-while it kills -9 runners, Celery children, Celery processes, workers and the API, stops workers past their lease, flushes
-and restarts Redis, restarts PostgreSQL, and makes S3 slow, failing and absent. Prints what was done, what became of the
-jobs, and how long after each trouble of its own a job was taken up again. Exit status 1 if anything was lost or doubled.
+runners (the supervisor, the sandbox, the protocol and the storage are real; only the engine is left out, and with
+`--engine` not even that), and posts jobs while it kills -9 runners, Celery children, Celery processes, workers and the
+API, stops workers past their lease, flushes and restarts Redis, restarts PostgreSQL, and makes S3 slow, failing and
+absent. Prints what was done, what became of the jobs, and how long after each trouble of its own a job was taken up
+again. Exit status 1 if anything was lost or doubled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from store.orphans import remove_orphans
 from store.tables import Artifact, Job, JobEvent, Work
 from tests.databases import create_database
 from tests.servers import Postgres, Redis
-from tests.stacks.stack import Fleet, busy_runners, job_form
+from tests.stacks.stack import Fleet, busy_runners, engine_job_form, job_form
 from tests.store.object_stores import BUCKET, moto_endpoint, s3_environment
 
 # Bounded by what the moto server and two cores take.
@@ -51,11 +52,11 @@ class Report:
     """What happened and what it did. recoveries_s: from an attempt's loss to the next attempt's start."""
 
     posted: int = 0
-    refused: int = 0
+    resent: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
-    codes: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     ended_twice: int = 0
     wrong_artifacts: int = 0
@@ -74,9 +75,10 @@ class Report:
     def lines(self) -> list[str]:
         faults = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
         return [
-            f"{self.posted} jobs accepted in {self.seconds:.0f} s; {self.refused} requests were not answered and sent again",
+            f"{self.posted} jobs accepted in {self.seconds:.0f} s; requests sent again: {dict(self.resent)}",
             f"troubles: {faults}",
-            f"ended: {dict(self.statuses)}, error codes {dict(self.codes)}, leases lost {self.losses}",
+            f"ended: {dict(self.statuses)}, leases lost {self.losses}",
+            *(f"  {count} with {error}" for error, count in self.errors.most_common(12)),
             f"lost {self.lost}, ended twice {self.ended_twice}, artifacts wrong {self.wrong_artifacts}, "
             f"orphans after the sweep {self.orphans_after_sweep}",
             f"taken up again after {self.percentile(0.5):.1f} s (p50), {self.percentile(0.99):.1f} s (p99) "
@@ -87,8 +89,11 @@ class Report:
 class Chaos:
     """One run. `every_s` is the mean pause between two troubles."""
 
-    def __init__(self, fleet: Fleet, postgres: Postgres, redis: Redis, proxy: FaultProxy, seed: int) -> None:
+    def __init__(
+        self, fleet: Fleet, postgres: Postgres, redis: Redis, proxy: FaultProxy, seed: int, engine: bool
+    ) -> None:
         self._fleet = fleet
+        self._engine = engine
         self._postgres = postgres
         self._redis = redis
         self._proxy = proxy
@@ -130,7 +135,7 @@ class Chaos:
     def _post(self) -> None:
         """Create one job; what is not answered is sent again under the same key, so that it happens once."""
         do = self._random.choice(["succeed", "succeed", "wait"])
-        form = job_form(do, seconds=self._random.choice([0.2, 0.5, 1.0]))
+        form = engine_job_form() if self._engine else job_form(do, seconds=self._random.choice([0.2, 0.5, 1.0]))
         key = f"chaos-{self._random.getrandbits(96):x}"
         while True:
             try:
@@ -139,9 +144,9 @@ class Chaos:
                 if answer.status_code == 201:
                     self.report.posted += 1
                     return
-            except httpx.HTTPError:
-                pass
-            self.report.refused += 1
+                self.report.resent[f"status {answer.status_code}"] += 1
+            except httpx.HTTPError as error:
+                self.report.resent[type(error).__name__] += 1
             time.sleep(0.3)
 
     def _unfinished(self) -> int:
@@ -243,7 +248,7 @@ class Chaos:
             jobs = session.scalars(select(Job)).all()
             report.lost = report.posted - sum(job.status.terminal for job in jobs)
             report.statuses = Counter(job.status.value for job in jobs)
-            report.codes = Counter(job.error["code"] for job in jobs if job.error)
+            report.errors = Counter(f"{job.error['code']}: {job.error['message']}" for job in jobs if job.error)
             report.losses = session.scalar(select(func.sum(Work.losses))) or 0
             ends = session.execute(
                 select(JobEvent.job_id, func.count()).where(JobEvent.type.in_(ENDS)).group_by(JobEvent.job_id)
@@ -278,7 +283,9 @@ def _continue(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def run(jobs: int, workers: int, slots: int, seed: int, every_s: float, deadline_s: float) -> Report:
+def run(
+    jobs: int, workers: int, slots: int, seed: int, every_s: float, deadline_s: float, *, engine: bool = False
+) -> Report:
     """Everything from the first server to the last count."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pennyweight-chaos-")))
@@ -287,13 +294,12 @@ def run(jobs: int, workers: int, slots: int, seed: int, every_s: float, deadline
         stack.enter_context(s3_environment())
         proxy = stack.enter_context(FaultProxy(stack.enter_context(moto_endpoint())))
         storage_url = f"s3://{BUCKET}?endpoint={proxy.url}"
-        fleet = Fleet(
-            folder, create_database(postgres.url()), storage_url, redis.url(), slots=slots, environment=TIMING
-        )
+        urls = create_database(postgres.url()), storage_url, redis.url()
+        fleet = Fleet(folder, *urls, scripted=not engine, slots=slots, environment=TIMING)
         stack.callback(fleet.close)
         for _ in range(workers - 1):
             fleet.add_worker()
-        return Chaos(fleet, postgres, redis, proxy, seed).run(jobs, every_s, deadline_s)
+        return Chaos(fleet, postgres, redis, proxy, seed, engine).run(jobs, every_s, deadline_s)
 
 
 def main() -> int:
@@ -307,8 +313,9 @@ def main() -> int:
     parser.add_argument(
         "--deadline", type=float, default=3600.0, help="seconds after which what is left counts as lost"
     )
+    parser.add_argument("--engine", action="store_true", help="compress a small network in every job")
     given = parser.parse_args()
-    report = run(given.jobs, given.workers, given.slots, given.seed, given.every, given.deadline)
+    report = run(given.jobs, given.workers, given.slots, given.seed, given.every, given.deadline, engine=given.engine)
     print("\n".join(report.lines()))
     return 0 if report.good else 1
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -20,13 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
+from safetensors.torch import save
 
+from core.architectures import build
 from store.database import Database
 from store.objects import ObjectStore, object_store
 from tests.servers import Redis
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
+ENGINE_ARGS = {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}
 TIMING = {
     "PENNYWEIGHT_LEASE_S": "3",
     "PENNYWEIGHT_HEARTBEAT_S": "0.5",
@@ -226,6 +231,24 @@ def job_form(do: str, **script: Any) -> dict[str, Any]:
     spec = {"budget": {"params": {"max_ratio": 0.5}}, "labels": {"do": do}}
     content = json.dumps({"do": do, **script}).encode()
     return {"files": {"model": ("net.pt", content)}, "data": {"spec": json.dumps(spec)}}
+
+
+@functools.cache
+def _checkpoint() -> bytes:
+    torch.manual_seed(0)
+    return save(build("cifar_resnet", ENGINE_ARGS).state_dict())
+
+
+def engine_job_form() -> dict[str, Any]:
+    """The form of a job for the engine: a small network with random weights."""
+    spec = {"budget": {"params": {"max_ratio": 0.6}}, "outputs": ["safetensors"]}
+    data = {
+        "spec": json.dumps(spec),
+        "architecture": "cifar_resnet",
+        "architecture_args": json.dumps(ENGINE_ARGS),
+        "input_shape": "[1, 8, 8]",
+    }
+    return {"files": {"model": ("net.safetensors", _checkpoint())}, "data": data}
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, what: Callable[[], str] = lambda: "") -> Any:

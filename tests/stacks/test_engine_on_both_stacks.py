@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 
 import pytest
-import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 
-from core.architectures import build
 from tests.databases import create_database
 from tests.stacks.conftest import KINDS
-from tests.stacks.stack import Fleet, OneMachine
-
-ARGS = {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}
+from tests.stacks.stack import Fleet, OneMachine, engine_job_form
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -25,16 +20,9 @@ def test_a_network_is_compressed_onto_its_budget(kind, tmp_path, request):
         stack = Fleet(tmp_path, create_database(urls[0]), *urls[1:], scripted=False)
     else:
         stack = OneMachine(tmp_path, scripted=False)
-    torch.manual_seed(0)
-    form = {
-        "spec": json.dumps({"budget": {"params": {"max_ratio": 0.6}}, "outputs": ["safetensors"]}),
-        "architecture": "cifar_resnet",
-        "architecture_args": json.dumps(ARGS),
-        "input_shape": "[1, 8, 8]",
-    }
-    checkpoint = save(build("cifar_resnet", ARGS).state_dict())
+    form = engine_job_form()
     with contextlib.closing(stack):
-        answer = stack.client.post("/v1/jobs", files={"model": ("net.safetensors", checkpoint)}, data=form)
+        answer = stack.client.post("/v1/jobs", **form)
         assert answer.status_code == 201, answer.text
         job = stack.ended(answer.json()["id"], timeout_s=120)
         assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
@@ -43,4 +31,5 @@ def test_a_network_is_compressed_onto_its_budget(kind, tmp_path, request):
         content = stack.client.get(url, follow_redirects=True).raise_for_status().content
     assert hashlib.sha256(content).hexdigest() == found["model.safetensors"]["sha256"]
     assert job["result"]["met"] and job["result"]["compressed"]["params"] <= 0.6 * job["result"]["baseline"]["params"]
+    checkpoint = form["files"]["model"][1]
     assert sum(tensor.numel() for tensor in load(content).values()) < sum(t.numel() for t in load(checkpoint).values())
