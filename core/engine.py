@@ -22,6 +22,7 @@ import torch
 from core.agreement import require_agreement, require_equal, require_same_function
 from core.analysis import profile
 from core.budget import Constraint, Costs
+from core.checkpoint import Checkpoint
 from core.choice import Choice, Chooser, given_widths
 from core.deliver import deliver
 from core.errors import EngineError
@@ -53,11 +54,18 @@ class Candidate:
     recovered: Recovered
 
 
-def compress(request: CompressionRequest, output_folder: Path, progress: Progress = silent) -> dict[str, Any]:
+def compress(
+    request: CompressionRequest,
+    output_folder: Path,
+    progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, Any]:
     """Compress one checkpoint onto its budget and write the artifacts into `output_folder`.
 
+    checkpoint: where recovery keeps what an interrupted run of the same request goes on from; None keeps nothing.
     Returns the job's `result` object (API.md), which is also what `report.json` holds. Raises EngineError.
     """
+    checkpoint = checkpoint or Checkpoint()
     started = time.monotonic()
     torch.manual_seed(request.seed)
     stages = Stages(progress)
@@ -74,7 +82,7 @@ def compress(request: CompressionRequest, output_folder: Path, progress: Progres
         choice = _choose(chooser, constraints, request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
-    candidate = _compress_onto(constraints, choice, chooser, request, origin, dataset, device, stages)
+    candidate = _compress_onto(constraints, choice, chooser, request, origin, dataset, device, stages, checkpoint)
 
     with stages.run("deliver"):
         delivery = deliver(origin.network, candidate.network, request.outputs, output_folder)
@@ -274,10 +282,11 @@ def _compress_onto(
     dataset: ImageDataset | None,
     device: torch.device,
     stages: Stages,
+    checkpoint: Checkpoint,
 ) -> Candidate:
     """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
-    for relaxation in relaxations:
+    for index, relaxation in enumerate(relaxations):
         caps = tuple(_relax(constraint, origin.costs, relaxation) for constraint in constraints)
         if relaxation:
             with stages.run("plan"):
@@ -307,6 +316,8 @@ def _compress_onto(
                 seed=request.seed,
                 device=device,
                 progress=stages.listener,
+                checkpoint=checkpoint,
+                step=f"recover_{index}",
             )
         drop = _accuracy_drop(recovered, request)
         if drop is None or drop <= request.max_accuracy_drop:

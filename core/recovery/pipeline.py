@@ -8,6 +8,7 @@ statistics on noise (`core.recovery.recalibration`). Test images are used for th
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.checkpoint import Checkpoint, Saved
 from core.network import Network
 from core.progress import Progress, ProgressEvent, silent
 from core.recovery.augmentation import choose_augmentation
@@ -79,6 +81,26 @@ class _Report:
         return {**self.details, **where, "seconds": round(time.monotonic() - self.started, 3)}
 
 
+class _Steps:
+    """The checkpoint as one recovery sees it: its own steps, and only those that began with the same network."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, network: Network) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+        digest = hashlib.sha256()
+        for key in sorted(network.tensors):
+            digest.update(f"{key}{tuple(network.tensors[key].shape)}".encode())
+            digest.update(network.tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._start = digest.hexdigest()
+
+    def finished(self, step: str) -> Saved | None:
+        found = self._checkpoint.finished(f"{self._name}/{step}")
+        return found if found is not None and found.values["start"] == self._start else None
+
+    def finish(self, step: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._checkpoint.finish(f"{self._name}/{step}", Saved({**values, "start": self._start}, tensors))
+
+
 def recover(
     network: Network,
     original: Network,
@@ -89,16 +111,20 @@ def recover(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
+    step: str = "recover",
 ) -> Recovered:
     """Recover what `network` lost against `original`; see the module's text.
 
     The dataset must fit the original (`check_fits`). kept: what is left of the original's tensors
     (`core.surgery.kept_indices`); a tensor that is not named is whole. Same inputs, seed and device give the same network.
+    checkpoint: what an interrupted run left, and where this one keeps its own, under names that begin with `step`.
     """
     device, report = torch.device(device), _Report(progress)
+    kept_steps = _Steps(checkpoint or Checkpoint(), step, network)
     unchanged = _same(network, original)
     if dataset is not None and dataset.labelled:
-        return _with_labels(network, original, dataset, config, kept, unchanged, seed, device, report)
+        return _with_labels(network, original, dataset, config, kept, unchanged, seed, device, report, kept_steps)
     if unchanged:
         report.details = {"method": "none", "reason": "Nothing was removed."}
         return Recovered(network, report.finish(device))
@@ -109,7 +135,7 @@ def recover(
         report.details = {"method": method, "batch_norm": recalibration}
     else:
         report.say("Fitting the layers to the original's outputs")
-        found, report.details = _on_images(network, original, dataset, kept, device)
+        found, report.details = _on_images(network, original, dataset, kept, device, kept_steps)
     return Recovered(found, report.finish(device))
 
 
@@ -123,6 +149,7 @@ def _with_labels(
     seed: int,
     device: torch.device,
     report: _Report,
+    steps: _Steps,
 ) -> Recovered:
     report.say("Measuring the original and the pruned network")
     baseline = {name: accuracy(original, getattr(dataset, name), dataset, device=device) for name in ("val", "test")}
@@ -137,11 +164,20 @@ def _with_labels(
     start = best = scored("pruned", network)
     stages = {start.stage: start.validation}
     before_test = accuracy(network, dataset.test, dataset, device=device)
-    report.say("Fitting the layers to the original's outputs")
-    tried = corrections(network, original, dataset, kept, device)
-    for correction in tried:
-        if correction.network is not None:
-            best = _better(best, scored(correction.name, correction.network), stages)
+    corrected = steps.finished("corrections")
+    if corrected is None:
+        report.say("Fitting the layers to the original's outputs")
+        tried = corrections(network, original, dataset, kept, device)
+        for correction in tried:
+            if correction.network is not None:
+                best = _better(best, scored(correction.name, correction.network), stages)
+        described = _described(tried)
+        values = {"stages": stages, "best": best.stage, "corrections": described}
+        steps.finish("corrections", values, {} if best is start else best.network.tensors)
+    else:
+        described, stages, stage = (corrected.values[name] for name in ("corrections", "stages", "best"))
+        if corrected.tensors:
+            best = _Scored(stage, network.with_tensors(corrected.tensors), stages[stage])
     training: dict[str, Any] = {"epochs": 0}
     if config.epochs != 0:
         trained, training = _train(best, original, dataset, config, seed, device, report)
@@ -153,7 +189,7 @@ def _with_labels(
     report.details = {
         "method": best.stage,
         "validation_accuracy": stages,
-        "corrections": _described(tried),
+        "corrections": described,
         "training": training,
         "examples": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
         "accuracy": {
@@ -250,9 +286,14 @@ def _on_noise(
 
 
 def _on_images(
-    network: Network, original: Network, dataset: ImageDataset, kept: Kept, device: torch.device
+    network: Network, original: Network, dataset: ImageDataset, kept: Kept, device: torch.device, steps: _Steps
 ) -> tuple[Network, dict[str, Any]]:
     """The correction that comes nearest to the original's outputs on held-out images, and the report."""
+    corrected = steps.finished("corrections")
+    if corrected is not None:
+        return (network.with_tensors(corrected.tensors) if corrected.tensors else network), {
+            name: value for name, value in corrected.values.items() if name != "start"
+        }
     held_out = dataset.val.sample(_HELD_OUT_EXAMPLES).images
     target = predict(original, held_out, dataset, device=device)
 
@@ -263,13 +304,15 @@ def _on_images(
     candidates = {"pruned": network, **{one.name: one.network for one in tried if one.network is not None}}
     errors = {name: error(candidate) for name, candidate in candidates.items()}
     best = min(errors, key=errors.__getitem__)
-    return candidates[best], {
+    details = {
         "method": "none" if best == "pruned" else best,
         "inputs": "unlabelled training images",
         "held_out_examples": len(held_out),
         "output_error": {name: round(value, 6) for name, value in errors.items()},
         "corrections": _described(tried),
     }
+    steps.finish("corrections", details, {} if best == "pruned" else candidates[best].tensors)
+    return candidates[best], details
 
 
 def _described(tried: Sequence[Correction]) -> dict[str, Any]:
