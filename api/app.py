@@ -1,6 +1,6 @@
 """The FastAPI application: `create_app(settings)` puts the routes, the checks and the store together.
 
-    request → context (id, log, HEAD, 500) → loopback guard → CORS → routes → store
+    request → context (id, log, HEAD, 500) → loopback guard → CORS → polls without news → routes → store
 
 The application holds no state of its own: any number of these processes can serve one database.
 """
@@ -35,6 +35,7 @@ from api import (
 from api.context import RequestContext
 from api.dependencies import Services
 from api.security import LoopbackGuard, keys_required
+from api.unchanged import UnchangedPolls
 from store.database import Database
 from store.objects import ObjectStore, object_store
 from store.settings import Settings
@@ -111,6 +112,7 @@ def create_app(
         app.include_router(router)
     problems.install(app)
     idempotency.install(app)
+    app.add_middleware(UnchangedPolls, services=services, route=_named(jobs.router, "get_job"))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -165,3 +167,7 @@ def _allowed_methods() -> Callable[[Request], list[str]]:
 
 def _routes(router: APIRouter) -> list[APIRoute]:
     return [route for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _named(router: APIRouter, name: str) -> APIRoute:
+    return next(route for route in _routes(router) if route.name == name)

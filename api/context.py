@@ -94,11 +94,13 @@ class RequestContext:
                 if status >= 500:
                     span.fail(f"status {status}")
                 news = self._log_polls or scope["method"] != "GET" or not 0 < status < 400
-                self._log(logging.INFO if news else logging.DEBUG, scope, method, status, elapsed_s)
+                level = logging.INFO if news else logging.DEBUG
+                if logger.isEnabledFor(level):
+                    self._log(level, scope, method, route, status, elapsed_s)
 
-    def _log(self, level: int, scope: Scope, method: str, status: int, elapsed_s: float) -> None:
+    def _log(self, level: int, scope: Scope, method: str, route: str, status: int, elapsed_s: float) -> None:
         elapsed_ms = round(elapsed_s * 1000, 1)
-        told = {"method": method, "route": self._template(scope), "status": status, "duration_ms": elapsed_ms}
+        told = {"method": method, "route": route, "status": status, "duration_ms": elapsed_ms}
         told |= {name: value for name, value in scope.get("path_params", {}).items() if name.endswith("_id")}
         words = (method, _quoted(scope["path"]), status, elapsed_ms, scope["state"]["request_id"])
         logger.log(level, "%s %s %d %.1f ms [%s]", *words, extra={"fields": told})

@@ -11,23 +11,23 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
-from starlette.concurrency import run_in_threadpool
 
-from api.marks import JobMarks
+from api.marks import Marks
 from api.problems import FieldError, Problem, invalid
 from api.rates import RateLimiter
-from api.security import SAFE_METHODS, key_of, keys_required, require_scope
+from api.security import SAFE_METHODS, keys_required, require_key, require_scope, secret_of
 from api.watching import Watcher
 from store import logs
 from store.catalogue import CatalogueRepository
 from store.contract import Catalogue
 from store.database import Database
 from store.identifiers import Prefix
+from store.keys import KeyHolder
 from store.objects import ObjectStore
 from store.pages import MAX_LIMIT
 from store.quotas import Quotas
 from store.settings import Settings
-from store.tables import LOCAL_TENANT, ApiKey, Scope
+from store.tables import LOCAL_TENANT, Scope
 
 logger = logging.getLogger("api")
 
@@ -66,8 +66,8 @@ class Services:
         return Quotas(settings.quota_stored_bytes, settings.quota_active_jobs, settings.quota_gpu_seconds)
 
     @cached_property
-    def marks(self) -> JobMarks:
-        return JobMarks(self.database)
+    def marks(self) -> Marks:
+        return Marks(self.database)
 
     @cached_property
     def watcher(self) -> Watcher:
@@ -107,21 +107,22 @@ async def _tenant(request: Request, services: ServicesOf, _documented: Annotated
     authorization = request.headers.get("authorization")
     if authorization is None and not keys_required(services.settings):
         return LOCAL_TENANT
+    secret = secret_of(authorization)
+    found = await services.marks.ask(secret=secret)
+    return admit(services, require_key(found.key), request.method, request.scope["state"])
 
-    def check() -> ApiKey:
-        with services.database.read() as session:
-            return key_of(session, authorization)
 
-    key = await run_in_threadpool(check)
+def admit(services: Services, key: KeyHolder, method: str, state: dict[str, Any]) -> str:
+    """Count a call of this key and return its tenant; `state` is the request's. Raises the 429 and the 403."""
     logs.add(tenant=key.tenant_id)
     if services.rates is not None:
-        allowance = services.rates.take(key.id)
-        request.state.extra_headers = allowance.headers
+        allowance = services.rates.take(key.key_id)
+        state["extra_headers"] = allowance.headers
         if allowance.retry_after_s is not None:
             detail = f"This key may call {allowance.limit} times a minute; wait {allowance.retry_after_s} s."
             raise Problem("too_many_requests", detail, headers={"Retry-After": str(allowance.retry_after_s)})
-    require_scope(key, Scope.read if request.method in SAFE_METHODS else Scope.write)
-    request.state.scope = key.scope
+    require_scope(key, Scope.read if method in SAFE_METHODS else Scope.write)
+    state["scope"] = key.scope
     return key.tenant_id
 
 

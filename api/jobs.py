@@ -235,10 +235,6 @@ async def get_job(
             return job, job_headers(job, services.database.now(session))
 
     wait_s, known = preferred_wait(prefer), request.headers.get("if-none-match")
-    if known is not None and wait_s is None:
-        seen = await services.marks.get(job_id)
-        if seen is not None and seen.tenant_id == tenant_id and matches(known, job_etag(seen)):
-            return Response(status_code=304, headers=job_headers(seen, seen.now))
     job, headers = await run_in_threadpool(look)
     if wait_s is not None:
         until_end = partial(_until_end, job, headers, look, services, wait_s)

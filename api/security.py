@@ -9,14 +9,12 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
-from sqlalchemy.orm import Session
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import Problem
-from store.keys import authenticate
+from store.keys import KeyHolder
 from store.settings import Settings
-from store.tables import ApiKey
 from store.tables import Scope as KeyScope
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -38,17 +36,21 @@ def keys_required(settings: Settings) -> bool:
     return settings.require_keys or not is_loopback(settings.host)
 
 
-def key_of(session: Session, authorization: str | None) -> ApiKey:
-    """The key in an `Authorization` header. Raises the 401."""
+def secret_of(authorization: str | None) -> str:
+    """The secret in an `Authorization` header. Raises the 401."""
     if authorization is None:
         raise _unauthorized("Send an API key: `Authorization: Bearer pw_live_…` (pennyweightd keys create makes one).")
     scheme, _, secret = authorization.partition(" ")
     if scheme.lower() != "bearer":
         raise _unauthorized("Use the Bearer scheme: `Authorization: Bearer pw_live_…`.")
-    key = authenticate(session, secret.strip())
-    if key is None:
+    return secret.strip()
+
+
+def require_key(holder: KeyHolder | None) -> KeyHolder:
+    """Raises the 401 for a secret that opens nothing."""
+    if holder is None:
         raise _unauthorized("This API key is unknown, has expired or was revoked.", error="invalid_token")
-    return key
+    return holder
 
 
 def _unauthorized(detail: str, error: str | None = None) -> Problem:
@@ -56,7 +58,7 @@ def _unauthorized(detail: str, error: str | None = None) -> Problem:
     return Problem("unauthorized", detail, headers={"WWW-Authenticate": challenge})
 
 
-def require_scope(key: ApiKey, needed: KeyScope) -> None:
+def require_scope(key: KeyHolder, needed: KeyScope) -> None:
     """Raises the 403 for a key that may do less."""
     if not key.scope.includes(needed):
         raise Problem(

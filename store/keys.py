@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from secrets import token_urlsafe
 
-from sqlalchemy import ColumnElement, Select, exists, or_, select
+from sqlalchemy import Select, exists, or_, select
 from sqlalchemy.orm import Session
 
 from store import dialect
@@ -20,6 +21,20 @@ KEY_PREFIX = "pw_live_"
 TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _SHOWN_CHARACTERS = len(KEY_PREFIX) + 4
 
+_VALID = (
+    ApiKey.revoked_at.is_(None),
+    or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > dialect.database_now()),
+)
+
+
+@dataclass(frozen=True)
+class KeyHolder:
+    """Who called: what a valid key opens, and what it may do there."""
+
+    key_id: str
+    tenant_id: str
+    scope: Scope
+
 
 class KeyRepository:
     def __init__(self, session: Session, tenant_id: str) -> None:
@@ -28,7 +43,7 @@ class KeyRepository:
 
     def create(self, name: str, scope: Scope = Scope.admin, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
         """A new key: its row, and the secret, which can never be had again."""
-        secret = KEY_PREFIX + secrets.token_urlsafe(24)
+        secret = KEY_PREFIX + token_urlsafe(24)
         key = ApiKey(
             id=new_id("key"),
             tenant_id=self._tenant_id,
@@ -60,14 +75,17 @@ class KeyRepository:
         return select(ApiKey).where(ApiKey.tenant_id == self._tenant_id)
 
 
-def authenticate(session: Session, secret: str) -> ApiKey | None:
-    """The valid key with this secret. The look-up is by digest, so its timing says nothing about any stored key."""
-    return session.scalar(select(ApiKey).where(ApiKey.sha256 == _digest(secret), *_valid(session)))
+def key_holders(session: Session, secrets: Collection[str]) -> dict[str, KeyHolder]:
+    """The valid keys among these secrets, in one query. It looks by digest, so its timing says nothing about any stored key."""
+    digests = {_digest(secret): secret for secret in secrets}
+    columns = (ApiKey.sha256, ApiKey.id, ApiKey.tenant_id, ApiKey.scope)
+    rows = session.execute(select(*columns).where(ApiKey.sha256.in_(digests), *_VALID))
+    return {digests[sha256]: KeyHolder(*holder) for sha256, *holder in rows}
 
 
 def any_valid_key(session: Session) -> bool:
     """Whether anyone could authenticate at all."""
-    return bool(session.scalar(select(exists().where(*_valid(session)))))
+    return bool(session.scalar(select(exists().where(*_VALID))))
 
 
 def all_keys(session: Session) -> Sequence[ApiKey]:
@@ -82,11 +100,6 @@ def require_tenant(session: Session, id: str) -> None:
     if session.get(Tenant, id) is None:
         session.add(Tenant(id=id, name=id, created_at=dialect.now(session)))
         session.flush()
-
-
-def _valid(session: Session) -> tuple[ColumnElement[bool], ...]:
-    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > dialect.now(session))
-    return ApiKey.revoked_at.is_(None), unexpired
 
 
 def _digest(secret: str) -> str:

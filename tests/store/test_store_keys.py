@@ -14,7 +14,7 @@ from sqlalchemy import text, update
 from store.catalogue import CatalogueRepository
 from store.contract import ArchitectureInfo, Catalogue, MethodInfo
 from store.errors import NotFound
-from store.keys import KeyRepository, any_valid_key, authenticate
+from store.keys import KeyRepository, any_valid_key, key_holders
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Worker
 from tests.store.house import OTHER_TENANT, House
@@ -28,15 +28,15 @@ def test_a_key_opens_its_tenant_until_it_is_revoked(house: House) -> None:
         key, secret = KeyRepository(session, OTHER_TENANT).create("laptop")
     assert re.fullmatch(r"pw_live_[A-Za-z0-9_-]{32}", secret)
     with house.database.read() as session:
-        assert authenticate(session, secret).tenant_id == OTHER_TENANT
+        assert key_holders(session, [secret, "pw_live_x"])[secret].tenant_id == OTHER_TENANT
         assert any_valid_key(session)
-        for wrong in (secret[:-1], secret + "x", secret.swapcase(), "", key.sha256, key.prefix, "pw_live_é"):
-            assert authenticate(session, wrong) is None
+        wrong = (secret[:-1], secret + "x", secret.swapcase(), "", key.sha256, key.prefix, "pw_live_é")
+        assert key_holders(session, wrong) == {}
     with house.database.transaction() as session:
         keys = KeyRepository(session, OTHER_TENANT)
         assert keys.revoke(key.id).revoked_at == keys.revoke(key.id).revoked_at is not None
     with house.database.read() as session:
-        assert authenticate(session, secret) is None
+        assert key_holders(session, [secret]) == {}
         assert not any_valid_key(session)
         assert [row.name for row in KeyRepository(session, OTHER_TENANT).list()] == ["laptop"]
 
@@ -57,7 +57,7 @@ def test_a_foreign_key_can_be_neither_seen_nor_revoked(house: House) -> None:
         assert foreign.list() == []
         with pytest.raises(NotFound):
             foreign.revoke(key.id)
-        assert authenticate(session, secret).id == key.id
+        assert key_holders(session, [secret])[secret].key_id == key.id
 
 
 # --- Catalogue -------------------------------------------------------------------------------------------------------
