@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
-from store.errors import InvalidObjectKey, ObjectMissing
+from store.errors import InvalidObjectKey, ObjectMissing, StorageUnavailable
 from store.files import move_into_place
 from store.parts import LocalParts, PartStore
 
@@ -74,7 +74,7 @@ class ObjectStore(Protocol):
     def open_reader(self, key: str, start: int = 0, end: int | None = None) -> ObjectReader: ...
     def delete(self, key: str) -> None: ...
     def delete_prefix(self, prefix: str) -> None: ...
-    def fetch(self, key: str, path: Path) -> None: ...
+    def fetch(self, key: str, path: Path, sha256: str | None = None) -> None: ...
     def keys(self, *, older_than_s: float) -> Iterator[str]: ...
     def check(self) -> None:
         """Raises OSError unless objects can be kept here now."""
@@ -105,6 +105,20 @@ def check_key(key: str) -> None:
     """Raises InvalidObjectKey."""
     if len(key) > MAX_KEY_LENGTH or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise InvalidObjectKey(key)
+
+
+def copy_checked(key: str, reader: ObjectReader, path: Path, sha256: str | None) -> None:
+    """Write what `reader` gives into a new file. Raises StorageUnavailable, the file removed, if its digest is another
+    one: a connection may end in the middle of a header and still look whole, and disks rot."""
+    digest = hashlib.sha256()
+    with Path(path).open("xb") as target:
+        for chunk in reader:
+            digest.update(chunk)
+            target.write(chunk)
+    if sha256 is not None and digest.hexdigest() != sha256:
+        size = Path(path).stat().st_size
+        Path(path).unlink()
+        raise StorageUnavailable(f"The stored object {key} came as {size} bytes that are not what was uploaded.")
 
 
 class LocalObjects:
@@ -138,11 +152,11 @@ class LocalObjects:
             shutil.rmtree(path, ignore_errors=False, onerror=_ignore_missing)
         self.delete(prefix)
 
-    def fetch(self, key: str, path: Path) -> None:
-        """Copy an object to a new file at `path`: a copy, because whoever gets it may write to it. Raises ObjectMissing."""
-        with self.open_reader(key) as reader, Path(path).open("xb") as target:
-            for chunk in reader:
-                target.write(chunk)
+    def fetch(self, key: str, path: Path, sha256: str | None = None) -> None:
+        """Copy an object to a new file at `path`: a copy, because whoever gets it may write to it. Raises ObjectMissing,
+        and StorageUnavailable where the bytes are not those of `sha256`."""
+        with self.open_reader(key) as reader:
+            copy_checked(key, reader, path, sha256)
 
     def keys(self, *, older_than_s: float) -> Iterator[str]:
         """Keys of the objects that became visible longer ago than this, in no order. May run while others write."""

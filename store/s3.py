@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from store.errors import ObjectMissing
-from store.objects import check_key
+from store.objects import check_key, copy_checked
 from store.s3_connection import S3Address, S3Connection
 from store.s3_parts import S3Parts
 from store.s3_streams import S3Reader, S3Writer
@@ -57,11 +57,11 @@ class S3Objects:
             self.delete(key)
         self.delete(prefix)
 
-    def fetch(self, key: str, path: Path) -> None:
-        """Copy an object to a new file at `path`. Raises ObjectMissing."""
-        with self.open_reader(key) as reader, Path(path).open("xb") as target:
-            for chunk in reader:
-                target.write(chunk)
+    def fetch(self, key: str, path: Path, sha256: str | None = None) -> None:
+        """Copy an object to a new file at `path`. Raises ObjectMissing, and StorageUnavailable where the bytes are not
+        those of `sha256`."""
+        with self.open_reader(key) as reader:
+            copy_checked(key, reader, path, sha256)
 
     def keys(self, *, older_than_s: float) -> Iterator[str]:
         """Keys of the objects that are older than this, in no order. Amazon counts from the beginning of their upload."""

@@ -219,7 +219,7 @@ class Attempt:
 
     def _fetch_model(self, model: ModelSubject, folder: Path) -> ModelInput:
         return ModelInput(
-            file=self._fetch(model.object_key, folder, "model"),
+            file=self._fetch(model, folder, "model"),
             architecture=model.architecture,
             architecture_args=dict(model.architecture_args),
             input_shape=model.input_shape,
@@ -227,15 +227,15 @@ class Attempt:
 
     def _fetch_dataset(self, dataset: DatasetSubject, folder: Path) -> DatasetInput:
         return DatasetInput(
-            file=self._fetch(dataset.object_key, folder, "dataset"),
+            file=self._fetch(dataset, folder, "dataset"),
             normalization=dataset.normalization,
             scale=dataset.scale,
             convert=dataset.convert,
         )
 
-    def _fetch(self, key: str, folder: Path, name: str) -> str:
+    def _fetch(self, upload: ModelSubject | DatasetSubject, folder: Path, name: str) -> str:
         path = folder / INPUT_FOLDER / name
-        self._services.objects.fetch(key, path)
+        self._services.objects.fetch(upload.object_key, path, upload.sha256)
         path.chmod(RUNNER_READABLE)
         return f"{INPUT_FOLDER}/{name}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
-from store.errors import InvalidObjectKey, ObjectMissing
+from store.errors import InvalidObjectKey, ObjectMissing, StorageUnavailable
 from store.objects import CHUNK_BYTES, ObjectStore, StoredObject
 from tests.store.object_stores import KINDS, opened, stored
 
@@ -129,6 +129,14 @@ def test_fetch_gives_a_copy(objects: ObjectStore, tmp_path: Path) -> None:
     assert read(objects, KEY) == data
     with pytest.raises(ObjectMissing):
         objects.fetch("a/b", tmp_path / "none")
+
+
+def test_fetch_takes_no_other_bytes_than_those_that_were_stored(objects: ObjectStore, tmp_path: Path) -> None:
+    put(objects, KEY, b"half of it")
+    objects.fetch(KEY, tmp_path / "whole", hashlib.sha256(b"half of it").hexdigest())
+    with pytest.raises(StorageUnavailable, match="came as 10 bytes that are not what was uploaded"):
+        objects.fetch(KEY, tmp_path / "half", hashlib.sha256(b"half of it and the rest").hexdigest())
+    assert not (tmp_path / "half").exists()
 
 
 def test_an_object_of_many_pieces_and_of_none_comes_back_whole(objects: ObjectStore) -> None:
