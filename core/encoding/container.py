@@ -1,0 +1,176 @@
+"""The `.pwt` file: a packed JSON header and the payloads of its tensors, one after the other (docs/pwt.md).
+
+A payload's place follows from the lengths before it, so that payloads can neither overlap nor leave gaps. Everything that
+the header says is checked against caps and the file's length before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.encoding import csc, formats
+from core.encoding.errors import PwtError, PwtFault
+from core.encoding.header import (
+    MAGIC,
+    MAX_HEADER_BYTES,
+    PRELUDE,
+    VERSION,
+    PwtHeader,
+    TensorEntry,
+    header_json,
+    parse_header,
+)
+from core.encoding.layout import Layout
+from core.encoding.quantized import QuantizedTensor
+
+ALIGNMENT = 8
+MAX_DECODED_BYTES = 1 << 32
+
+
+@dataclass(frozen=True)
+class PwtSummary:
+    """What was written: `file_bytes`, and per tensor its payload's bytes and its format."""
+
+    file_bytes: int
+    header_bytes: int
+    bytes_of: Mapping[str, int]
+    format_of: Mapping[str, str]
+
+
+def write_pwt(
+    path: str | Path,
+    tensors: Mapping[str, QuantizedTensor | np.ndarray],
+    about: Mapping[str, Any],
+    format: str = formats.AUTO,
+    skeleton: bytes | None = None,
+) -> PwtSummary:
+    """Write quantised tensors in `format` and plain arrays as they are, in the mapping's order.
+
+    `about` is any JSON object (architecture, where the network comes from). `skeleton` is an ONNX model whose initialisers
+    of these names are empty: a reader puts the weights back into it. A float32 array with many zeros is stored by its
+    survivors where that is smaller, unless another format than `auto` or `csc` is asked for.
+    """
+    coded = {name: _encode(name, value, format) for name, value in tensors.items()}
+    header = header_json(
+        PwtHeader(
+            dict(about), [entry for entry, _ in coded.values()], len(skeleton or b""), zlib.crc32(skeleton or b"")
+        )
+    )
+    packed = zlib.compress(header, 9)
+    if len(header) > MAX_HEADER_BYTES:
+        raise formats.EncodingError(f"the header has {len(header)} bytes; at most {MAX_HEADER_BYTES} can be read again")
+    prelude = PRELUDE.pack(MAGIC, VERSION, len(packed), len(header), zlib.crc32(packed))
+    payloads = [payload for _, payload in coded.values()] + ([skeleton] if skeleton else [])
+    with Path(path).open("wb") as file:
+        size = file.write(prelude + packed)
+        for payload in payloads:
+            size += file.write(bytes(-size % ALIGNMENT))
+            size += file.write(payload)
+    return PwtSummary(
+        file_bytes=size,
+        header_bytes=len(prelude) + len(packed),
+        bytes_of={name: len(payload) for name, (_, payload) in coded.items()},
+        format_of={name: entry.format for name, (entry, _) in coded.items()},
+    )
+
+
+def read_pwt(
+    path: str | Path, max_decoded_bytes: int = MAX_DECODED_BYTES
+) -> tuple[dict[str, QuantizedTensor | np.ndarray], dict[str, Any]]:
+    """Every tensor of a file and its `about`. Raises PwtError for whatever is wrong with it."""
+    content = memoryview(Path(path).read_bytes())
+    header, offsets = _open(content, max_decoded_bytes)
+    tensors = {
+        entry.name: _decode(entry, content[offset : offset + entry.bytes])
+        for entry, offset in zip(header.tensors, offsets, strict=False)
+    }
+    return tensors, header.about
+
+
+def _encode(name: str, value: QuantizedTensor | np.ndarray, format: str) -> tuple[TensorEntry, bytes]:
+    if isinstance(value, QuantizedTensor):
+        try:
+            payload, chosen = formats.encode(value, format)
+        except formats.EncodingError as error:
+            raise formats.EncodingError(f"{name}: {error}") from error
+        shape, kind, levels, zero = value.indices.shape, "float32", len(value.codebook), value.zero
+    else:
+        array = np.asarray(value, order="C")
+        chosen, shape, kind, levels, zero = formats.RAW, array.shape, array.dtype.name, 0, None
+        payload = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        if kind == "float32" and format in (formats.AUTO, "csc") and csc.size_of_plain(array) < len(payload):
+            chosen, payload = "csc", csc.encode_plain(array)
+    entry = TensorEntry(name, tuple(map(int, shape)), kind, chosen, levels, zero, len(payload), zlib.crc32(payload))
+    return entry, payload
+
+
+def _open(content: memoryview, max_decoded_bytes: int) -> tuple[PwtHeader, list[int]]:
+    """The header and the payloads' offsets, the skeleton's last if there is one."""
+    if bytes(content[: len(MAGIC)]) != MAGIC:
+        raise PwtError(PwtFault.not_pwt, "file", "it does not begin as a .pwt file does")
+    if len(content) < PRELUDE.size:
+        raise PwtError(PwtFault.truncated, "file", f"{len(content)} bytes are no whole prelude")
+    _, version, packed_bytes, header_bytes, checksum = PRELUDE.unpack(content[: PRELUDE.size])
+    if version != VERSION:
+        raise PwtError(PwtFault.unsupported_version, "file", f"version {version}; this reader knows {VERSION}")
+    if max(packed_bytes, header_bytes) > MAX_HEADER_BYTES:
+        raise PwtError(PwtFault.header_too_large, "header", f"above its cap of {MAX_HEADER_BYTES} bytes")
+    end = PRELUDE.size + packed_bytes
+    if len(content) < end:
+        raise PwtError(PwtFault.truncated, "header", f"{packed_bytes} bytes, and the file ends before")
+    header = parse_header(_unpacked(content[PRELUDE.size : end], header_bytes, checksum))
+    decoded = sum(math.prod(entry.shape) * entry.item_bytes for entry in header.tensors)
+    if decoded > max_decoded_bytes:
+        raise PwtError(PwtFault.too_large, "file", f"it unpacks to {decoded} bytes; {max_decoded_bytes} are allowed")
+    offsets = []
+    for size in [entry.bytes for entry in header.tensors] + [header.skeleton_bytes] * (header.skeleton_bytes > 0):
+        begin = end + -end % ALIGNMENT
+        if begin + size > len(content):
+            raise PwtError(PwtFault.truncated, "file", f"a payload of {size} bytes at {begin} goes beyond the end")
+        if any(content[end:begin]):
+            raise PwtError(PwtFault.bad_padding, "file", f"the bytes {end} to {begin} are not zero")
+        offsets.append(begin)
+        end = begin + size
+    if end != len(content):
+        raise PwtError(PwtFault.trailing_bytes, "file", f"{len(content) - end} bytes after the last payload")
+    if header.skeleton_bytes and zlib.crc32(content[offsets[-1] : end]) != header.skeleton_crc32:
+        raise PwtError(PwtFault.checksum_mismatch, "skeleton", "its bytes are not those that were written")
+    return header, offsets
+
+
+def _unpacked(packed: memoryview, size: int, checksum: int) -> bytes:
+    if zlib.crc32(packed) != checksum:
+        raise PwtError(PwtFault.header_corrupt, "header", "its bytes are not those that were written")
+    unpacker = zlib.decompressobj()
+    try:
+        header = unpacker.decompress(packed, size + 1)
+    except zlib.error as error:
+        raise PwtError(PwtFault.header_corrupt, "header", str(error)) from error
+    if len(header) != size or not unpacker.eof or unpacker.unused_data:
+        raise PwtError(PwtFault.header_corrupt, "header", f"it does not unpack to the {size} bytes that it declares")
+    return header
+
+
+def _decode(entry: TensorEntry, payload: memoryview) -> QuantizedTensor | np.ndarray:
+    if zlib.crc32(payload) != entry.crc32:
+        raise PwtError(PwtFault.checksum_mismatch, entry.name, "its bytes are not those that were written")
+    try:
+        if entry.levels:
+            return formats.decode(payload, entry.format, Layout(entry.shape, entry.levels, entry.zero))
+        if entry.format == "csc":
+            layout = Layout(entry.shape, 0)
+            return csc.Decoder(payload, layout, None).values(0, layout.columns).reshape(entry.shape)
+    except PwtError as error:
+        raise PwtError(error.code, entry.name, str(error)) from error
+    if len(payload) != math.prod(entry.shape) * entry.item_bytes:
+        raise PwtError(PwtFault.bad_extent, entry.name, f"{len(payload)} bytes are not its shape's")
+    if entry.type == "bool" and any(byte > 1 for byte in payload):
+        raise PwtError(PwtFault.bad_index, entry.name, "a truth value is neither 0 nor 1")
+    return np.frombuffer(payload, np.dtype(entry.type).newbyteorder("<")).astype(entry.type).reshape(entry.shape)
