@@ -65,7 +65,7 @@ def export_module(
         raise EngineError(
             "invalid_model", f"The exported graph reads tensors that the checkpoint does not hold: {missing[:10]}"
         )
-    _unflatten_experts(plain.graph, tensors)
+    unflatten_experts(plain.graph, tensors)
     plain.graph.lint()
     return Network(
         graph=plain.graph,
@@ -193,7 +193,8 @@ def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _unflatten_experts(graph: Graph, tensors: dict[str, Tensor]) -> None:
+def unflatten_experts(graph: Graph, tensors: dict[str, Tensor]) -> None:
+    """Give flat expert weights the axes of the convolution that reads them; changes `graph` and `tensors`."""
     for node in list(graph.nodes):
         if node.target is not aten.matmul.default or len(node.users) != 1:
             continue

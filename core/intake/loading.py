@@ -15,13 +15,18 @@ from core.architectures import Architecture, compare, fitting_architectures, get
 from core.errors import EngineError
 from core.intake.formats import sniff
 from core.intake.onnx import read_onnx
+from core.intake.pt2 import holds_program, read_pt2
 from core.intake.safetensors_file import PRUNED_MARK
 from core.intake.state_dict import StateDict, read_file, read_state_dict
+from core.intake.zip_file import open_archive
 from core.network import Network
 
 INPUT_NAME = "input"
 MAX_INPUT_ELEMENTS = 2**26
 ALTERNATIVES = 4
+Format = Literal["state_dict", "onnx", "pt2"]
+_READERS = {"onnx": read_onnx, "pt2": read_pt2}
+_CALLED = {"onnx": "An ONNX file", "pt2": "A .pt2 file"}
 
 
 def load_network(
@@ -31,16 +36,17 @@ def load_network(
     architecture_args: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
 ) -> Network:
-    """Read an ONNX graph; or read a checkpoint, match it with a registered architecture and export it.
+    """Read an ONNX graph or an exported program; or match a checkpoint with a registered architecture and export that.
 
     architecture_args: what the weights' shapes do not tell, or what is meant to be checked. input_shape: of one input,
     without the batch dimension, or of each input by its name; by default the architecture's or the graph's own. Raises
-    EngineError: those of `read_state_dict` and `read_onnx`, and unknown_architecture, architecture_mismatch, shape_mismatch.
+    EngineError: those of `read_state_dict`, `read_onnx` and `read_pt2`, and unknown_architecture, architecture_mismatch, shape_mismatch.
     """
     named = get_architecture(architecture) if architecture is not None else None
     data = read_file(path)
-    if sniff(data) == "onnx":
-        return _from_onnx(data, architecture, input_shape)
+    kind = _kind(data)
+    if kind != "state_dict":
+        return _from_graph(kind, data, architecture, input_shape)
     input_shape = _of_one_input(input_shape)
     state = read_state_dict(path)
     if named is None:
@@ -60,21 +66,31 @@ def load_network(
     return network
 
 
-def file_format(path: Path) -> Literal["state_dict", "onnx"]:
+def file_format(path: Path) -> Format:
     """What kind of model a file holds, by its content."""
-    return "onnx" if sniff(read_file(path)) == "onnx" else "state_dict"
+    return _kind(read_file(path))
 
 
-def _from_onnx(
-    data: memoryview, architecture: str | None, input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None
+def _kind(data: memoryview) -> Format:
+    container = sniff(data)
+    if container == "zip" and holds_program(open_archive(data)):
+        return "pt2"
+    return "onnx" if container == "onnx" else "state_dict"
+
+
+def _from_graph(
+    kind: Format,
+    data: memoryview,
+    architecture: str | None,
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
 ) -> Network:
     if architecture is not None:
         raise EngineError(
             "architecture_mismatch",
-            "An ONNX file says itself how its weights are connected; leave `architecture` out.",
+            f"{_CALLED[kind]} says itself how its weights are connected; leave `architecture` out.",
             param="/architecture",
         )
-    network = read_onnx(data, input_shape)
+    network = _READERS[kind](data, input_shape)
     _require_finite_outputs(network)
     return network
 

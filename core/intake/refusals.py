@@ -10,7 +10,7 @@ from core.errors import EngineError
 SAVE_WEIGHTS = 'save the weights alone, e.g. safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
 ACCEPTED = (
     "Accepted: the weights of a network (a state_dict) as .safetensors, or as .pt/.pth/.th written by torch.save; or a "
-    "whole network as .onnx with float weights."
+    "whole network as .onnx with float weights, or as the .pt2 of torch.export.save."
 )
 
 

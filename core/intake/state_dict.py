@@ -58,7 +58,7 @@ def read_state_dict(path: Path) -> StateDict:
     stored, prefixes = _without_prefixes(stored)
     _require_plain_names(stored)
     tensors = read_tensors(stored, checkpoint.storages)
-    return StateDict(_as_float32(tensors), checkpoint.container, (*wrappers, *prefixes), checkpoint.metadata)
+    return StateDict(as_float32(tensors), checkpoint.container, (*wrappers, *prefixes), checkpoint.metadata)
 
 
 def _require_plain_names(stored: Mapping[str, StoredTensor]) -> None:
@@ -157,7 +157,8 @@ def _renamed(stored: dict[str, StoredTensor], rename: Callable[[str], str]) -> d
     return renamed
 
 
-def _as_float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Floats widened or narrowed to float32. Raises EngineError("invalid_model") for other types and for what is not finite."""
     converted: dict[int, torch.Tensor] = {}
     broken: list[str] = []
     for name, tensor in tensors.items():

@@ -29,7 +29,9 @@ _ENCRYPTED = 0x1
 
 
 @dataclass(frozen=True)
-class _Archive:
+class Archive:
+    """root: the one folder that every entry lies in, "" without one. entries: their bytes, by name under the root."""
+
     root: str
     entries: Mapping[str, memoryview]
 
@@ -40,7 +42,11 @@ class _Archive:
 
 def read_zip(data: memoryview) -> Checkpoint:
     """Raises EngineError: unsafe_model, invalid_model, unsupported_format, too_large."""
-    archive = _open(data)
+    return read_checkpoint_archive(open_archive(data))
+
+
+def read_checkpoint_archive(archive: Archive) -> Checkpoint:
+    """As `read_zip`, of an archive that is open already."""
     if "constants.pkl" in archive.entries or any(name.startswith("code/") for name in archive.entries):
         raise unsupported("The file is a TorchScript archive, which is a program and not weights alone.")
     pickle = archive.entries.get("data.pkl")
@@ -64,7 +70,8 @@ def read_zip(data: memoryview) -> Checkpoint:
     return Checkpoint("zip", root, storages)
 
 
-def _open(data: memoryview) -> _Archive:
+def open_archive(data: memoryview) -> Archive:
+    """The entries where they lie. Raises EngineError for compressed, encrypted, doubled, overlapping or lost ones."""
     window = Window(data, max_read_bytes=MAX_DIRECTORY_BYTES, what="The zip's directory")
     try:
         with zipfile.ZipFile(window) as archive:
@@ -93,7 +100,7 @@ def _open(data: memoryview) -> _Archive:
     for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:
             raise unsafe(f"The zip's entries {first[:80]!r} and {second[:80]!r} overlap.")
-    return _Archive(root, entries)
+    return Archive(root, entries)
 
 
 def _span(info: zipfile.ZipInfo, data: memoryview) -> tuple[int, int]:
@@ -118,12 +125,12 @@ def _span(info: zipfile.ZipInfo, data: memoryview) -> tuple[int, int]:
     return start, end
 
 
-def _other_zip(archive: _Archive) -> EngineError:
+def _other_zip(archive: Archive) -> EngineError:
     names = archive.entries
     if any(name.endswith((".npy", ".npz")) for name in names):
         return unsupported("The file is a NumPy archive, not a checkpoint.")
     if "archive_format" in names or any("exported_program" in name or "models/" in name for name in names):
-        return unsupported("The file is an exported program (.pt2), which this version does not read yet.")
+        return unsupported("The file is an exported program (.pt2), which is a whole network and not a state_dict.")
     if any(name.endswith(("config.json", "model.weights.h5")) for name in names):
         return unsupported("The file is a Keras archive, not a PyTorch checkpoint.")
     return unsupported("The file is a zip, but not one that torch.save wrote: it has no data.pkl.")
