@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from core.encoding import csc, im
+from core.encoding import ans, csc, hac, im, shac
 from core.encoding.errors import PwtError, PwtFault
 from core.encoding.layout import Layout
 from core.encoding.quantized import QuantizedTensor
@@ -38,31 +38,52 @@ class _Format:
     decoder: Callable[[memoryview, Layout, np.ndarray], ColumnDecoder]
 
 
+def _of_indices(
+    decoder: Callable[[memoryview, Layout], ColumnDecoder],
+) -> Callable[[memoryview, Layout, np.ndarray], ColumnDecoder]:
+    """A decoder of indices, which need no values."""
+    return lambda body, layout, codebook: decoder(body, layout)
+
+
 FORMATS: Mapping[str, _Format] = {
+    "ans": _Format(ans.encode_body, lambda tensor: 8 * len(ans.encode_body(tensor)), _of_indices(ans.Decoder)),
     "csc": _Format(csc.encode, csc.size_bits, csc.Decoder),
-    "im": _Format(im.encode, im.size_bits, lambda body, layout, codebook: im.Decoder(body, layout)),
+    "hac": _Format(hac.encode, hac.size_bits, _of_indices(hac.Decoder)),
+    "im": _Format(im.encode, im.size_bits, _of_indices(im.Decoder)),
+    "shac": _Format(shac.encode, shac.size_bits, _of_indices(shac.Decoder)),
 }
 
 
 def encode(tensor: QuantizedTensor, format: str = AUTO) -> tuple[bytes, str]:
-    """The payload and the name of its format; `auto` takes the smallest."""
+    """The payload and the name of its format; `auto` takes the smallest, the first by name among equals."""
     check(tensor)
-    if format == AUTO:
-        format = smallest(tensor)
-    return codebook_bytes(tensor) + _named(format).encode(tensor), format
+    codebook = tensor.codebook.astype("<f4").tobytes()
+    if format != AUTO:
+        return codebook + _named(format).encode(tensor), format
+    sizes = {name: FORMATS[name].size_bits(tensor) for name in FORMATS if name != "ans"}
+    best = min(sorted(sizes), key=sizes.__getitem__)
+    if ans.encodable(tensor):
+        body = ans.encode_body(tensor)
+        if 8 * len(body) <= sizes[best]:
+            return codebook + body, "ans"
+    return codebook + FORMATS[best].encode(tensor), best
 
 
 def encoded_bytes(tensor: QuantizedTensor, format: str = AUTO) -> int:
-    """The bytes that `encode` makes, its codebook counted in."""
-    check(tensor)
+    """The bytes that `encode` makes, its codebook counted in. All but `ans` count them without coding."""
     if format == AUTO:
-        format = smallest(tensor)
+        return len(encode(tensor)[0])
+    check(tensor)
     return 4 * len(tensor.codebook) + _named(format).size_bits(tensor) // 8
 
 
-def smallest(tensor: QuantizedTensor) -> str:
-    """The format of the fewest bytes; the first by name among equals."""
-    return min(sorted(FORMATS), key=lambda name: FORMATS[name].size_bits(tensor))
+def estimated_bytes(tensor: QuantizedTensor) -> int:
+    """What `auto` would take, to about a percent, from counts alone: for searches that ask often."""
+    check(tensor)
+    sizes = [FORMATS[name].size_bits(tensor) // 8 for name in FORMATS if name != "ans"]
+    if ans.encodable(tensor):
+        sizes.append(ans.estimated_bytes(tensor))
+    return 4 * len(tensor.codebook) + min(sizes)
 
 
 def decode(payload: bytes | memoryview, format: str, layout: Layout) -> QuantizedTensor:
@@ -81,10 +102,6 @@ def open_payload(payload: bytes | memoryview, format: str, layout: Layout) -> tu
     if fault:
         raise PwtError(PwtFault.bad_codebook, format, fault)
     return codebook, _named(format).decoder(payload[4 * layout.levels :], layout, codebook)
-
-
-def codebook_bytes(tensor: QuantizedTensor) -> bytes:
-    return tensor.codebook.astype("<f4").tobytes()
 
 
 def codebook_fault(codebook: np.ndarray, zero: int | None) -> str | None:

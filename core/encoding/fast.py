@@ -1,0 +1,112 @@
+"""Compiled kernels for large tensors, where numba is installed (the extra `fast`); without it numpy does the same work.
+
+A kernel is compiled at its first use, which takes a second or two, so that small inputs stay with numpy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from core.encoding.huffman import Code
+
+SMALLEST = 1 << 18
+
+
+@cache
+def available() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def worthwhile(symbols: int) -> bool:
+    """Whether compiled code would be faster for this many symbols, its compilation counted in."""
+    return symbols >= SMALLEST and available()
+
+
+def rans_symbols(
+    state: np.ndarray,
+    words: np.ndarray,
+    taken: int,
+    symbol_of_slot: np.ndarray,
+    frequency_of_slot: np.ndarray,
+    offset_of_slot: np.ndarray,
+    precision: int,
+    found: np.ndarray,
+) -> int:
+    """`rans.Stream.symbols` in place on `state` and `found`; the words taken, more than there are if they ran out."""
+    steps = (frequency_of_slot << 16 | offset_of_slot).astype(np.uint32)
+    return int(_rans_kernel()(state, words, taken, symbol_of_slot, steps, precision, found))
+
+
+@cache
+def _rans_kernel() -> Callable[..., int]:
+    import numba
+
+    @numba.njit(nogil=True)
+    def decode(state, words, taken, symbol_of_slot, steps, precision, found):
+        lanes = len(state)
+        mask = np.uint32((1 << precision) - 1)
+        x = np.empty(lanes, np.uint32)
+        for lane in range(lanes):
+            x[lane] = state[lane]
+        short = np.int64(len(words))
+        for first in range(0, len(found), lanes):
+            for lane in range(min(lanes, len(found) - first)):
+                now = x[lane]
+                slot = now & mask
+                step = steps[slot]
+                found[first + lane] = symbol_of_slot[slot]
+                now = np.uint32((step >> np.uint32(16)) * (now >> np.uint32(precision)) + (step & np.uint32(0xFFFF)))
+                if now < np.uint32(65536):
+                    if taken >= short:
+                        return short + 1
+                    now = np.uint32((now << np.uint32(16)) | np.uint32(words[taken]))
+                    taken += 1
+                x[lane] = now
+        for lane in range(lanes):
+            state[lane] = x[lane]
+        return taken
+
+    return decode
+
+
+def huffman_symbols(
+    words: np.ndarray, begins: np.ndarray, counts: np.ndarray, code: Code, found: np.ndarray
+) -> np.ndarray:
+    """`huffman.decode` into `found`; the bit position that each stream reached."""
+    reached = np.empty(len(begins), np.int64)
+    _huffman_kernel()(
+        words, begins, counts, code.table, code.aligned, code.order, code.lengths[code.order], found, reached
+    )
+    return reached
+
+
+@cache
+def _huffman_kernel() -> Callable[..., None]:
+    import numba
+
+    @numba.njit(nogil=True)
+    def decode(words, begins, counts, table, aligned, order, lengths, found, reached):
+        place = 0
+        last = len(words) - 2
+        for stream in range(len(begins)):
+            position = begins[stream]
+            for _ in range(counts[stream]):
+                index = min(position >> 5, last)
+                pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
+                window = (pair >> np.uint64(32 - (position & 31))) & np.uint64(0xFFFFFFFF)
+                entry = table[window >> np.uint64(21)]
+                if entry == 0:
+                    at = np.searchsorted(aligned, window, side="right") - 1
+                    entry = order[at] * 64 + lengths[at]
+                found[place] = entry >> 6
+                position += entry & 63
+                place += 1
+            reached[stream] = position
+
+    return decode
