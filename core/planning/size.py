@@ -113,13 +113,13 @@ class SizeTable:
         return _LENGTH_FIELD_BYTES + -(-header // _ALIGNMENT) * _ALIGNMENT + int(ends[-1])
 
 
-def safetensors_bytes(network: Network) -> int:
-    """Bytes of `network` as a safetensors file, uncut."""
+def safetensors_bytes(network: Network, *, pruned: bool = False) -> int:
+    """Bytes of `network` as a safetensors file. pruned: with the mark of a network that is no longer what came."""
     tensors = _in_file_order(network.tensors)
     ends = np.cumsum([tensor.numel() * tensor.itemsize for tensor in tensors.values()])
     lengths = np.array([size for tensor in tensors.values() for size in tensor.shape], dtype=np.int64)
     digits = _digits(lengths).sum() + _digits(ends).sum() + _digits(ends[:-1]).sum() + 1
-    header = _constant_text_bytes(tensors) + int(digits)
+    header = _constant_text_bytes(tensors) + int(digits) + pruned * len(_mark_text())
     return _LENGTH_FIELD_BYTES + -(-header // _ALIGNMENT) * _ALIGNMENT + int(ends[-1])
 
 

@@ -67,13 +67,15 @@ def refit(
     kept: Kept,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    solvers: Mapping[str, Solver] | None = None,
 ) -> Refit:
     """`network` with the weights of its convolutions and linear layers refitted to `original` on `inputs` [n, …].
 
     kept: what is left of the original's tensors (`core.surgery.kept_indices`). A weight that is computed, or that several
-    calls share, keeps its values, and so does a transposed convolution.
+    calls share, keeps its values, and so does a transposed convolution. solvers: by weight, another way to solve a layer
+    than `solve`; such a layer is solved whether or not its inputs have drifted.
     """
-    return _Refitter(network, original, kept, torch.device(device), progress).run(inputs)
+    return _Refitter(network, original, kept, torch.device(device), progress, solvers or {}).run(inputs)
 
 
 class _Refitter:
@@ -86,8 +88,10 @@ class _Refitter:
         kept: Kept,
         device: torch.device,
         progress: Callable[[int, int], None] | None,
+        solvers: Mapping[str, Solver],
     ) -> None:
         self._network = network
+        self._solvers = solvers
         self._kept = kept
         self._device = device
         self._progress = progress
@@ -141,14 +145,15 @@ class _Refitter:
     def _fit(self, node: Node, layer: MatrixLayer, now: _Stepper, before: _Stepper) -> None:
         source = bind(node)["input"]
         current, reference = now.values[source], before.values.get(self._counterpart[source.name])
-        if reference is not None and _same(current, reference):
+        solver = self._solvers.get(layer.weight)
+        if solver is None and reference is not None and _same(current, reference):
             return
         rows = self._kept_rows(layer)
         target = _select(before.values[self._counterpart[node.name]], rows, 1 if layer.rank else -1)
         target = target + self._loss_of_branch(node, layer, rows, now, before)
         weight = self._tensors[layer.weight].to(self._device)
         bias = self._tensors[layer.bias].to(self._device) if layer.bias is not None else None
-        found = _solve(layer, current, target, weight, bias)
+        found = (solver or solve)(layer, current, target, weight, bias)
         if found is None:
             return
         self._errors[layer.weight] = found.errors
@@ -244,14 +249,20 @@ class _Stepper:
 
 
 @dataclass(frozen=True)
-class _Solution:
+class Solution:
+    """errors: relative to the target, on the judging images, before and after."""
+
     weight: Tensor
     bias: Tensor | None
     errors: tuple[float, float]
 
 
+# (layer, inputs, target, weight, bias) → the weights to take, or None to leave them.
+Solver = Callable[[MatrixLayer, Tensor, Tensor, Tensor, "Tensor | None"], "Solution | None"]
+
+
 @dataclass(frozen=True)
-class _Normal:
+class NormalEquations:
     """The normal equations of some images, per group, in float64: XᵀX, Xᵀ(T − XW₀ᵀ) and ‖T − XW₀ᵀ‖², ‖T‖²."""
 
     gram: Tensor
@@ -259,8 +270,8 @@ class _Normal:
     residual: Tensor
     power: Tensor
 
-    def __add__(self, other: _Normal) -> _Normal:
-        return _Normal(
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(
             self.gram + other.gram,
             self.cross + other.cross,
             self.residual + other.residual,
@@ -273,10 +284,9 @@ class _Normal:
         return self.residual - 2 * (change * self.cross).sum() + quadratic
 
 
-def _solve(layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None) -> _Solution | None:
+def solve(layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None) -> Solution | None:
     """The best change of the weights, with λ chosen on the judging images; None where none is an improvement."""
-    judges = torch.arange(len(inputs), device=inputs.device) % _JUDGES == _JUDGES - 1
-    fit, judge = (_normal(layer, inputs[part], target[part], weight, bias) for part in (~judges, judges))
+    fit, judge = judged(layer, inputs, target, weight, bias)
     floor = torch.finfo(torch.float64).tiny
     best_error, best_ridge = judge.residual, None
     for ridge in RIDGES:
@@ -295,10 +305,19 @@ def _solve(layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, b
         change, shift = change[..., :-1], change[..., -1]
         bias = (bias.double() + shift.flatten()).to(bias.dtype)
     weight = (weight.double() + change.reshape(weight.shape)).to(weight.dtype)
-    return _Solution(weight, bias, errors) if bool(weight.isfinite().all()) else None
+    return Solution(weight, bias, errors) if bool(weight.isfinite().all()) else None
 
 
-def _change(normal: _Normal, ridge: float) -> Tensor | None:
+def judged(
+    layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[NormalEquations, NormalEquations]:
+    """The equations of the images that are fitted, and of those that judge λ."""
+    judges = torch.arange(len(inputs), device=inputs.device) % _JUDGES == _JUDGES - 1
+    fit, judge = (normal_equations(layer, inputs[part], target[part], weight, bias) for part in (~judges, judges))
+    return fit, judge
+
+
+def _change(normal: NormalEquations, ridge: float) -> Tensor | None:
     gram = normal.gram.clone()
     diagonal = gram.diagonal(dim1=1, dim2=2)
     strength = ridge * diagonal.mean(dim=1, keepdim=True)
@@ -307,7 +326,9 @@ def _change(normal: _Normal, ridge: float) -> Tensor | None:
     return None if bool(failed.any()) else torch.cholesky_solve(normal.cross, factor)
 
 
-def _normal(layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None) -> _Normal:
+def normal_equations(
+    layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None
+) -> NormalEquations:
     matrix = layer.matrix(weight)
     groups, outputs, columns = matrix.shape
     width = columns + (bias is not None)
@@ -328,7 +349,7 @@ def _normal(layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, 
         gram += rows.transpose(1, 2) @ rows
         cross += rows.transpose(1, 2) @ missing
         residual += missing.double().square().sum()
-    return _Normal(gram, cross, residual, power)
+    return NormalEquations(gram, cross, residual, power)
 
 
 def _select(value: Tensor, rows: Tensor | None, axis: int) -> Tensor:

@@ -15,7 +15,7 @@ from core.network import Network
 from core.recovery import RecoveryConfig, load_dataset, recover
 from core.recovery.evaluation import accuracy, predict
 from core.recovery.patches import matrix_layer
-from core.recovery.refit import RIDGES, _change, _normal, refit
+from core.recovery.refit import RIDGES, _change, normal_equations, refit
 from tests.core.recovery_cases import digits, pruned_and_kept, pruned_network, save_digits, trained_network
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -63,7 +63,7 @@ def test_the_normal_equations_give_the_ridge_solution_of_float64_least_squares()
     (layer,) = layers(network)
     x, target = images(200, 6), images(200, 3, seed=1)
     weight, bias = network.tensors["weight"], network.tensors["bias"]
-    normal = _normal(layer, x, target, weight, bias)
+    normal = normal_equations(layer, x, target, weight, bias)
     change = _change(normal, 1e-3)[0].numpy()
     rows = np.concatenate([x.numpy(), np.ones((200, 1))], axis=1).astype(np.float64)
     start = np.concatenate([weight.numpy(), bias.numpy()[:, None]], axis=1).T.astype(np.float64)

@@ -1,0 +1,58 @@
+"""What a layer costs in each of its forms, from counts alone.
+
+The paper's count (`sparse`) charges stage 1 in full and stage 2 by its nonzero coefficients: a runtime that makes use of
+single zeros. The dense counts are what an ordinary runtime executes:
+
+    two stages   columns · (taps + O) per output position        d · taps + O · columns parameters
+    dense        O · live inputs · taps                          the same
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from core.penni.decomposition import SharedKernels
+
+Form = Literal["two_stage", "dense"]
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """params: weights, without the bias. macs: of one image."""
+
+    params: int
+    macs: int
+
+    def __add__(self, other: LayerCounts) -> LayerCounts:
+        return LayerCounts(self.params + other.params, self.macs + other.macs)
+
+
+def dense_counts(outputs: int, inputs: int, taps: int, positions: int) -> LayerCounts:
+    """An ordinary convolution over `inputs` channels at `positions` output positions."""
+    params = outputs * inputs * taps
+    return LayerCounts(params, positions * params)
+
+
+def two_stage_counts(outputs: int, columns: int, kernels: int, taps: int, positions: int) -> LayerCounts:
+    """Depthwise maps of `columns` (channel, kernel) pairs from `kernels` shared kernels, then a 1×1 convolution."""
+    return LayerCounts(kernels * taps + outputs * columns, positions * columns * (taps + outputs))
+
+
+def sparse_counts(shared: SharedKernels, positions: int) -> LayerCounts:
+    """The paper's count of a layer: nnz(A) + d·taps parameters, positions · (C·d·taps + nnz(A)) MACs.
+
+    Inputs and kernels that no coefficient reads are gone, as after the paper's shrinking.
+    """
+    live = shared.live
+    inputs, kernels = int(live.any(dim=1).sum()), int(live.any(dim=0).sum())
+    nonzeros = shared.nonzeros
+    return LayerCounts(nonzeros + kernels * shared.taps, positions * (inputs * kernels * shared.taps + nonzeros))
+
+
+def sparse_dense_counts(weight: torch.Tensor, positions: int) -> LayerCounts:
+    """The paper's count of an ordinary layer: its nonzero weights."""
+    nonzeros = int((weight != 0).sum())
+    return LayerCounts(nonzeros, positions * nonzeros)

@@ -1,0 +1,187 @@
+"""Closed-form fit of shared kernels: coefficients and kernels solved in turn, so that a layer says what it said.
+
+With the Gram matrix G = XᵀX of a layer's inputs (the windows under its kernel) and the cross moments XᵀT, both unknowns
+of T ≈ X·(A ∘ B) have a closed form without another look at the images:
+
+    coefficients given kernels   one ridge problem over the live columns, for all outputs at once
+    kernels given coefficients   one ridge problem over d · taps unknowns
+
+and a few alternating sweeps (ALS) find what singular vectors of the weight alone miss by far. Inputs come from the
+already compressed prefix, targets from the original in front of its batch-norm (`core.recovery.refit`). The ridge pulls
+towards the coefficients that were there, and is chosen on images that the fit did not see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.penni.decomposition import SharedKernels
+from core.recovery.patches import MatrixLayer
+from core.recovery.refit import NormalEquations, Solution, judged
+
+# In units of the mean diagonal.
+RIDGES = (1e-4, 1e-2)
+
+
+class KernelSolver:
+    """Solves one layer as shared kernels (a `Solver` of `core.recovery.refit`); `shared` is the state, before and after.
+
+    Coefficients that are zero stay zero. sweeps: how often the kernels are solved too.
+    """
+
+    def __init__(self, shared: SharedKernels, sweeps: int) -> None:
+        self.shared = shared
+        self._sweeps = sweeps
+
+    def __call__(
+        self, layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Solution | None:
+        nothing = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+        fit, judge = (_Moments.of(one, bias is not None) for one in judged(layer, inputs, target, *nothing))
+        options = {"dtype": torch.float64, "device": inputs.device}
+        start = _Factors(
+            self.shared.coefficients.to(**options),
+            self.shared.basis.to(**options),
+            None if bias is None else bias.to(**options),
+        )
+        before = judge.error(start)
+        best_error, best_ridge = before, None
+        for ridge in RIDGES:
+            found = _alternate(fit, start, self._sweeps, ridge)
+            error = judge.error(found) if found is not None else None
+            if error is not None and error < best_error:
+                best_error, best_ridge = error, ridge
+        if best_ridge is None:
+            return None
+        found = _alternate(fit + judge, start, self._sweeps, best_ridge)
+        if found is None:
+            return None
+        dtype, device = self.shared.basis.dtype, self.shared.basis.device
+        shared = SharedKernels(
+            found.coefficients.to(device, dtype), found.basis.to(device, dtype), self.shared.kernel
+        ).normalised()
+        if not bool(shared.coefficients.isfinite().all()):
+            return None
+        self.shared = shared
+        power = judge.power.clamp_min(torch.finfo(torch.float64).tiny)
+        errors = tuple(float((error.clamp(min=0) / power).sqrt()) for error in (before, best_error))
+        return Solution(
+            shared.weight().to(weight.device, weight.dtype),
+            None if bias is None else found.bias.to(bias.dtype),
+            errors,
+        )
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """coefficients [O, C, d], basis [d, taps], bias [O] or None, float64."""
+
+    coefficients: Tensor
+    basis: Tensor
+    bias: Tensor | None
+
+    def matrix(self) -> Tensor:
+        """[C·taps (+ 1), O]: what multiplies a row of inputs."""
+        weight = (self.coefficients @ self.basis).flatten(1).T
+        return weight if self.bias is None else torch.cat([weight, self.bias[None]])
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """gram: [C·taps (+ 1), C·taps (+ 1)], the last row a bias; cross: [C·taps (+ 1), O]; power: ‖T‖²."""
+
+    gram: Tensor
+    cross: Tensor
+    power: Tensor
+    has_bias: bool
+
+    @staticmethod
+    def of(equations: NormalEquations, has_bias: bool) -> _Moments:
+        return _Moments(equations.gram[0], equations.cross[0], equations.power, has_bias)
+
+    def __add__(self, other: _Moments) -> _Moments:
+        return _Moments(self.gram + other.gram, self.cross + other.cross, self.power + other.power, self.has_bias)
+
+    def error(self, factors: _Factors) -> Tensor:
+        """‖T − X·matrix‖²."""
+        matrix = factors.matrix()
+        return self.power - 2 * (matrix * self.cross).sum() + (matrix * (self.gram @ matrix)).sum()
+
+
+def _alternate(moments: _Moments, factors: _Factors, sweeps: int, ridge: float) -> _Factors | None:
+    found = _coefficients(moments, factors, ridge)
+    for _ in range(sweeps):
+        found = _basis(moments, found, ridge) if found is not None else None
+        found = _coefficients(moments, found, ridge) if found is not None else None
+    return found
+
+
+def _coefficients(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | None:
+    """The best coefficients and bias for these kernels. Where single ones are zero, one problem per output."""
+    outputs, inputs, kernels = factors.coefficients.shape
+    basis, taps = factors.basis, factors.basis.shape[1]
+    windows = inputs * taps
+    # Moments of the depthwise maps, from those of the windows: every axis of taps goes through the kernels.
+    through = torch.einsum("bi,xci->xcb", basis, moments.gram[:, :windows].view(-1, inputs, taps)).flatten(1)
+    maps = torch.einsum("bi,ciy->cby", basis, through[:windows].view(inputs, taps, -1)).flatten(0, 1)
+    cross = torch.einsum("bi,cio->cbo", basis, moments.cross[:windows].view(inputs, taps, outputs)).flatten(0, 1)
+    if moments.has_bias:
+        sums = through[windows:]
+        maps = torch.cat([torch.cat([maps, sums.T], 1), torch.cat([sums, moments.gram[-1:, -1:]], 1)])
+        cross = torch.cat([cross, moments.cross[-1:]])
+    current = factors.coefficients.flatten(1).T
+    if factors.bias is not None:
+        current = torch.cat([current, factors.bias[None]])
+    support = current != 0
+    if moments.has_bias:
+        support[-1] = True
+    result = torch.zeros_like(current)
+    rows = support.any(dim=1)
+    if bool((support == rows[:, None]).all()):
+        solved = _ridge(maps[rows][:, rows], cross[rows], current[rows], ridge)
+        if solved is None:
+            return None
+        result[rows] = solved
+    else:
+        for output in range(outputs):
+            own = support[:, output]
+            solved = _ridge(maps[own][:, own], cross[own, output, None], current[own, output, None], ridge)
+            if solved is None:
+                return None
+            result[own, output] = solved[:, 0]
+    bias = result[-1] if moments.has_bias else None
+    return _Factors(result[: inputs * kernels].T.reshape(outputs, inputs, kernels), basis, bias)
+
+
+def _basis(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | None:
+    """The best kernels for these coefficients, of unit norm again."""
+    outputs, inputs, kernels = factors.coefficients.shape
+    taps = factors.basis.shape[1]
+    windows = inputs * taps
+    flat = factors.coefficients.flatten(1)
+    together = (flat.T @ flat).view(inputs, kernels, inputs, kernels)
+    gram = moments.gram[:windows, :windows].reshape(inputs, taps, inputs, taps)
+    normal = together.permute(1, 3, 0, 2).flatten(2).flatten(0, 1) @ gram.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    normal = normal.view(kernels, kernels, taps, taps).permute(0, 2, 1, 3).reshape(kernels * taps, -1)
+    wanted = moments.cross[:windows]
+    if factors.bias is not None:
+        wanted = wanted - moments.gram[:windows, -1:] * factors.bias
+    cross = torch.einsum("ocb,cio->bi", factors.coefficients, wanted.view(inputs, taps, outputs)).reshape(-1, 1)
+    solved = _ridge(normal, cross, factors.basis.reshape(-1, 1), ridge)
+    if solved is None:
+        return None
+    shared = SharedKernels(factors.coefficients, solved.view(kernels, taps), (taps,)).normalised()
+    return _Factors(shared.coefficients, shared.basis, factors.bias)
+
+
+def _ridge(gram: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor | None:
+    """argmin ‖…‖² + λ‖· − start‖²; None where the matrix is not positive definite."""
+    strength = ridge * gram.diagonal().mean() if len(gram) else gram.sum()
+    gram = gram.clone()
+    residual = cross - gram @ start
+    gram.diagonal().add_(strength if strength > 0 else 1.0)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    return None if bool(failed.any()) else start + torch.cholesky_solve(residual, factor)

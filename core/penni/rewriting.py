@@ -1,0 +1,281 @@
+"""A convolution of the graph as shared kernels: a form for training, and forms that run anywhere.
+
+Training rebuilds the weight from its factors in every step and convolves as before, so that gradients reach both:
+
+    weight = view(matmul(view(index_select(cat(coefficients, 0), place), [O·C, d]), basis), [O, C, *kernel])
+
+Delivery has ordinary operators only, with the same tensors under the same names:
+
+    two stages   maps = conv(x, kernels, groups = …)    one depthwise map per live (channel, kernel) column
+                 out = conv(maps, coefficients, bias)   1×1
+    dense        out = conv(x, weight, bias)            where that needs fewer multiply-accumulates
+
+`layer1.0.conv1.weight` becomes `layer1.0.conv1.basis` [d, 1, *kernel] and `.coefficients` [O, columns, 1, …]; which
+channel and which kernel make a column is in the integer buffers `.channels` and `.kernels`. A layer that reads every
+channel equally often needs no gathering: channel c makes the maps c·q … c·q + q − 1 (channel-major, kernel-minor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from core.analysis.schema import bind
+from core.network import Network, TensorMeta
+from core.penni.costs import LayerCounts, two_stage_counts
+from core.penni.decomposition import SharedKernels
+from core.penni.sites import Site
+
+aten = torch.ops.aten
+_CONVOLUTIONS = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
+
+
+@dataclass(frozen=True, eq=False)
+class SharedLayer:
+    """A site with the columns that are left of it. channels, kernels: int64 [columns], channel-major."""
+
+    site: Site
+    channels: Tensor
+    kernels: Tensor
+    shared: int
+
+    @staticmethod
+    def of(site: Site, factors: SharedKernels) -> SharedLayer:
+        """The live columns of `factors`, and the shared kernels that they need."""
+        live = factors.live
+        needed = live.any(dim=0)
+        channels, kernels = live[:, needed].nonzero(as_tuple=True)
+        return SharedLayer(site, channels, kernels, int(needed.sum()))
+
+    @property
+    def columns(self) -> int:
+        return len(self.channels)
+
+    @property
+    def counts(self) -> LayerCounts:
+        """Of the two stages."""
+        return two_stage_counts(self.site.outputs, self.columns, self.shared, self.site.taps, self.site.positions)
+
+    def tensors(self, factors: SharedKernels) -> dict[str, Tensor]:
+        """The trainable tensors of the layer."""
+        path, rank = self.site.path, len(self.site.kernel)
+        needed = factors.live.any(dim=0)
+        coefficients = factors.coefficients[:, :, needed][:, self.channels, self.kernels]
+        return {
+            f"{path}.basis": factors.basis[needed].reshape(self.shared, 1, *self.site.kernel).clone(),
+            f"{path}.coefficients": coefficients.reshape(*coefficients.shape, *[1] * rank).clone(),
+        }
+
+    def factors(self, tensors: Mapping[str, Tensor]) -> SharedKernels:
+        """The factors that such tensors hold."""
+        basis = tensors[f"{self.site.path}.basis"].flatten(1)
+        stored = tensors[f"{self.site.path}.coefficients"].flatten(1)
+        coefficients = stored.new_zeros(self.site.outputs, self.site.inputs, self.shared)
+        coefficients[:, self.channels, self.kernels] = stored
+        return SharedKernels(coefficients, basis, self.site.kernel)
+
+
+def trainable(network: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
+    """`network` with each layer's weight computed from its factors. Single coefficients that are zero stay zero."""
+    editor = _Editor(network)
+    for layer, factors in layers.items():
+        path = layer.site.path
+        stored = layer.tensors(factors)
+        editor.replace_parameter(layer.site.weight, stored)
+        places = torch.full((layer.site.inputs, layer.shared), layer.columns)
+        places[layer.channels, layer.kernels] = torch.arange(layer.columns)
+        buffers = {f"{path}.places": places.flatten(), f"{path}.nothing": torch.zeros(layer.site.outputs, 1)}
+        mask = (stored[f"{path}.coefficients"] != 0).flatten(1)
+        if not bool(mask.all()):
+            buffers[f"{path}.mask"] = mask.to(torch.float32)
+        editor.add_buffers(buffers)
+    return editor.rebuild(
+        {layer.site.node: _Rebuilt(layer, f"{layer.site.path}.mask" in editor.tensors) for layer in layers}
+    )
+
+
+def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
+    """The two-stage form of each layer, with the values of `trained` (`trainable` of the same layers).
+
+    network: the original, whose graph is rewritten. A layer of `network` that is not named keeps the weight of `trained`.
+    """
+    editor = _Editor(
+        network.with_tensors({name: trained.tensors.get(name, old) for name, old in network.tensors.items()})
+    )
+    rules = {}
+    for layer in layers:
+        path = layer.site.path
+        editor.replace_parameter(
+            layer.site.weight, {name: trained.tensors[name] for name in (f"{path}.basis", f"{path}.coefficients")}
+        )
+        plain = _plain_groups(layer)
+        buffers = {f"{path}.kernels": layer.kernels.to(torch.int32)}
+        picked = layer.channels if plain is None else layer.channels.unique_consecutive()
+        if len(picked) != layer.site.inputs or plain is None:
+            buffers[f"{path}.channels"] = picked.to(torch.int32)
+        editor.add_buffers(buffers)
+        rules[layer.site.node] = _TwoStage(layer, len(picked), f"{path}.channels" in buffers)
+    return editor.rebuild(rules)
+
+
+def fused(network: Network, trained: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
+    """The graph of `network` with each layer's weight written out from the values of `trained`: what both forms equal."""
+    tensors = {name: trained.tensors.get(name, old) for name, old in network.tensors.items()}
+    for layer in layers:
+        tensors[layer.site.weight] = layer.factors(trained.tensors).weight()
+    return network.with_tensors(tensors)
+
+
+def _plain_groups(layer: SharedLayer) -> int | None:
+    """How many maps every live channel makes, if all make equally many."""
+    _, counts = layer.channels.unique_consecutive(return_counts=True)
+    return int(counts[0]) if bool((counts == counts[0]).all()) else None
+
+
+class _Editor:
+    """Collects other tensors for a network and copies its graph with some convolutions written anew."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.tensors = dict(network.tensors)
+        self._parameters = set(network.parameter_names)
+
+    def replace_parameter(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put `tensors` in the place of a parameter, so that a file lists a layer's tensors side by side."""
+        ordered: dict[str, Tensor] = {}
+        for old, value in self.tensors.items():
+            ordered.update(tensors if old == name else {old: value})
+        self.tensors = ordered
+        self._parameters = (self._parameters - {name}) | tensors.keys()
+
+    def add_buffers(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors.update(tensors)
+
+    def rebuild(self, rules: Mapping[str, Callable[[_Writer, Node], Node]]) -> Network:
+        graph = Graph()
+        copies: dict[Node, Node] = {}
+        for node in self._network.graph.nodes:
+            if node.op == "get_attr" and node.target not in self.tensors:
+                continue
+            if node.name in rules:
+                copies[node] = rules[node.name](_Writer(graph, self.tensors, node, copies), node)
+            else:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.lint()
+        return replace(
+            self._network,
+            graph=graph,
+            tensors=MappingProxyType(self.tensors),
+            parameter_names=frozenset(self._parameters),
+        )
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the nodes of one layer."""
+
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    node: Node
+    copies: Mapping[Node, Node]
+
+    def tensor(self, name: str) -> Node:
+        node = self.graph.get_attr(name)
+        return self._told(node, self.tensors[name].shape, self.tensors[name].dtype)
+
+    def call(self, target: Any, *args: Any, shape: tuple[int, ...], name: str | None = None) -> Node:
+        node = self.graph.create_node("call_function", target, args, name=name)
+        return self._told(node, shape, self.node.meta["value"].dtype)
+
+    def convolution(
+        self, inputs: Node, weight: Node, bias: Node | None, geometry: tuple[Any, ...], **about: Any
+    ) -> Node:
+        operator = _CONVOLUTIONS[len(weight.meta["value"].shape) - 2]
+        target = operator.padding if any(isinstance(one, str) for one in geometry) else operator.default
+        return self.call(target, inputs, weight, bias, *geometry, **about)
+
+    def _told(self, node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> Node:
+        node.meta = {"path": self.node.meta.get("path", ""), "value": TensorMeta(tuple(shape), dtype)}
+        return node
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """The convolution of a weight that is computed from its factors."""
+
+    layer: SharedLayer
+    masked: bool
+
+    def __call__(self, write: _Writer, node: Node) -> Node:
+        site, layer, path = self.layer.site, self.layer, self.layer.site.path
+        outputs, columns, shared, taps = site.outputs, layer.columns, layer.shared, site.taps
+        coefficients = write.call(
+            aten.view.default, write.tensor(f"{path}.coefficients"), [outputs, columns], shape=(outputs, columns)
+        )
+        if self.masked:
+            mask = write.tensor(f"{path}.mask")
+            coefficients = write.call(aten.mul.Tensor, coefficients, mask, shape=(outputs, columns))
+        padded = write.call(
+            aten.cat.default, [coefficients, write.tensor(f"{path}.nothing")], 1, shape=(outputs, columns + 1)
+        )
+        width = site.inputs * shared
+        full = write.call(aten.index_select.default, padded, 1, write.tensor(f"{path}.places"), shape=(outputs, width))
+        rows = outputs * site.inputs
+        full = write.call(aten.view.default, full, [rows, shared], shape=(rows, shared))
+        basis = write.call(aten.view.default, write.tensor(f"{path}.basis"), [shared, taps], shape=(shared, taps))
+        kernels = write.call(aten.matmul.default, full, basis, shape=(rows, taps))
+        shape = (outputs, site.inputs, *site.kernel)
+        weight = write.call(aten.view.default, kernels, list(shape), shape=shape)
+        call = bind(node)
+        return write.convolution(
+            write.copies[call["input"]],
+            weight,
+            _copied(call["bias"], write),
+            (call["stride"], call["padding"], call["dilation"]),
+            shape=node.meta["value"].shape,
+            name=node.name,
+        )
+
+
+@dataclass(frozen=True)
+class _TwoStage:
+    """Depthwise maps of shared kernels, then a 1×1 convolution, which also adds the bias."""
+
+    layer: SharedLayer
+    groups: int
+    gathers: bool
+
+    def __call__(self, write: _Writer, node: Node) -> Node:
+        site, layer, path = self.layer.site, self.layer, self.layer.site.path
+        call = bind(node)
+        inputs, shape = write.copies[call["input"]], node.meta["value"].shape
+        if self.gathers:
+            gathered = (1, self.groups, *inputs.meta["value"].shape[2:])
+            inputs = write.call(aten.index_select.default, inputs, 1, write.tensor(f"{path}.channels"), shape=gathered)
+        weight = write.call(
+            aten.index_select.default,
+            write.tensor(f"{path}.basis"),
+            0,
+            write.tensor(f"{path}.kernels"),
+            shape=(layer.columns, 1, *site.kernel),
+        )
+        maps = write.convolution(
+            inputs,
+            weight,
+            None,
+            (call["stride"], call["padding"], call["dilation"], self.groups),
+            shape=(1, layer.columns, *shape[2:]),
+        )
+        return write.convolution(
+            maps, write.tensor(f"{path}.coefficients"), _copied(call["bias"], write), (), shape=shape, name=node.name
+        )
+
+
+def _copied(bias: Node | None, write: _Writer) -> Node | None:
+    return None if bias is None else write.copies[bias]

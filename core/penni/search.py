@@ -1,0 +1,181 @@
+"""Landing on the budget: which (input channel, kernel) columns stay.
+
+All columns of all layers are ranked by the norm of their coefficients, which compare because the kernels have unit norm;
+one threshold over that ranking is bisected on the exact cost of the network in its delivered form until every cap holds.
+Each layer runs in whichever form costs it less, two stages or dense, so a layer stays dense until its columns pay. What
+is left under the caps is filled with the next columns that fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from core.analysis import profile
+from core.budget import Constraint, Costs
+from core.penni.costs import LayerCounts, dense_counts, two_stage_counts
+from core.penni.decomposition import SharedKernels
+from core.penni.rewriting import SharedLayer, executable, trainable
+from core.penni.sites import Site
+from core.network import Network
+from core.planning import safetensors_bytes
+
+# Of a layer's columns, this share stays whatever the ranking says: a layer without any says nothing.
+LEAST_SHARE = 0.05
+_BYTES = 4
+# Columns that are tried one by one once the threshold stands.
+_REFILL_TRIES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """live: by weight, bool [C, d], of the layers that run in two stages; the others are dense. costs: exact."""
+
+    live: Mapping[str, Tensor]
+    costs: Costs
+
+    def meets(self, constraints: Sequence[Constraint]) -> bool:
+        return all(constraint.met_by(self.costs) for constraint in constraints)
+
+
+class ColumnSearch:
+    """Selections of one network's columns. factors: by weight, for every site that may run in two stages."""
+
+    def __init__(
+        self,
+        network: Network,
+        sites: Sequence[Site],
+        factors: Mapping[str, SharedKernels],
+        constraints: Sequence[Constraint],
+    ) -> None:
+        self._network = network
+        self._sites = {site.weight: site for site in sites}
+        self._factors = factors
+        self._base = profile(network).costs
+        self._constraints = tuple(constraints)
+        self._by_params = all(c.metric == "params" or (c.metric, c.kind) == ("memory", "weights") for c in constraints)
+        self._order, self._floor = self._ranking()
+
+    @property
+    def original(self) -> Costs:
+        """What the network costs as it came."""
+        return self._base
+
+    @property
+    def columns(self) -> int:
+        """All of them, in the ranking."""
+        return len(self._order)
+
+    def land(self, constraints: Sequence[Constraint] | None = None) -> Selection | None:
+        """The most columns within the caps (those given at the start, unless others of the same kind); None where even
+        the fewest exceed one."""
+        constraints = self._constraints if constraints is None else tuple(constraints)
+        if not self.first(self._floor).meets(constraints):
+            return None
+        low, high = self._floor, self.columns
+        if self.first(high).meets(constraints):
+            return self.first(high)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.first(middle).meets(constraints):
+                low = middle
+            else:
+                high = middle
+        return self._refilled(low, constraints)
+
+    def smallest(self) -> Selection:
+        """The fewest columns."""
+        return self.first(self._floor)
+
+    def first(self, count: int) -> Selection:
+        """The first `count` columns of the ranking."""
+        return self._selection(self._masks(count))
+
+    def _refilled(self, count: int, constraints: Sequence[Constraint]) -> Selection:
+        masks = self._masks(count)
+        best = self._selection(masks)
+        if self._needs_network:
+            return best
+        for weight, column in self._order[count : count + _REFILL_TRIES]:
+            tried = masks[weight].clone()
+            tried.view(-1)[column] = True
+            # A layer that is dense has all its columns already.
+            if weight not in best.live:
+                continue
+            selection = self._selection({**masks, weight: tried})
+            if selection.meets(constraints):
+                masks, best = {**masks, weight: tried}, selection
+        return best
+
+    def _ranking(self) -> tuple[list[tuple[str, int]], int]:
+        """(weight, flat column) of every live column, those that must stay first, then by norm; and how many must stay."""
+        must, rest = [], []
+        for weight, factors in self._factors.items():
+            norms = factors.column_norms().flatten()
+            ranked = norms.argsort(descending=True, stable=True).tolist()
+            ranked = [column for column in ranked if norms[column] > 0]
+            floor = max(1, math.ceil(LEAST_SHARE * factors.inputs * factors.kernels))
+            entries = [(float(norms[column]), weight, column) for column in ranked]
+            must += entries[:floor]
+            rest += entries[floor:]
+        rest.sort(key=lambda entry: -entry[0])
+        return [(weight, column) for _, weight, column in must + rest], len(must)
+
+    def _masks(self, count: int) -> dict[str, Tensor]:
+        columns: dict[str, list[int]] = {weight: [] for weight in self._factors}
+        for weight, column in self._order[:count]:
+            columns[weight].append(column)
+        masks = {}
+        for weight, chosen in columns.items():
+            factors = self._factors[weight]
+            mask = torch.zeros(factors.inputs * factors.kernels, dtype=torch.bool)
+            mask[chosen] = True
+            masks[weight] = mask.view(factors.inputs, factors.kernels)
+        return masks
+
+    def _selection(self, masks: Mapping[str, Tensor]) -> Selection:
+        params, macs = self._base.params, self._base.macs
+        live = {}
+        for weight, mask in masks.items():
+            site = self._sites[weight]
+            whole = dense_counts(site.outputs, site.inputs, site.taps, site.positions)
+            staged = two_stage_counts(
+                site.outputs, int(mask.sum()), int(mask.any(dim=0).sum()), site.taps, site.positions
+            )
+            if self._cost(staged) < self._cost(whole):
+                live[weight] = mask
+                params += staged.params - whole.params
+                macs += staged.macs - whole.macs
+        saved = self._base.params - params
+        costs = replace(self._base, params=params, macs=macs, weight_bytes=self._base.weight_bytes - _BYTES * saved)
+        selection = Selection(live, costs)
+        return self._with_network(selection) if self._needs_network else selection
+
+    @property
+    def _needs_network(self) -> bool:
+        """Activations and file sizes are not sums over layers."""
+        return any(c.metric == "size" or (c.metric == "memory" and c.kind != "weights") for c in self._constraints)
+
+    def _cost(self, counts: LayerCounts) -> int:
+        return counts.params if self._by_params else counts.macs
+
+    def _with_network(self, selection: Selection) -> Selection:
+        layers = shared_layers(self._sites, self._factors, selection.live)
+        network = executable(self._network, trainable(self._network, layers), layers)
+        costs = profile(network).costs
+        return Selection(selection.live, replace(costs, size_bytes=safetensors_bytes(network, pruned=True)))
+
+
+def shared_layers(
+    sites: Mapping[str, Site], factors: Mapping[str, SharedKernels], live: Mapping[str, Tensor]
+) -> dict[SharedLayer, SharedKernels]:
+    """The layers that run in two stages, with no more than these columns."""
+    found = {}
+    for weight, mask in live.items():
+        kept = factors[weight].with_columns(mask)
+        found[SharedLayer.of(sites[weight], kept)] = kept
+    return found
