@@ -1,6 +1,6 @@
 """Deliver: write what was asked for, in forms that load anywhere.
 
-`onnx` → model.onnx; `safetensors` → model.safetensors and model.py; `report` → report.json and report.html. Always manifest.json.
+`onnx` → model.onnx; `pt2` → model.pt2; `safetensors` → model.safetensors and model.py; `report` → report.json and report.html. Always manifest.json.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from core.deliver.artifacts import Artifact, write_json, write_manifest, write_s
 from core.deliver.latency import Latency, measure_latencies, measure_latency
 from core.deliver.model_py import write_model_py
 from core.deliver.onnx_file import write_onnx
+from core.deliver.pt2_file import write_pt2
 from core.deliver.report_html import report_html
 from core.errors import EngineError
 from core.network import Network
 
-OUTPUTS = ("onnx", "safetensors", "report")
+OUTPUTS = ("onnx", "pt2", "safetensors", "report")
 _PAGE = "report.html"
 _WRITTEN_LAST = (_PAGE, "report.json", "manifest.json")
 
@@ -71,6 +72,8 @@ def deliver(original: Network, network: Network, outputs: Sequence[str], folder:
         if "onnx" in outputs:
             write_onnx(network, folder / "model.onnx")
             latency, original_latency = _latencies(original, Path(scratch), network, folder / "model.onnx")
+    if "pt2" in outputs:
+        write_pt2(network, folder / "model.pt2")
     if "safetensors" in outputs:
         write_safetensors(network, folder / "model.safetensors", pruned=pruned)
         write_model_py(network, folder / "model.py")

@@ -133,7 +133,7 @@ class WidthPlan(Request):
         return self
 
 
-OutputName = Literal["onnx", "safetensors", "report"]
+OutputName = Literal["onnx", "pt2", "safetensors", "report"]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-/]{1,63}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -41,7 +41,7 @@ MaxDrop = Annotated[float | None, typer.Option(help="Largest loss of accuracy al
 BestEffort = Annotated[
     bool, typer.Option("--best-effort", help="Deliver the nearest result where a cap cannot be met.")
 ]
-Outputs = Annotated[str | None, typer.Option(help="Comma-separated: onnx,safetensors,report.")]
+Outputs = Annotated[str | None, typer.Option(help="Comma-separated, of onnx, pt2, safetensors and report.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]

@@ -34,7 +34,7 @@ _MEMORY_FORMATS = {
     3: torch.channels_last_3d,
     4: torch.preserve_format,
 }
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+_PATH = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 _NOTHING_MADE = "_empty_nn_module_stack"
 
 

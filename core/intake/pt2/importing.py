@@ -32,7 +32,7 @@ from core.network import Interface, Network, TensorSpec
 InputShape = Sequence[int] | Mapping[str, Sequence[int]]
 TOLERANCE = 1e-4
 MAX_NAME = 256
-_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 _TAKEN = frozenset(dir(nn.Module)) | frozenset(dir(GraphModule)) | frozenset(vars(nn.Module())) | {"graph", "code"}
 
 
