@@ -17,11 +17,11 @@ from torch import Tensor
 
 from core.analysis import profile
 from core.budget import Constraint, Costs
+from core.network import Network
 from core.penni.costs import LayerCounts, dense_counts, two_stage_counts
 from core.penni.decomposition import SharedKernels
 from core.penni.rewriting import SharedLayer, executable, trainable
 from core.penni.sites import Site
-from core.network import Network
 from core.planning import safetensors_bytes
 
 # Of a layer's columns, this share stays whatever the ranking says: a layer without any says nothing.
