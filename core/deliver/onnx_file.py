@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,21 +35,30 @@ _ROUNDINGS, _LARGEST_ROUNDING = 4.0, 1e-2
 _CHECKED_BATCHES = (1, 3)
 
 
-def write_onnx(network: Network, path: Path, *, compare: bool = True) -> None:
+def write_onnx(network: Network, path: Path, *, compare: bool = True, fold: bool = True) -> None:
     """Write by our own rules, or by torch's exporter where they do not cover an operator; check and compare with PyTorch.
 
-    compare: only a file that nobody gets, such as one whose speed is measured, may go without. Raises EngineError where
-    ONNX Runtime and PyTorch disagree.
+    compare: only a file that nobody gets, such as one whose speed is measured, may go without. fold: batch-norms into
+    the convolutions before them; without, the file has the network's own weights. Raises EngineError where ONNX Runtime
+    and PyTorch disagree.
     """
     # Before the export, too: the exporter fails obscurely on what one file cannot hold.
     _require_one_file(sum(tensor.nbytes for tensor in network.tensors.values()))
     try:
-        _write(emit(network), network, path, compare)
+        _write(emit(network, fold=fold), network, path, compare)
     except Exception as reason:
         # Whatever it is, the other way has none of these rules, and the same checks.
         _LOGGER.warning("Writing ONNX by torch's exporter: %s", str(reason)[:300])
         path.unlink(missing_ok=True)
         _write(_by_torch(network, reason), network, path, compare)
+
+
+def onnx_bytes(network: Network, *, fold: bool = True) -> bytes:
+    """The file that `write_onnx` writes, uncompared."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        write_onnx(network, path, compare=False, fold=fold)
+        return path.read_bytes()
 
 
 def _by_torch(network: Network, reason: Exception) -> onnx.ModelProto:

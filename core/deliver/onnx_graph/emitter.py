@@ -21,7 +21,7 @@ from core.analysis.schema import bind, is_aten, operator_name
 from core.deliver.onnx_graph.aliases import Aliases, written_operand
 from core.deliver.onnx_graph.builder import GraphBuilder
 from core.deliver.onnx_graph.call import Call, Live, Size, Uncovered, Value
-from core.deliver.onnx_graph.fusion import fusions
+from core.deliver.onnx_graph.fusion import Fusions, fusions
 from core.deliver.onnx_graph.rules import RULES
 from core.network import Network
 
@@ -30,22 +30,22 @@ _SIZE_OPERATORS = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"
 _NEW = frozenset({"new_zeros", "new_ones", "new_full"})
 
 
-def emit(network: Network) -> onnx.ModelProto:
+def emit(network: Network, *, fold: bool = True) -> onnx.ModelProto:
     """The network as a model whose initializers have the network's tensor names. Raises Uncovered.
 
-    Inputs and outputs have the network's names and a dynamic batch axis.
+    Inputs and outputs have the network's names and a dynamic batch axis. fold: batch-norms into convolutions.
     """
-    return _Emitter(network).model()
+    return _Emitter(network, fold).model()
 
 
 class _Emitter:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, fold: bool) -> None:
         self._network = network
         self._inputs = iter(network.inputs)
         self._builder = GraphBuilder(network.inputs)
         self._builder.reserve([spec.name for spec in network.outputs])
         self._aliases = Aliases(network.graph)
-        self._fusions = fusions(network)
+        self._fusions = fusions(network) if fold else Fusions({}, frozenset())
         self._values: dict[Node, Value] = {}
 
     def model(self) -> onnx.ModelProto:

@@ -85,7 +85,7 @@ def settle(values: SortedValues, start: Levels, price: float) -> Levels:
     current, cost = start, np.inf
     for _ in range(_STEPS):
         rates = -price * np.log2(current.counts / len(values))
-        codebook, thresholds = _envelope(current.codebook, rates)
+        thresholds = _envelope(current.codebook, rates)
         counts, first, _ = values.cells(thresholds)
         used = counts > 0
         means = first[used] / counts[used]
@@ -98,15 +98,15 @@ def settle(values: SortedValues, start: Levels, price: float) -> Levels:
     return current
 
 
-def _envelope(codebook: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cells that are cheapest for some value, and the thresholds between them."""
+def _envelope(codebook: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """The thresholds between the cells that are cheapest for some value."""
     while True:
         thresholds = (np.diff(codebook**2) + np.diff(rates)) / (2 * np.diff(codebook))
         dominated = np.concatenate(([False], thresholds[:-1] >= thresholds[1:], [False]))[: len(codebook)]
         # Of two dominated neighbours one may be fine once the other is gone.
         dominated[1:] &= ~dominated[:-1]
         if not dominated.any():
-            return codebook, thresholds
+            return thresholds
         codebook, rates = codebook[~dominated], rates[~dominated]
 
 

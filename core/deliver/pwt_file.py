@@ -1,0 +1,73 @@
+"""`model.pwt` of a network: its tensors, the shared ones as indices, with what a reader needs to make ONNX of it again.
+
+The skeleton is the ONNX file with every initialiser left out that a tensor of the same name fills bit for bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from core.deliver.onnx_file import onnx_bytes
+from core.encoding.container import PwtSummary, write_pwt
+from core.encoding.formats import EncodingError
+from core.encoding.quantized import QuantizedTensor
+from core.errors import EngineError
+from core.network import Network
+from core.version import VERSION
+
+
+@dataclass(frozen=True)
+class Compact:
+    """How a network is stored. tensors: by name, what shares values. skeleton: as above; None without ONNX."""
+
+    tensors: Mapping[str, QuantizedTensor]
+    skeleton: bytes | None = None
+    format: str = "auto"
+
+
+def skeleton_of(network: Network) -> bytes | None:
+    """The same for any values of the kernels, unless the file holds something computed from them."""
+    try:
+        proto = onnx.load_from_string(onnx_bytes(network, fold=False))
+    except EngineError:
+        return None
+    for initializer in proto.graph.initializer:
+        value = network.tensors.get(initializer.name)
+        if value is None or not initializer.raw_data or list(value.shape) != list(initializer.dims):
+            continue
+        if value.detach().cpu().contiguous().numpy().tobytes() == initializer.raw_data:
+            initializer.ClearField("raw_data")
+    return proto.SerializeToString(deterministic=True)
+
+
+def write_network_pwt(network: Network, compact: Compact, path: Path) -> PwtSummary:
+    """Raises EngineError("invalid_request") where the format cannot be had."""
+    stored: dict[str, QuantizedTensor | np.ndarray] = {
+        name: compact.tensors[name] if name in compact.tensors else tensor.detach().cpu().contiguous().numpy()
+        for name, tensor in network.tensors.items()
+    }
+    about = {
+        "producer": f"pennyweight {VERSION}",
+        "architecture": network.architecture,
+        "architecture_args": dict(network.architecture_args),
+        "inputs": {spec.name: list(spec.shape) for spec in network.inputs},
+        "outputs": {spec.name: list(spec.shape) for spec in network.outputs},
+    }
+    try:
+        return write_pwt(path, stored, about, compact.format, compact.skeleton)
+    except EncodingError as error:
+        raise EngineError(
+            "invalid_request", f"model.pwt cannot be written: {error}.", param="/encoding/format"
+        ) from error
+
+
+def measured_pwt(network: Network, compact: Compact) -> PwtSummary:
+    """What the file would take."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return write_network_pwt(network, compact, Path(scratch) / "model.pwt")

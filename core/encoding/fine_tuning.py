@@ -1,0 +1,220 @@
+"""Fine-tuning of shared values: codebooks learn, who shares which value stays.
+
+A weight is codebook[index], so the gradient of a shared value is the sum over its members:
+
+    ∂L/∂c_l = Σ over i with index l of ∂L/∂w_i
+
+Pruned weights keep their index and exactly zero. Adam steps by a share of each layer's own root mean square, so that
+a cell of a million members and one of ten move alike. Biases and batch-norms, which are stored whole anyway, learn along.
+The teacher is the original: its scores and the labels, or without labels its outputs alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from core.analysis import profile
+from core.encoding.kernels import with_values
+from core.encoding.quantized import QuantizedTensor
+from core.module_form import to_module, with_trained
+from core.network import Network
+from core.recovery import ImageDataset
+from core.recovery.evaluation import predict
+
+# Per step: of a codebook, relative to the root mean square of its weights; of everything else, as it is.
+SHARED_RATE, OTHER_RATE = 0.01, 1e-3
+_TEMPERATURE, _TEACHER_WEIGHT = 4.0, 0.9
+_BATCH, _LEAST_BATCHES = 128, 8
+_STEPS = {"cpu": 300, "cuda": 3000}
+_MACS = {"cpu": 6e12, "cuda": 1e15}
+_WARM_UP = 0.1
+_PROGRESS_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long to train. batch: images per step."""
+
+    steps: int
+    steps_per_epoch: int
+    batch: int
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Warm-up, then a cosine to zero, as a share of the full rate."""
+        warm = max(1, int(_WARM_UP * self.steps))
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+
+def plan_run(network: Network, examples: int, epochs: int | None, device: torch.device) -> Run:
+    """`epochs`, or else as many steps as a short run and a bound on multiply-accumulates allow."""
+    kind = device.type if device.type in _STEPS else "cpu"
+    batch = max(1, min(_BATCH, examples // _LEAST_BATCHES or examples))
+    per_epoch = max(1, examples // batch)
+    if epochs is not None:
+        return Run(epochs * per_epoch, per_epoch, batch)
+    affordable = int(_MACS[kind] / (3 * batch * max(1, profile(network).costs.macs)))
+    return Run(max(1, min(_STEPS[kind], 20 * per_epoch, affordable)), per_epoch, batch)
+
+
+def fine_tune_shared(
+    network: Network,
+    tensors: Mapping[str, QuantizedTensor],
+    original: Network,
+    dataset: ImageDataset,
+    run: Run,
+    *,
+    seed: int,
+    device: torch.device,
+    tell: Callable[[int, str], None],
+    shared_only: bool = False,
+) -> tuple[Network, dict[str, QuantizedTensor]] | None:
+    """The network and its tensors with learnt values; None if the loss became infinite or NaN.
+
+    tensors: what the network's kernels are made of. shared_only: whether everything but the codebooks stays as it is.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        module = to_module(network).to(device)
+        shared = _Shared(tensors, device)
+        others = [p for name, p in module.named_parameters() if name not in tensors and p.is_floating_point()]
+        module.requires_grad_(False)
+        groups = [{"params": [c], "full": SHARED_RATE * scale} for c, scale in shared.parameters()]
+        if not shared_only:
+            module.train()
+            groups += [{"params": others, "full": OTHER_RATE}] if others else []
+            for parameter in others:
+                parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
+        loss_of = _loss(original, dataset, device)
+        told, total = time.monotonic(), torch.zeros((), device=device)
+        for step, rows in enumerate(_rows(len(dataset.train), run, seed)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["full"] * run.rate(step)
+            inputs = dataset.prepare(dataset.train.images[rows].to(device))
+            loss = loss_of(functional_call(module, shared.weights(), (inputs,)), rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total = total + loss.detach()
+            if time.monotonic() - told >= _PROGRESS_INTERVAL_S or step + 1 == run.steps:
+                told = time.monotonic()
+                tell(step + 1, f"Fine-tuning shared values: loss {float(loss.detach()):.3f}")
+        learnt = shared.tensors()
+        if not math.isfinite(float(total)) or not all(np.isfinite(one.codebook).all() for one in learnt.values()):
+            return None
+        return with_values(with_trained(network, module.cpu()), learnt), learnt
+
+
+class _Gathered(torch.autograd.Function):
+    """codebook[indices], whose gradient is summed in float64 by counting: in one order, whatever the processor."""
+
+    @staticmethod
+    def forward(ctx, codebook: Tensor, indices: Tensor, zero: int | None) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.levels, ctx.zero = len(codebook), zero
+        return codebook[indices]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (indices,) = ctx.saved_tensors
+        sums = torch.bincount(indices.reshape(-1), gradient.reshape(-1).double(), minlength=ctx.levels)
+        if ctx.zero is not None:
+            sums[ctx.zero] = 0
+        return sums.to(gradient.dtype), None, None
+
+
+class _Shared:
+    """The codebooks as parameters; tensors with one codebook object share one."""
+
+    def __init__(self, tensors: Mapping[str, QuantizedTensor], device: torch.device) -> None:
+        self._tensors = tensors
+        self._codebooks: dict[int, nn.Parameter] = {}
+        self._squares: dict[int, list[float]] = {}
+        self._indices: dict[int, Tensor] = {}
+        for tensor in tensors.values():
+            key = id(tensor.codebook)
+            if key not in self._codebooks:
+                self._codebooks[key] = nn.Parameter(torch.from_numpy(tensor.codebook.copy()).to(device))
+            if id(tensor) not in self._indices:
+                self._indices[id(tensor)] = torch.from_numpy(tensor.indices.astype(np.int64)).to(device)
+                values = tensor.values()
+                alive = values[values != 0].astype(np.float64)
+                self._squares.setdefault(key, []).append(float((alive**2).mean()) if alive.size else 0.0)
+
+    def parameters(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """Each codebook with the root mean square of what it stands for."""
+        for key, parameter in self._codebooks.items():
+            yield parameter, math.sqrt(sum(self._squares[key]) / len(self._squares[key]))
+
+    def weights(self) -> dict[str, Tensor]:
+        made: dict[int, Tensor] = {}
+        for tensor in self._tensors.values():
+            if id(tensor) not in made:
+                codebook = self._codebooks[id(tensor.codebook)]
+                made[id(tensor)] = _Gathered.apply(codebook, self._indices[id(tensor)], tensor.zero)
+        return {name: made[id(tensor)] for name, tensor in self._tensors.items()}
+
+    def tensors(self) -> dict[str, QuantizedTensor]:
+        """With the learnt values in order again; values that met are one."""
+        found: dict[int, QuantizedTensor] = {}
+        orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for tensor in self._tensors.values():
+            key = id(tensor.codebook)
+            if key not in orders:
+                learnt = self._codebooks[key].detach().cpu().numpy()
+                orders[key] = np.unique(learnt, return_inverse=True)
+            codebook, places = orders[key]
+            if id(tensor) not in found:
+                zero = None if tensor.zero is None else int(places[tensor.zero])
+                indices = places[tensor.indices].astype(tensor.indices.dtype)
+                found[id(tensor)] = QuantizedTensor(indices, codebook, zero)
+        return {name: found[id(tensor)] for name, tensor in self._tensors.items()}
+
+
+def _loss(original: Network, dataset: ImageDataset, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of a batch's outputs and its rows in the train split."""
+    known = predict(original, dataset.train.images, dataset, device=device)
+
+    def by_outputs(outputs: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        wanted = known[rows]
+        return F.mse_loss(_first(outputs), wanted) / wanted.square().mean().clamp_min(1e-12)
+
+    def by_labels(outputs: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        scores = _first(outputs)
+        student = F.log_softmax(scores / _TEMPERATURE, dim=1)
+        teacher = F.log_softmax(known[rows] / _TEMPERATURE, dim=1)
+        told = _TEMPERATURE**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        labels = dataset.train.labels[rows].to(device)
+        return _TEACHER_WEIGHT * told + (1 - _TEACHER_WEIGHT) * F.cross_entropy(scores, labels)
+
+    return by_labels if dataset.labelled else by_outputs
+
+
+def _first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def _rows(examples: int, run: Run, seed: int) -> Iterator[Tensor]:
+    """A new order every epoch, full batches only."""
+    generator = torch.Generator().manual_seed(seed)
+    step = 0
+    while step < run.steps:
+        order = torch.randperm(examples, generator=generator)
+        for index in range(min(run.steps_per_epoch, run.steps - step)):
+            yield order[index * run.batch : (index + 1) * run.batch]
+            step += 1
