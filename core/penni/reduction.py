@@ -26,7 +26,7 @@ from core.penni.fitting import KernelSolver
 from core.penni.rewriting import SharedLayer
 from core.penni.search import ColumnSearch, Selection, shared_layers
 from core.penni.sites import Site, sites
-from core.progress import Progress, ProgressEvent
+from core.progress import Progress, ProgressEvent, silent
 from core.recovery.refit import refit
 
 # Of a kernel's taps: 5 shared kernels for 3×3.
@@ -36,6 +36,8 @@ LEAST_INPUTS = 5
 START_SWEEPS = 4
 LATER_SWEEPS = 1
 PRUNING_STEPS = 3
+# What runtimes like: see `core.penni.search`.
+ROUND_TO = 16
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,16 @@ def reduce_columns(
     constraints: Sequence[Constraint],
     images: Tensor | None,
     *,
-    bases: Bases,
-    device: torch.device,
-    progress: Progress,
+    bases: Bases = Bases(),
+    round_to: int = ROUND_TO,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
 ) -> Reduced:
     """Columns pruned until `network` meets `constraints` (dense counts). images: prepared inputs [n, …], or None.
 
     Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a cap.
     """
-    program = _Program(network, constraints, bases, device, progress)
+    program = _Program(network, constraints, bases, round_to, torch.device(device), progress)
     selection = program.search.land()
     if selection is None:
         raise refusal(program.search, constraints, program.network_costs)
@@ -83,7 +86,7 @@ def reduce_columns(
 
 def refusal(search: ColumnSearch, constraints: Sequence[Constraint], original: Costs) -> EngineError:
     """What the fewest columns cost."""
-    smallest = search.smallest().costs
+    smallest = search.smallest.costs
     missed = [cap for cap in constraints if not cap.met_by(smallest)]
     said = ", ".join(f"{cap.metric} {cap.value(smallest):,} where {cap.limit:,} is the limit" for cap in missed)
     return EngineError(
@@ -105,12 +108,14 @@ class _Program:
         network: Network,
         constraints: Sequence[Constraint],
         bases: Bases,
+        round_to: int,
         device: torch.device,
         progress: Progress,
     ) -> None:
         self._original = network
         self._network = network
         self._constraints = tuple(constraints)
+        self._round_to = round_to
         self._device = device
         self._progress = progress
         self._sites: dict[str, Site] = {
@@ -133,7 +138,7 @@ class _Program:
     def fitted(self, selection: Selection, images: Tensor) -> Selection:
         """All columns fitted, then pruned and fitted in steps; the last step is on the caps."""
         self._fit(selection, images, START_SWEEPS, "Fitting shared kernels")
-        full = self.search.first(self.search.columns).costs
+        full = self.search.everything.costs
         for step in range(1, PRUNING_STEPS + 1):
             self.search = self._searching()
             caps = [_between(cap, full, step / PRUNING_STEPS) for cap in self._constraints]
@@ -169,7 +174,7 @@ class _Program:
                 for weight, site in self._sites.items()
             }
             search = self._searching()
-            everything = search.first(search.columns)
+            everything = search.everything
             if not everything.meets(self._constraints):
                 break
         return self._factors, search
@@ -183,7 +188,9 @@ class _Program:
         return max(1, min(most, math.ceil(site.taps * share - 1e-9)))
 
     def _searching(self) -> ColumnSearch:
-        return ColumnSearch(self._original, list(self._sites.values()), self._factors, self._constraints)
+        return ColumnSearch(
+            self._original, list(self._sites.values()), self._factors, self._constraints, self._round_to
+        )
 
     def _written(self, selection: Selection) -> Network:
         """Factors written out where a layer runs in two stages; elsewhere its own weight."""

@@ -6,13 +6,14 @@ Training rebuilds the weight from its factors in every step and convolves as bef
 
 Delivery has ordinary operators only, with the same tensors under the same names:
 
-    two stages   maps = conv(x, kernels, groups = …)    one depthwise map per live (channel, kernel) column
-                 out = conv(maps, coefficients, bias)   1×1
-    dense        out = conv(x, weight, bias)            where that needs fewer multiply-accumulates
+    two stages   maps = conv(x[channels], basis[kernels], groups = columns)   one depthwise map per live column
+                 out = conv(maps, coefficients, bias)                         1×1
+    dense        out = conv(x, weight, bias)                                  where that needs fewer multiply-accumulates
 
 `layer1.0.conv1.weight` becomes `layer1.0.conv1.basis` [d, 1, *kernel] and `.coefficients` [O, columns, 1, …]; which
-channel and which kernel make a column is in the integer buffers `.channels` and `.kernels`. A layer that reads every
-channel equally often needs no gathering: channel c makes the maps c·q … c·q + q − 1 (channel-major, kernel-minor).
+channel and which kernel make a column is in the integer buffers `.channels` and `.kernels`, channel-major. Channels are
+gathered, one copy per column, because runtimes compute one map per channel several times faster than many; a layer that
+reads every channel exactly once needs no gathering.
 """
 
 from __future__ import annotations
@@ -114,13 +115,12 @@ def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, 
         editor.replace_parameter(
             layer.site.weight, {name: trained.tensors[name] for name in (f"{path}.basis", f"{path}.coefficients")}
         )
-        plain = _plain_groups(layer)
         buffers = {f"{path}.kernels": layer.kernels.to(torch.int32)}
-        picked = layer.channels if plain is None else layer.channels.unique_consecutive()
-        if len(picked) != layer.site.inputs or plain is None:
-            buffers[f"{path}.channels"] = picked.to(torch.int32)
+        gathers = layer.channels.tolist() != list(range(layer.site.inputs))
+        if gathers:
+            buffers[f"{path}.channels"] = layer.channels.to(torch.int32)
         editor.add_buffers(buffers)
-        rules[layer.site.node] = _TwoStage(layer, len(picked), f"{path}.channels" in buffers)
+        rules[layer.site.node] = _TwoStage(layer, gathers)
     return editor.rebuild(rules)
 
 
@@ -130,12 +130,6 @@ def fused(network: Network, trained: Network, layers: Mapping[SharedLayer, Share
     for layer in layers:
         tensors[layer.site.weight] = layer.factors(trained.tensors).weight()
     return network.with_tensors(tensors)
-
-
-def _plain_groups(layer: SharedLayer) -> int | None:
-    """How many maps every live channel makes, if all make equally many."""
-    _, counts = layer.channels.unique_consecutive(return_counts=True)
-    return int(counts[0]) if bool((counts == counts[0]).all()) else None
 
 
 class _Editor:
@@ -248,7 +242,6 @@ class _TwoStage:
     """Depthwise maps of shared kernels, then a 1×1 convolution, which also adds the bias."""
 
     layer: SharedLayer
-    groups: int
     gathers: bool
 
     def __call__(self, write: _Writer, node: Node) -> Node:
@@ -256,7 +249,7 @@ class _TwoStage:
         call = bind(node)
         inputs, shape = write.copies[call["input"]], node.meta["value"].shape
         if self.gathers:
-            gathered = (1, self.groups, *inputs.meta["value"].shape[2:])
+            gathered = (1, layer.columns, *inputs.meta["value"].shape[2:])
             inputs = write.call(aten.index_select.default, inputs, 1, write.tensor(f"{path}.channels"), shape=gathered)
         weight = write.call(
             aten.index_select.default,
@@ -269,7 +262,7 @@ class _TwoStage:
             inputs,
             weight,
             None,
-            (call["stride"], call["padding"], call["dilation"], self.groups),
+            (call["stride"], call["padding"], call["dilation"], layer.columns),
             shape=(1, layer.columns, *shape[2:]),
         )
         return write.convolution(

@@ -4,6 +4,9 @@ All columns of all layers are ranked by the norm of their coefficients, which co
 one threshold over that ranking is bisected on the exact cost of the network in its delivered form until every cap holds.
 Each layer runs in whichever form costs it less, two stages or dense, so a layer stays dense until its columns pay. What
 is left under the caps is filled with the next columns that fit.
+
+Columns come and go in blocks of `round_to`: runtimes compute depthwise maps in vectors of 8 or 16 channels and are several
+times slower on numbers in between (`benchmarks/penni_forms.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from core.planning import safetensors_bytes
 # Of a layer's columns, this share stays whatever the ranking says: a layer without any says nothing.
 LEAST_SHARE = 0.05
 _BYTES = 4
-# Columns that are tried one by one once the threshold stands.
+# Blocks that are tried one by one once the threshold stands.
 _REFILL_TRIES = 4096
 
 
@@ -51,10 +54,12 @@ class ColumnSearch:
         sites: Sequence[Site],
         factors: Mapping[str, SharedKernels],
         constraints: Sequence[Constraint],
+        round_to: int,
     ) -> None:
         self._network = network
         self._sites = {site.weight: site for site in sites}
         self._factors = factors
+        self._round_to = round_to
         self._base = profile(network).costs
         self._constraints = tuple(constraints)
         self._by_params = all(c.metric == "params" or (c.metric, c.kind) == ("memory", "weights") for c in constraints)
@@ -66,69 +71,71 @@ class ColumnSearch:
         return self._base
 
     @property
-    def columns(self) -> int:
-        """All of them, in the ranking."""
-        return len(self._order)
+    def everything(self) -> Selection:
+        """All columns."""
+        return self._first(len(self._order))
+
+    @property
+    def smallest(self) -> Selection:
+        """The fewest columns."""
+        return self._first(self._floor)
 
     def land(self, constraints: Sequence[Constraint] | None = None) -> Selection | None:
         """The most columns within the caps (those given at the start, unless others of the same kind); None where even
         the fewest exceed one."""
         constraints = self._constraints if constraints is None else tuple(constraints)
-        if not self.first(self._floor).meets(constraints):
+        if not self.smallest.meets(constraints):
             return None
-        low, high = self._floor, self.columns
-        if self.first(high).meets(constraints):
-            return self.first(high)
+        if self.everything.meets(constraints):
+            return self.everything
+        low, high = self._floor, len(self._order)
         while high - low > 1:
             middle = (low + high) // 2
-            if self.first(middle).meets(constraints):
+            if self._first(middle).meets(constraints):
                 low = middle
             else:
                 high = middle
         return self._refilled(low, constraints)
 
-    def smallest(self) -> Selection:
-        """The fewest columns."""
-        return self.first(self._floor)
-
-    def first(self, count: int) -> Selection:
-        """The first `count` columns of the ranking."""
+    def _first(self, count: int) -> Selection:
+        """The first `count` blocks of the ranking."""
         return self._selection(self._masks(count))
 
     def _refilled(self, count: int, constraints: Sequence[Constraint]) -> Selection:
         masks = self._masks(count)
         best = self._selection(masks)
-        if self._needs_network:
-            return best
-        for weight, column in self._order[count : count + _REFILL_TRIES]:
-            tried = masks[weight].clone()
-            tried.view(-1)[column] = True
-            # A layer that is dense has all its columns already.
-            if weight not in best.live:
+        full: set[str] = set()
+        for weight, columns in self._order[count : count + _REFILL_TRIES]:
+            # A layer that is dense has all its columns already; the blocks of one layer cost the same.
+            if weight in full or weight not in best.live:
                 continue
+            tried = masks[weight].clone()
+            tried.view(-1)[columns] = True
             selection = self._selection({**masks, weight: tried})
             if selection.meets(constraints):
                 masks, best = {**masks, weight: tried}, selection
+            else:
+                full.add(weight)
         return best
 
-    def _ranking(self) -> tuple[list[tuple[str, int]], int]:
-        """(weight, flat column) of every live column, those that must stay first, then by norm; and how many must stay."""
+    def _ranking(self) -> tuple[list[tuple[str, list[int]]], int]:
+        """(weight, flat columns) of every block, those that must stay first, then by norm; and how many must stay."""
         must, rest = [], []
         for weight, factors in self._factors.items():
             norms = factors.column_norms().flatten()
-            ranked = norms.argsort(descending=True, stable=True).tolist()
-            ranked = [column for column in ranked if norms[column] > 0]
-            floor = max(1, math.ceil(LEAST_SHARE * factors.inputs * factors.kernels))
-            entries = [(float(norms[column]), weight, column) for column in ranked]
+            ranked = norms.argsort(descending=True, stable=True)
+            blocks = ranked[: int((norms > 0).sum())].split(self._round_to)
+            floor = max(1, math.ceil(LEAST_SHARE * factors.inputs * factors.kernels / self._round_to))
+            entries = [(float(norms[block].square().mean()), weight, block.tolist()) for block in blocks]
             must += entries[:floor]
             rest += entries[floor:]
         rest.sort(key=lambda entry: -entry[0])
-        return [(weight, column) for _, weight, column in must + rest], len(must)
+        return [(weight, block) for _, weight, block in must + rest], len(must)
 
     def _masks(self, count: int) -> dict[str, Tensor]:
         columns: dict[str, list[int]] = {weight: [] for weight in self._factors}
-        for weight, column in self._order[:count]:
-            columns[weight].append(column)
+        for weight, block in self._order[:count]:
+            columns[weight] += block
         masks = {}
         for weight, chosen in columns.items():
             factors = self._factors[weight]
