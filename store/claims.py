@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from store.contract import WorkKind
-from store.layout import artifact_key
+from store.layout import artifact_key, checkpoint_key
 from store.tables import Dataset, Job, Model, Plan, Work
 
 
@@ -52,9 +53,20 @@ class JobSubject:
 
 
 @dataclass(frozen=True)
+class StoredCheckpoint:
+    """What an attempt of a job left for the next one."""
+
+    object_key: str
+    sha256: str
+    attempt: int
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Claim:
     """The right to work on one thing until the lease ends. `attempt` is the fencing token of every later write;
-    `troubles` is how often workers gave it back for reasons of their own."""
+    `troubles` is how often workers gave it back for reasons of their own; `checkpoint` is where an earlier attempt at a
+    job got to."""
 
     id: str
     kind: WorkKind
@@ -64,10 +76,15 @@ class Claim:
     subject: JobSubject | ModelSubject | DatasetSubject
     max_runtime_s: int
     troubles: int
+    checkpoint: StoredCheckpoint | None = None
 
     def object_key(self, name: str) -> str:
         """Where this attempt of a job stores the artifact `name`."""
         return artifact_key(self.tenant_id, self.id, self.attempt, name)
+
+    def checkpoint_key(self, number: int) -> str:
+        """Where this attempt of a job stores its checkpoint number `number`."""
+        return checkpoint_key(self.tenant_id, self.id, self.attempt, number)
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,12 @@ def describe(session: Session, work: Work) -> JobSubject | ModelSubject | Datase
             return JobSubject(
                 request=_engine_request(row.request), model=_model(session, row.model_id), dataset=dataset
             )
+
+
+def checkpoint_of(job: Job) -> StoredCheckpoint | None:
+    if job.checkpoint_key is None:
+        return None
+    return StoredCheckpoint(job.checkpoint_key, job.checkpoint_sha256, job.checkpoint_attempt, job.checkpoint_at)
 
 
 def _engine_request(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def artifact_key(tenant_id: str, job_id: str, attempt: int, name: str) -> str:
     return f"{job_prefix(tenant_id, job_id)}/{attempt}/{name}"
 
 
+def checkpoint_key(tenant_id: str, job_id: str, attempt: int, number: int) -> str:
+    """No artifact's name begins like this, so a checkpoint never lies where an artifact does."""
+    return artifact_key(tenant_id, job_id, attempt, f"_checkpoint-{number}")
+
+
 def owner_of(key: str) -> Owner | None:
     """Whose object this is; None for a key that nothing above makes."""
     segments = key.split("/")

@@ -93,8 +93,13 @@ class Settings(BaseSettings):
     """How often an idle slot looks for work that nobody told it of."""
     worker_poll_s: Annotated[float, Field(gt=0)] = 15
     """The same for a slot that Celery wakes: this is for the time in which Celery cannot."""
+    checkpoint_interval_s: Annotated[float, Field(gt=0)] = 120
+    """How often a job keeps the state of its training: the most that a killed process costs."""
+    checkpoint_grace_s: Annotated[float, Field(ge=0)] = 20
+    """How long a stopping worker lets a training job write and store a checkpoint before it gives the job back."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 30
-    """How long a stopping worker waits for its threads, which kill their runners at once and give their work back."""
+    """How long a stopping worker waits for its threads, which end their runners and give their work back; longer than
+    `PENNYWEIGHT_CHECKPOINT_GRACE_S`."""
 
     @field_validator("data_dir")
     @classmethod

@@ -184,7 +184,11 @@ class Upload(Base):
 
 
 class Job(Base):
-    """One job. `version` grows with every change that a client can see: it is the ETag."""
+    """One job. `version` grows with every change that a client can see: it is the ETag.
+
+    checkpoint_*: the stored file from which the next attempt goes on; it stays here until that file is deleted, after the
+    job's end. resumed_from: the checkpoint that the running attempt, or the last one, went on from.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -192,6 +196,7 @@ class Job(Base):
         Index(None, "tenant_id", "status", "id"),
         Index(None, "model_id"),
         Index(None, "dataset_id"),
+        Index(None, "checkpoint_key"),
         _one_of("status", JobStatus),
     )
 
@@ -216,6 +221,12 @@ class Job(Base):
     cancel_requested_at: Mapped[datetime | None]
     version: Mapped[int]
     last_event_seq: Mapped[int]
+    checkpoint_key: Mapped[str | None]
+    checkpoint_size: Mapped[int | None] = mapped_column(BigInteger)
+    checkpoint_sha256: Mapped[str | None] = mapped_column(String(64))
+    checkpoint_attempt: Mapped[int | None]
+    checkpoint_at: Mapped[datetime | None]
+    resumed_from: Mapped[dict[str, Any] | None]
 
     @property
     def labels(self) -> dict[str, str]:

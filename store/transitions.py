@@ -62,7 +62,7 @@ def transition(
         case JobStatus.queued:
             job.queued_at, job.started_at, job.stage, job.progress = now, None, None, None
         case JobStatus.running:
-            job.started_at = now
+            job.started_at, job.resumed_from = now, None
         case JobStatus.cancelling:
             job.cancel_requested_at = now
         case JobStatus.cancelled:

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from store import dialect, tallies, waiting
-from store.claims import Claim, Heartbeat, StoredArtifact, describe
+from store.claims import Claim, Heartbeat, StoredArtifact, checkpoint_of, describe
 from store.contract import (
     DatasetInspection,
     ErrorInfo,
@@ -69,8 +69,10 @@ def claim(
         work.overdue_at = now + timedelta(seconds=work.max_runtime_s + OVERDUE_GRACE_S)
         waited_s = (now - work.available_at).total_seconds()
         tallies.observe(session, TallyName.queue_wait, waited_s, kind=work.kind.value, queue=work.queue)
+        checkpoint = None
         if work.kind is WorkKind.job:
             job = session.get_one(Job, work.id, with_for_update=True)
+            checkpoint = checkpoint_of(job)
             transition(session, job, JobStatus.running, now=now, attempt=work.attempt)
         return Claim(
             id=work.id,
@@ -81,6 +83,7 @@ def claim(
             subject=describe(session, work),
             max_runtime_s=work.max_runtime_s,
             troubles=work.troubles,
+            checkpoint=checkpoint,
         )
 
 
@@ -97,7 +100,7 @@ def heartbeat(
     """
     with database.transaction() as session:
         now = dialect.now(session)
-        work = _fenced(session, claim, lease_expires_at=now + timedelta(seconds=lease_s))
+        work = fenced(session, claim, lease_expires_at=now + timedelta(seconds=lease_s))
         if claim.kind is WorkKind.job and (progress is not None or stage is not None):
             job = session.get_one(Job, claim.id, with_for_update=True)
             if progress is not None:
@@ -162,7 +165,7 @@ def release(database: Database, claim: Claim) -> None:
     """Give work back unfinished because this worker stops: claimable at once, no loss counted. Raises LeaseLost."""
     with database.transaction() as session:
         now = dialect.now(session)
-        work = _fenced(session, claim, state=WorkState.queued, available_at=now, **_NO_LEASE)
+        work = fenced(session, claim, state=WorkState.queued, available_at=now, **_NO_LEASE)
         waiting.requeue(session, work, now=now, reason="released")
 
 
@@ -173,21 +176,21 @@ def trouble(database: Database, claim: Claim, *, delay_s: float, what: str) -> N
     LeaseLost.
     """
     with database.transaction() as session:
-        work = _fenced(session, claim, **_NO_LEASE)
+        work = fenced(session, claim, **_NO_LEASE)
         waiting.trouble(session, work, now=dialect.now(session), delay_s=delay_s, what=what)
 
 
 def lose(database: Database, claim: Claim) -> None:
     """Give work back because its runner died under it: a loss like an expired lease, but at once. Raises LeaseLost."""
     with database.transaction() as session:
-        work = _fenced(session, claim, **_NO_LEASE)
+        work = fenced(session, claim, **_NO_LEASE)
         waiting.lose(session, work, now=dialect.now(session), backoff_s=waiting.LOSS_BACKOFF_S)
 
 
 def finish_model(database: Database, claim: Claim, inspection: ModelInspection) -> None:
     """Make a model ready with what inspection found; what waits for it becomes claimable. Raises LeaseLost."""
     with database.transaction() as session:
-        _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        fenced(session, claim, state=WorkState.done, **_NO_LEASE)
         model = session.get_one(Model, claim.id, with_for_update=True)
         found = inspection.model_dump(mode="json")
         model.format = inspection.format
@@ -201,7 +204,7 @@ def finish_model(database: Database, claim: Claim, inspection: ModelInspection) 
 def finish_dataset(database: Database, claim: Claim, inspection: DatasetInspection) -> None:
     """Make a dataset ready with what inspection found; what waits for it becomes claimable. Raises LeaseLost."""
     with database.transaction() as session:
-        _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        fenced(session, claim, state=WorkState.done, **_NO_LEASE)
         dataset = session.get_one(Dataset, claim.id, with_for_update=True)
         for field, value in inspection.model_dump(mode="json").items():
             setattr(dataset, field, value)
@@ -211,7 +214,7 @@ def finish_dataset(database: Database, claim: Claim, inspection: DatasetInspecti
 def finish_plan(database: Database, claim: Claim, outcome: PlanOutcome) -> None:
     """Make a plan ready. Raises LeaseLost."""
     with database.transaction() as session:
-        _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+        fenced(session, claim, state=WorkState.done, **_NO_LEASE)
         plan = session.get_one(Plan, claim.id, with_for_update=True)
         plan.status, plan.finished_at = PlanStatus.ready, dialect.now(session)
         plan.result = outcome.model_dump(mode="json")
@@ -221,7 +224,7 @@ def reject(database: Database, claim: Claim, error: ErrorInfo) -> None:
     """End short work with an error: a plan fails, an inspected upload is rejected and takes with it, in the same
     transaction, every job and plan that waits for it. Raises LeaseLost."""
     with database.transaction() as session:
-        waiting.end(session, _fenced(session, claim, **_NO_LEASE), error, now=dialect.now(session))
+        waiting.end(session, fenced(session, claim, **_NO_LEASE), error, now=dialect.now(session))
 
 
 def expire_leases(database: Database, *, backoff_s: float = waiting.LOSS_BACKOFF_S) -> int:
@@ -281,7 +284,7 @@ def release_owner(database: Database, worker_prefix: str) -> int:
         return len(held)
 
 
-def _fenced(session: Session, claim: Claim, **values: Any) -> Work:
+def fenced(session: Session, claim: Claim, **values: Any) -> Work:
     """Update the claim's work row if the claim still holds it; raise LeaseLost otherwise."""
     work = session.scalar(
         update(Work)
@@ -301,5 +304,5 @@ def _fenced(session: Session, claim: Claim, **values: Any) -> Work:
 
 def _end(session: Session, claim: Claim) -> Job:
     """Close the claim's work row and lock its job."""
-    _fenced(session, claim, state=WorkState.done, **_NO_LEASE)
+    fenced(session, claim, state=WorkState.done, **_NO_LEASE)
     return session.get_one(Job, claim.id, with_for_update=True)

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 
+from store.checkpoints import drop_checkpoints
 from store.database import Database
 from store.deliveries import expire_deliveries
 from store.errors import StorageUnavailable
@@ -63,6 +64,8 @@ class Housekeeper(threading.Thread):
         expire_deliveries(self._database)
         if expired := expire_uploads(self._database, self._objects):
             logger.info("Forgot %d upload(s) whose time is over.", expired)
+        if dropped := drop_checkpoints(self._database, self._objects):
+            logger.info("Deleted the checkpoints of %d job(s) that have ended.", dropped)
         if expired := expire(self._database, self._objects, self._retention):
             logger.info("Deleted %d thing(s) that were kept for as long as they should be.", expired)
         if time.monotonic() >= self._orphans_at:
