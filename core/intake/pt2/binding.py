@@ -71,7 +71,7 @@ def read_signature(module: Mapping[str, Any], given: Sequence[int] | Mapping[str
         if not isinstance(meta, dict):
             raise invalid(f"Input {name[:80]!r} of the .pt2 file has no shape; the file is damaged.")
         sizes[name] = [_size(one, name) for one in take(meta, "sizes", list, f"Input {name[:80]!r}")]
-        types.add(SCALAR_TYPES.get(meta.get("dtype")))
+        types.add(SCALAR_TYPES.get(take(meta, "dtype", int, f"Input {name[:80]!r}")))
     if len(types) > 1 or not types.issubset(_FLOATS):
         listed = ", ".join(sorted(str(one).removeprefix("torch.") for one in types))
         raise invalid(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from core.intake.refusals import invalid, too_large
@@ -26,9 +25,9 @@ def parse(data: memoryview, what: str) -> dict[str, Any]:
     return document
 
 
-def take(mapping: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
+def take(mapping: object, name: str, kind: type, what: str) -> Any:
     """A field of a kind. Raises EngineError("invalid_model") where it is missing or another thing."""
-    value = mapping.get(name)
+    value = mapping.get(name) if isinstance(mapping, dict) else None
     is_kind = type(value) is kind
     if not is_kind or (kind is int and abs(value) > _LARGEST):
         raise invalid(f"{what} of the .pt2 file has no field {name!r} that is {_KINDS[kind]}; the file is damaged.")

@@ -213,8 +213,8 @@ class GraphReader:
                 self._require_recorded(made, recorded[name], what)
 
     def _require_recorded(self, made: Made, meta: object, what: str) -> None:
-        sizes = meta.get("sizes") if isinstance(meta, dict) else None
-        plain = [size.get("as_int") if isinstance(size, dict) else None for size in sizes or ()]
+        sizes = take(meta, "sizes", list, what)
+        plain = [size.get("as_int") if isinstance(size, dict) else None for size in sizes]
         same = len(plain) == made.one.ndim and all(
             said is None or said == one or one != many
             for said, one, many in zip(plain, made.one.shape, made.many.shape, strict=True)
@@ -294,7 +294,8 @@ class GraphReader:
 def _require_inference(target: torch._ops.OpOverload, given: Mapping[str, Any], what: str) -> None:
     """Raises EngineError("invalid_model") for a program of a network in training mode."""
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
-    trains = name in ("batch_norm", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    # A norm without stored statistics standardises weights, in training and in use.
+    trains = "dropout" in name or (name == "batch_norm" and given.get("running_mean") is not None)
     written = [
         given.get(one.name)
         for one in target._schema.arguments
