@@ -83,7 +83,9 @@ def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: 
             detail = "An accuracy floor needs a labelled dataset: name one in `dataset`, or upload one with the job."
             errors.append(FieldError(pointer=f"{at}/accuracy", code="dataset_required", detail=detail))
         if options.recovery.trains:
-            detail = "Recovery training needs a labelled dataset: name one in `dataset`, or leave `recovery` out."
+            detail = (
+                "Recovery training needs images: name a dataset in `dataset`, labelled or not, or leave `recovery` out."
+            )
             errors.append(FieldError(pointer=f"{at}/recovery", code="dataset_required", detail=detail))
     if errors:
         raise invalid(errors)

@@ -70,6 +70,7 @@ def compress(
     torch.manual_seed(request.seed)
     stages = Stages(progress)
     device = resolve_device(request.device)
+    recovery = RecoveryConfig(**request.recovery)
     origin = load_origin(request, stages)
     require_agreement(origin.upload, origin.costs, "The profile")
     require_same_function(origin.upload, origin.network, origin.folded, request.seed)
@@ -82,7 +83,9 @@ def compress(
         choice = _choose(chooser, constraints, request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
-    candidate = _compress_onto(constraints, choice, chooser, request, origin, dataset, device, stages, checkpoint)
+    candidate = _compress_onto(
+        constraints, choice, chooser, request, origin, dataset, device, stages, checkpoint, recovery
+    )
 
     with stages.run("deliver"):
         delivery = deliver(origin.network, candidate.network, request.outputs, output_folder)
@@ -178,11 +181,19 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
         check_fits(dataset, original)
         check_baseline(original, dataset, device=device)
     labelled = dataset is not None and dataset.labelled
-    if not labelled and any(value for value in request.recovery.values()):
+    recovery = RecoveryConfig(**request.recovery)
+    if dataset is None and recovery.trains:
         raise EngineError(
             "dataset_invalid",
-            "recovery asks for training, which needs a labelled dataset. Give labels, or leave recovery out.",
+            "recovery asks for training, which needs images. Give a dataset, labelled or not, or leave recovery out.",
             param="/recovery",
+        )
+    if not labelled and recovery.needs_labels is not None:
+        raise EngineError(
+            "dataset_invalid",
+            f"recovery.{recovery.needs_labels} means nothing without labels, where training follows the original's "
+            "outputs. Give labels, or leave it out.",
+            param=f"/recovery/{recovery.needs_labels}",
         )
     if request.max_accuracy_drop is not None and not labelled:
         raise EngineError(
@@ -283,6 +294,7 @@ def _compress_onto(
     device: torch.device,
     stages: Stages,
     checkpoint: Checkpoint,
+    recovery: RecoveryConfig,
 ) -> Candidate:
     """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
@@ -311,7 +323,7 @@ def _compress_onto(
                 pruned,
                 origin.network,
                 dataset,
-                RecoveryConfig(**request.recovery),
+                recovery,
                 kept=kept_indices(choice.analysis, choice.plan.keep),
                 seed=request.seed,
                 device=device,

@@ -1,12 +1,12 @@
 """Recovery: datasets, accuracy, and getting back what pruning cost."""
 
+from core.recovery.config import RecoveryConfig
 from core.recovery.dataset import ImageDataset, load_dataset
 from core.recovery.dataset_profile import DatasetProfile, inspect_dataset
 from core.recovery.encoded_images import Conversion
 from core.recovery.evaluation import accuracy, check_baseline, check_fits
 from core.recovery.images import Split
 from core.recovery.pipeline import Recovered, recover
-from core.recovery.schedule import RecoveryConfig
 
 __all__ = [
     "Conversion",

@@ -17,8 +17,14 @@ import torch
 
 from core.analysis import profile
 from core.network import Network
+from core.recovery.config import RecoveryConfig
 
-LEARNING_RATE = 0.02
+# Per optimiser.
+LEARNING_RATES = {"sgd": 0.02, "adamw": 1e-3}
+WEIGHT_DECAYS = {"sgd": 1e-4, "adamw": 1e-2}
+# One cycle: the share of the steps in which the rate rises, and what it starts and ends at, as shares of its peak.
+_RISING_SHARE = 0.3
+_FIRST_SHARE, _LAST_SHARE = 0.04, 1e-4
 REFERENCE_BATCH = 128
 MIN_BATCH = 8
 WARM_UP_STEPS = 50
@@ -32,18 +38,11 @@ MAX_ACTIVATION_BYTES = {"cpu": 3 * 2**30, "cuda": 12 * 2**30}
 
 
 @dataclass(frozen=True)
-class RecoveryConfig:
-    """What the user may fix; None leaves it to `plan_schedule`. distill: learn from the original's outputs too."""
-
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    distill: bool | None = None
-
-
-@dataclass(frozen=True)
 class Schedule:
-    """steps: optimiser steps, `steps_per_epoch` of them per pass over the train split (the rest of a batch is left out)."""
+    """steps: optimiser steps, `steps_per_epoch` of them per pass over the train split (the rest of a batch is left out).
+
+    ema_decay, gradient_clip, patience: None for none of it. The rest is as in `RecoveryConfig`.
+    """
 
     steps: int
     steps_per_epoch: int
@@ -52,33 +51,77 @@ class Schedule:
     warm_up_steps: int
     distill: bool
     bfloat16: bool
+    optimizer: str = "sgd"
+    shape: str = "cosine"
+    weight_decay: float = WEIGHT_DECAYS["sgd"]
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    gradient_clip: float | None = None
+    cutout: float = 0.0
+    mixup: float = 0.0
+    patience: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the train split, the last of which may be cut short."""
+        return -(-self.steps // self.steps_per_epoch)
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine that reaches zero after the last step."""
+        """The rate of a step.
+
+        cosine: linear warm-up, then a cosine that reaches zero after the last step. one_cycle: a cosine up and a cosine
+        down (Smith, Topin, "Super-Convergence", 2018, without their cycle of the momentum).
+        """
+        if self.shape == "one_cycle":
+            rising = max(1, round(_RISING_SHARE * self.steps))
+            if step < rising:
+                return self.learning_rate * _between(_FIRST_SHARE, 1.0, step / rising)
+            return self.learning_rate * _between(1.0, _LAST_SHARE, (step - rising) / max(1, self.steps - rising))
         if step < self.warm_up_steps:
             return self.learning_rate * (step + 1) / (self.warm_up_steps + 1)
         done = (step - self.warm_up_steps) / max(1, self.steps - self.warm_up_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * _between(1.0, 0.0, done)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
             "epochs": round(self.steps / self.steps_per_epoch, 3),
             "batch_size": self.batch_size,
+            "optimizer": self.optimizer,
             "learning_rate": self.learning_rate,
+            "schedule": self.shape,
             "warm_up_steps": self.warm_up_steps,
+            "weight_decay": self.weight_decay,
+            "label_smoothing": self.label_smoothing,
+            "ema_decay": self.ema_decay,
+            "gradient_clip": self.gradient_clip,
+            "cutout": self.cutout,
+            "mixup": self.mixup,
+            "patience": self.patience,
             "distill": self.distill,
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
         }
 
 
+def _between(first: float, last: float, done: float) -> float:
+    """Half a cosine from `first` to `last`."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def plan_schedule(
-    config: RecoveryConfig, examples: int, network: Network, original: Network, device: torch.device
+    config: RecoveryConfig,
+    examples: int,
+    network: Network,
+    original: Network,
+    device: torch.device,
+    *,
+    optimizer: str = "sgd",
 ) -> Schedule:
-    """The schedule for `examples` training images.
+    """The schedule for `examples` training images; `optimizer` is taken where the user names none.
 
     batch: 128, less for small sets (16 batches per epoch) and for networks whose activations would not fit. learning
-    rate: 0.02 per 128 images of the batch. epochs: as many as make TARGET_STEPS, at most MAX_EPOCHS and MAX_MACS.
+    rate: 0.02 (AdamW: 0.001) per 128 images of the batch. epochs: as many as make TARGET_STEPS, at most MAX_EPOCHS and
+    MAX_MACS.
     """
     kind = device.type if device.type in TARGET_STEPS else "cpu"
     batch = min(examples, config.batch_size or _default_batch(examples, network, kind))
@@ -90,14 +133,25 @@ def plan_schedule(
         epochs = min(MAX_EPOCHS, max(1, round(TARGET_STEPS[kind] / steps_per_epoch)))
         macs_per_step = batch * (3 * profile(network).costs.macs + (profile(original).costs.macs if distill else 0))
         steps = max(1, min(epochs * steps_per_epoch, int(MAX_MACS[kind] / max(1, macs_per_step))))
+    optimizer = config.optimizer or optimizer
+    precision = config.precision or "auto"
     return Schedule(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch,
-        learning_rate=config.learning_rate or LEARNING_RATE * min(1.0, batch / REFERENCE_BATCH),
+        learning_rate=config.learning_rate or LEARNING_RATES[optimizer] * min(1.0, batch / REFERENCE_BATCH),
         warm_up_steps=min(WARM_UP_STEPS, steps // 10),
         distill=distill,
-        bfloat16=_bfloat16_is_fast(device),
+        bfloat16=precision == "bfloat16" or (precision == "auto" and _bfloat16_is_fast(device)),
+        optimizer=optimizer,
+        shape=config.schedule or "cosine",
+        weight_decay=WEIGHT_DECAYS[optimizer] if config.weight_decay is None else config.weight_decay,
+        label_smoothing=config.label_smoothing or 0.0,
+        ema_decay=config.ema_decay or None,
+        gradient_clip=config.gradient_clip,
+        cutout=config.cutout or 0.0,
+        mixup=config.mixup or 0.0,
+        patience=config.patience,
     )
 
 

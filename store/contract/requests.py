@@ -82,17 +82,52 @@ class Method(Request):
 
 
 class Recovery(Request):
-    """Fine-tuning after compression; used only with a labelled dataset. Left out, the engine chooses."""
+    """Training after compression: on labels and the original's outputs or, with an unlabelled dataset, on the original's
+    outputs alone. Left out, the engine chooses."""
 
     epochs: Annotated[int, Field(ge=0, le=1000)] | None = None
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    learning_rate: Annotated[float, Field(ge=1e-9, le=10)] | None = None
     batch_size: Annotated[int, Field(ge=2, le=8192)] | None = None
-    distill: bool | None = None
+    distill: Annotated[bool | None, Field(description="Learn from the original's outputs, too.")] = None
+    optimizer: Literal["sgd", "adamw"] | None = None
+    schedule: Literal["cosine", "one_cycle"] | None = None
+    weight_decay: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None, Field(description="Of kernels and matrices only.")
+    ] = None
+    label_smoothing: Annotated[float, Field(ge=0, le=0.9)] | None = None
+    ema_decay: Annotated[
+        Annotated[float, Field(ge=0, le=0.99999)] | None,
+        Field(description="Deliver a moving average of the weights; 0 for none."),
+    ] = None
+    gradient_clip: Annotated[
+        Annotated[float, Field(ge=1e-6, le=1e6)] | None, Field(description="Largest norm of the whole gradient.")
+    ] = None
+    cutout: Annotated[
+        Annotated[float, Field(ge=0, le=0.9)] | None,
+        Field(description="Side of the square that is blanked, as a share of the image's shorter side."),
+    ] = None
+    mixup: Annotated[
+        Annotated[float, Field(ge=0, le=10)] | None, Field(description="α of the Beta distribution; 0 for none.")
+    ] = None
+    patience: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None,
+        Field(description="Epochs without a better validation after which training stops with its best epoch."),
+    ] = None
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+    threads: Annotated[
+        Annotated[int, Field(ge=1, le=1024)] | None,
+        Field(description="On a CPU, instead of the count that is measured to be fastest."),
+    ] = None
 
     @property
     def trains(self) -> bool:
         """Whether training is asked for, not merely left to the engine or switched off."""
         return self.epochs != 0 and any(value is not None for value in self.model_dump().values())
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether something is asked for that means nothing without labels."""
+        return self.epochs != 0 and (bool(self.label_smoothing) or self.distill is False)
 
 
 class Limits(Request):
@@ -178,7 +213,7 @@ class JobOptions(Request):
     @property
     def label_users(self) -> list[str]:
         """The fields that need a labelled dataset, as this request fills them in."""
-        return [*(["accuracy"] if self.accuracy else []), *(["recovery"] if self.recovery.trains else [])]
+        return [*(["accuracy"] if self.accuracy else []), *(["recovery"] if self.recovery.needs_labels else [])]
 
 
 class JobRequest(JobOptions):

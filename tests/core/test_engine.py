@@ -128,9 +128,16 @@ def test_gpu_that_is_not_there_is_said(request_with_data, tmp_path, monkeypatch)
         compress(dataclasses.replace(request_with_data, device="gpu"), tmp_path)
 
 
-def test_training_asked_for_without_labels_is_refused(request_with_data, tmp_path):
+def test_training_that_nothing_can_be_learned_from_is_refused(request_with_data, tmp_path):
     unlabelled = request_with_data.dataset_path.with_name("unlabelled.npz")
-    for path in (None, unlabelled):
-        with pytest.raises(EngineError, match="labelled dataset") as refused:
-            compress(dataclasses.replace(request_with_data, dataset_path=path, recovery={"epochs": 3}), tmp_path)
-        assert refused.value.param == "/recovery"
+    for path, recovery, param in (
+        (None, {"epochs": 3}, "/recovery"),
+        (unlabelled, {"distill": False}, "/recovery/distill"),
+        (unlabelled, {"label_smoothing": 0.1}, "/recovery/label_smoothing"),
+    ):
+        with pytest.raises(EngineError, match=r"images|labels") as refused:
+            compress(dataclasses.replace(request_with_data, dataset_path=path, recovery=recovery), tmp_path)
+        assert (refused.value.code, refused.value.param) == ("dataset_invalid", param)
+    with pytest.raises(EngineError, match=r"goes from 0 to 0\.9") as refused:
+        compress(dataclasses.replace(request_with_data, recovery={"cutout": 2.0}), tmp_path)
+    assert (refused.value.code, refused.value.param) == ("invalid_request", "/recovery/cutout")

@@ -267,7 +267,7 @@ class TestRecovery:
         np.savez(tmp_path / "unlabelled.npz", x=pictures, split=split)
         dataset = load_dataset(tmp_path / "unlabelled.npz")
         recovered = recover(
-            pruned_network(), trained_network(), dataset, RecoveryConfig(), kept=pruned_and_kept()[1], seed=0
+            pruned_network(), trained_network(), dataset, RecoveryConfig(epochs=0), kept=pruned_and_kept()[1], seed=0
         )
         errors = recovered.details["output_error"]
         assert recovered.details["method"] == min(errors, key=errors.get) == "least_squares_refit"

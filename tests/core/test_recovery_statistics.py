@@ -189,7 +189,7 @@ class TestWithoutLabels:
         np.savez(tmp_path / "unlabelled.npz", x=images, split=split)
         dataset = load_dataset(tmp_path / "unlabelled.npz")
         recovered = recover(
-            pruned_network(), trained_network(), dataset, RecoveryConfig(), kept=pruned_and_kept()[1], seed=0
+            pruned_network(), trained_network(), dataset, RecoveryConfig(epochs=0), kept=pruned_and_kept()[1], seed=0
         )
         errors = recovered.details["output_error"]
         assert errors["batch_norm_transfer"] < errors["pruned"]

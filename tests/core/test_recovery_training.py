@@ -11,8 +11,9 @@ from core.network import Network
 from core.recovery import RecoveryConfig, accuracy, load_dataset, recover
 from core.recovery import schedule as schedules
 from core.recovery.augmentation import Augmentation, choose_augmentation
+from core.recovery.objective import Targets, labelled_loss
 from core.recovery.schedule import Schedule, plan_schedule
-from core.recovery.training import _loss, _parameter_groups
+from core.recovery.training import parameter_groups
 from tests.core.recovery_cases import (
     digits,
     pruned_and_kept,
@@ -93,8 +94,8 @@ class TestFineTuning:
         assert accuracy(recovered.network, dataset.val, dataset) == max(stages.values())
 
     def test_diverging_training_is_tried_again_at_a_lower_rate(self, dataset, monkeypatch):
-        monkeypatch.setattr(schedules, "LEARNING_RATE", 1e5)
-        monkeypatch.setattr("core.recovery.pipeline.RETRY_FACTOR", 2e-7)
+        monkeypatch.setitem(schedules.LEARNING_RATES, "sgd", 1e5)
+        monkeypatch.setattr("core.recovery.training_attempts.RETRY_FACTOR", 2e-7)
         training = run(dataset, epochs=2).details["training"]
         assert training["retried"] and training["kept"] and not training["diverged"]
         assert training["learning_rate"] == pytest.approx(0.01)
@@ -156,12 +157,13 @@ class TestLoss:
         p, q = (teacher / 4).softmax(1), (scores / 4).softmax(1)
         divergence = (p * (p / q).log()).sum(1).mean()
         entropy = -scores.softmax(1)[torch.arange(5), labels].log().mean()
-        assert torch.allclose(_loss(scores, labels, teacher), 0.9 * 16 * divergence + 0.1 * entropy)
-        assert torch.allclose(_loss(scores, labels, None), entropy)
+        targets = Targets(labels)
+        assert torch.allclose(labelled_loss(scores, targets, teacher), 0.9 * 16 * divergence + 0.1 * entropy)
+        assert torch.allclose(labelled_loss(scores, targets, None), entropy)
 
     def test_biases_and_norms_do_not_decay(self):
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-        decayed, free = _parameter_groups(module)
+        decayed, free = parameter_groups(module, 1e-4)
         assert decayed["weight_decay"] == 1e-4 and [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3), (2, 4)]
         assert free["weight_decay"] == 0 and len(free["params"]) == 4
 

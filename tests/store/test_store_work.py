@@ -434,7 +434,7 @@ def test_a_plan_belongs_to_its_tenant(house: House) -> None:
 
 def test_labels_are_asked_for_only_where_the_dataset_may_have_them(house: House) -> None:
     model, unlabelled = house.add_model(), house.add_dataset(ready=False)
-    floor = {"accuracy": {"max_drop": 0.1}, "recovery": {"epochs": 1}}
+    floor = {"accuracy": {"max_drop": 0.1}, "recovery": {"label_smoothing": 0.1}}
     waiting = house.add_job(model, dataset=unlabelled, **floor)
     found = inspected_dataset().model_copy(update={"classes": None})
     work.finish_dataset(house.database, house.claim(WorkKind.inspect_dataset, id=unlabelled), found)
@@ -443,7 +443,8 @@ def test_labels_are_asked_for_only_where_the_dataset_may_have_them(house: House)
         with pytest.raises(DatasetUnlabelled, match="accuracy and recovery") as refused:
             add(model, dataset=unlabelled, **floor)
         assert refused.value.fields == ("accuracy", "recovery")
-        add(model, dataset=unlabelled, recovery={"epochs": 0})
+        add(model, dataset=unlabelled, recovery={"epochs": 0, "distill": False})
+        add(model, dataset=unlabelled, recovery={"epochs": 3})
 
 
 def test_a_release_gives_the_job_back_at_once_and_counts_no_loss(house: House) -> None:

@@ -1,0 +1,52 @@
+"""A checkpoint as one recovery sees it: its own steps, and only those that began with the same network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.checkpoint import Checkpoint, Saved
+from core.network import Network
+
+_START = "start"
+
+
+class Steps:
+    """name: what the steps' names in the checkpoint begin with. network: what the recovery begins with.
+
+    What is planned from measured times may come out otherwise the second time; then nothing of the first is used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, network: Network) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+        digest = hashlib.sha256()
+        for key, tensor in sorted(network.tensors.items()):
+            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._start = digest.hexdigest()
+
+    @property
+    def due(self) -> bool:
+        return self._checkpoint.due
+
+    def finished(self, step: str) -> Saved | None:
+        return self._own(self._checkpoint.finished(f"{self._name}/{step}"))
+
+    def finish(self, step: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._checkpoint.finish(f"{self._name}/{step}", Saved({**values, _START: self._start}, tensors))
+
+    def partial(self, step: str) -> Saved | None:
+        return self._own(self._checkpoint.partial(f"{self._name}/{step}"))
+
+    def save(self, step: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._checkpoint.save(f"{self._name}/{step}", Saved({**values, _START: self._start}, tensors))
+
+    def _own(self, found: Saved | None) -> Saved | None:
+        if found is None or found.values.get(_START) != self._start:
+            return None
+        return Saved({name: value for name, value in found.values.items() if name != _START}, found.tensors)

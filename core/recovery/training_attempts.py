@@ -1,0 +1,149 @@
+"""Training as recovery does it: what to train with is chosen and measured, and what does harm is tried once more gently."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from core.analysis import profile
+from core.network import Network
+from core.progress import Progress, ProgressEvent, silent
+from core.recovery.augmentation import choose_augmentation
+from core.recovery.config import RecoveryConfig
+from core.recovery.dataset import ImageDataset
+from core.recovery.judges import AccuracyJudge, OutputJudge
+from core.recovery.schedule import Schedule, plan_schedule
+from core.recovery.steps import Steps
+from core.recovery.teacher import memory_format
+from core.recovery.threads import WORTH_MACS, fastest_threads, using
+from core.recovery.training import STEP, Lesson, Trained, Trainer, fine_tune, reproducible
+
+RETRY_FACTOR = 0.1
+
+
+@dataclass(frozen=True)
+class Training:
+    """network: None if it diverged. value: the judge's figure of it. details: JSON for the report."""
+
+    network: Network | None
+    value: float | None
+    details: dict[str, Any]
+
+
+def train(
+    network: Network,
+    name: str,
+    value: float,
+    original: Network,
+    dataset: ImageDataset,
+    config: RecoveryConfig,
+    judge: AccuracyJudge | OutputJudge,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    steps: Steps,
+) -> Training:
+    """Train `network`, a stage of this `name` that the judge gives this `value`.
+
+    If training at the default learning rate diverges or does harm, it is tried once more at a tenth of it.
+    """
+    finished = steps.finished(STEP)
+    if finished is not None:
+        found = network.with_tensors(finished.tensors) if finished.tensors else None
+        return Training(found, finished.values["value"], dict(finished.values["details"]))
+
+    def say(message: str) -> None:
+        progress(ProgressEvent("recover", message=message))
+
+    say("Choosing augmentations by what the original bears")
+    augmentation, measured = choose_augmentation(original, dataset, seed=seed, device=device)
+    schedule = plan_schedule(
+        config, len(dataset.train), network, original, device, optimizer="sgd" if dataset.labelled else "adamw"
+    )
+    lesson = Lesson(original, dataset, schedule, augmentation, judge, seed, device)
+    left = steps.partial(STEP)
+    if left is not None:
+        # The run goes on as it began, whatever this machine would choose now.
+        threads, timed, attempt = (left.values[key] for key in ("threads", "threads_timed", "attempt"))
+        schedule = replace(schedule, bfloat16=left.values["bfloat16"])
+    else:
+        say("Measuring how many threads train fastest")
+        threads, timed = _threads(network, lesson, config)
+        attempt = 0
+    attempts = [schedule]
+    if config.learning_rate is None:
+        attempts.append(replace(schedule, learning_rate=RETRY_FACTOR * schedule.learning_rate))
+    with using(threads) if device.type == "cpu" else nullcontext():
+        for number in range(attempt, len(attempts)):
+            about = {"attempt": number, "threads": threads, "threads_timed": timed, "bfloat16": schedule.bfloat16}
+            began = time.monotonic()
+            lesson = replace(lesson, schedule=attempts[number])
+            trained = fine_tune(network, lesson, progress=progress, steps=steps, about=about)
+            seconds = time.monotonic() - began
+            reached = None
+            if trained.network is not None:
+                say("Measuring the trained network")
+                reached = judge.value(trained.network)
+                if judge.no_worse(reached, value):
+                    break
+    details = {
+        **attempts[number].as_dict(),
+        "start": name,
+        "kept": False,
+        "retried": number > 0,
+        "resumed": left is not None,
+        "objective": _objective(schedule, dataset),
+        "augmentation": measured,
+        "diverged": trained.network is None,
+        "layout": _layout(network, original),
+        "threads": threads,
+        "threads_timed": timed,
+        **_figures(trained, schedule, seconds),
+    }
+    tensors = trained.network.tensors if trained.network is not None else {}
+    steps.finish(STEP, {"value": reached, "details": details}, tensors)
+    return Training(trained.network, reached, details)
+
+
+def _figures(trained: Trained, schedule: Schedule, seconds: float) -> dict[str, Any]:
+    training_s = sum(epoch.seconds for epoch in trained.epochs)
+    steps = min(schedule.steps, len(trained.epochs) * schedule.steps_per_epoch)
+    return {
+        "curve": [list(point) for point in trained.curve],
+        "epoch_records": [asdict(epoch) for epoch in trained.epochs],
+        "best_epoch": trained.best_epoch,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(steps * schedule.batch_size / training_s, 1) if training_s else None,
+    }
+
+
+def _objective(schedule: Schedule, dataset: ImageDataset) -> str:
+    if not dataset.labelled:
+        return "the original's outputs"
+    return "labels and the original's outputs" if schedule.distill else "labels"
+
+
+def _layout(network: Network, original: Network) -> str:
+    return "channels_last" if memory_format(network, original) is torch.channels_last else "contiguous"
+
+
+def _threads(network: Network, lesson: Lesson, config: RecoveryConfig) -> tuple[int, dict[str, float]]:
+    """The thread count to train with and, where it was measured, milliseconds per step with each count."""
+    given = torch.get_num_threads()
+    if config.threads is not None:
+        return config.threads, {}
+    schedule = lesson.schedule
+    macs = schedule.steps * schedule.batch_size * 3 * profile(network).costs.macs
+    if lesson.device.type != "cpu" or given == 1 or macs < WORTH_MACS:
+        return given, {}
+    # One epoch, so that no teacher looks at every image first.
+    trial = replace(lesson, schedule=replace(schedule, steps=min(schedule.steps, schedule.steps_per_epoch)))
+    with reproducible(lesson.device, lesson.seed):
+        trainer = Trainer(network, trial, silent)
+        rows, images = trainer.batches.next()
+        chosen, timed = fastest_threads(lambda: trainer.learn(0, rows, images))
+    return chosen, {str(count): round(1000 * seconds, 1) for count, seconds in sorted(timed.items())}
