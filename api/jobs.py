@@ -188,6 +188,7 @@ def _label_filters(request: Request) -> dict[str, str]:
         "`status` may be repeated: jobs with any of them. `label.KEY=VALUE` may be given for several keys: jobs that carry "
         "all of them. A job has one value for a key, so the same key twice is refused."
     ),
+    response_model=resources.JobList,
     responses=problems(401),
     dependencies=[
         Depends(known_query("status", "limit", "after", "order", prefixes=("label.",), repeatable=("status",)))
@@ -202,13 +203,10 @@ def list_jobs(
     limit: PageLimit = DEFAULT_LIMIT,
     after: AfterId = None,
     order: PageOrder = "desc",
-) -> resources.JobList:
+) -> Any:
     with services.database.read() as session:
         page = JobRepository(session, tenant_id).list(status, labels, limit, after, order)
-    base_url = resources.base_url(request)
-    return resources.JobList(
-        data=[resources.Job.of(row, base_url) for row in page.rows], has_more=page.has_more, next=page.next
-    )
+    return resources.job_page(page, resources.base_url(request))
 
 
 @router.get(

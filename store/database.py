@@ -15,6 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic_core import from_json
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -59,6 +60,7 @@ class Database:
                 # A server that was restarted has closed what the pool holds; nobody should meet that as an error.
                 pool_pre_ping=parsed.get_backend_name() != "sqlite",
                 connect_args=dialect.connect_args(parsed),
+                json_deserializer=from_json,
             )
         except ImportError as error:
             raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
-from store.contract import DatasetInspection, WorkKind
-from store.work import finish_dataset
+from store.contract import DatasetInspection, ErrorCode, ErrorInfo, JobProgress, WorkKind
+from store.work import fail_job, finish_dataset, heartbeat
 from tests.api.conftest import ARTIFACT, CATALOGUE, CHECKPOINT, HALF, pointers, problem, spec
 
 NO_MODEL = "mdl_" + "0" * 26
@@ -352,3 +353,23 @@ def test_events_tell_the_story_of_a_job(service):
     assert [(event["seq"], event["type"]) for event in rest["data"]] == [(3, "job.succeeded")]
     newest_first = service.client.get(f"/v1/jobs/{job}/events").json()["data"]
     assert [event["seq"] for event in newest_first] == [3, 2, 1]
+
+
+def test_list_tells_of_each_job_what_a_look_at_it_tells(service):
+    """Lists are written without validation, single jobs with it."""
+    model = service.upload()["id"]
+    service.inspect_model()
+    finished = service.job(model=model, labels={"team": "a"})["id"]
+    service.finish_job({"model.onnx": b"1", "report.json": b"2"})
+    failed = service.job(model=model)["id"]
+    work = service.claim(WorkKind.job)
+    fail_job(service.database, work, ErrorInfo(code=ErrorCode.internal, message="It broke.", details={"at": [1]}))
+    running = service.job(model=model)["id"]
+    work = service.claim(WorkKind.job)
+    stages = [{"name": "plan", "status": "running", "step": 1, "steps": 9}]
+    progress = JobProgress(fraction=0.25, eta_s=3.5, updated_at=datetime.now(UTC), stages=stages)
+    heartbeat(service.database, work, lease_s=60, progress=progress)
+    queued = service.job(model=model, name="last", dataset=None)["id"]
+    ids = [queued, running, failed, finished]
+    assert service.client.get("/v1/jobs").json()["data"] == [service.client.get(f"/v1/jobs/{id}").json() for id in ids]
+    assert [job["result"] is not None for job in service.client.get("/v1/jobs").json()["data"]] == [False] * 3 + [True]
