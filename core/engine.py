@@ -1,6 +1,6 @@
 """The engine: one pipeline, read from top to bottom.
 
-    intake → profile → plan → apply → verify → recover → deliver
+    intake → profile → plan → apply → verify → recover → encode → deliver
 
 `compress` takes a checkpoint and a budget and leaves a smaller network in a folder, with the proof that it meets every
 cap and that the surgery was correct; or it raises `EngineError` with the reason. `propose` stops after the plan and says
@@ -25,6 +25,9 @@ from core.budget import Constraint, Costs
 from core.checkpoint import Checkpoint
 from core.choice import Choice, Chooser, given_widths
 from core.deliver import deliver
+from core.encoding.encode import Encoded, encode
+from core.encoding.options import EncodingOptions
+from core.encoding.steering import Steering
 from core.errors import EngineError
 from core.latency import REPLANS, analytic, delivered_latency, exported_latency, guide_for, guided
 from core.methods import get_method
@@ -52,6 +55,7 @@ class Candidate:
     choice: Choice
     equivalence: Equivalence
     recovered: Recovered
+    encoded: Encoded
 
 
 def compress(
@@ -75,12 +79,13 @@ def compress(
     require_agreement(origin.upload, origin.costs, "The profile")
     require_same_function(origin.upload, origin.network, origin.folded, request.seed)
     constraints = request.budget.constraints(origin.costs)
+    steering = _steering(request, origin)
     with stages.run("plan"):
         scored_by_data = _needs_data(request)
         # Unless scores look at images, an infeasible budget is refused before a single one is read.
         dataset = _load_dataset(request, origin.upload, device) if scored_by_data else None
         chooser = _chooser(request, origin, dataset, device)
-        choice = _choose(chooser, constraints, request)
+        choice = _choose(chooser, steering.planned(constraints), request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
     candidate = _compress_onto(
@@ -88,7 +93,9 @@ def compress(
     )
 
     with stages.run("deliver"):
-        delivery = deliver(origin.network, candidate.network, request.outputs, output_folder)
+        delivery = deliver(
+            origin.network, candidate.network, request.outputs, output_folder, compact=candidate.encoded.compact
+        )
         costs = require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
         latency = delivered_latency(candidate.network, delivery.latency, constraints)
         measured = dataclasses.replace(
@@ -106,6 +113,7 @@ def compress(
             folded=origin.folded,
             equivalence=candidate.equivalence,
             recovered=candidate.recovered,
+            encoded=candidate.encoded,
             delivery=delivery,
             original_latency=origin.latency or delivery.original_latency,
             latency=latency,
@@ -127,7 +135,8 @@ def propose(request: CompressionRequest, progress: Progress = silent) -> dict[st
     stages = Stages(progress)
     device = resolve_device(request.device)
     origin = load_origin(request, stages)
-    constraints = request.budget.constraints(origin.costs)
+    steering = _steering(request, origin)
+    constraints = steering.planned(request.budget.constraints(origin.costs))
     with stages.run("plan"):
         dataset = _load_dataset(request, origin.upload, device) if _needs_data(request) else None
         chooser = _chooser(request, origin, dataset, device, with_size=True)
@@ -147,7 +156,8 @@ def propose(request: CompressionRequest, progress: Progress = silent) -> dict[st
             baseline=origin.profile,
             baseline_costs=origin.costs,
             after=after,
-            constraints=constraints,
+            constraints=[constraint for constraint in constraints if not steering.takes(constraint)],
+            encoded=any(map(steering.takes, constraints)),
             choice=choice,
             folded=origin.folded,
             refusal=refusal,
@@ -227,6 +237,11 @@ def _chooser(
     )
 
 
+def _steering(request: CompressionRequest, origin: Origin) -> Steering:
+    options = EncodingOptions(**request.encoding)
+    return Steering.of(options, request.outputs, origin.network, capped=request.budget.has("size"))
+
+
 def _choose(chooser: Chooser, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
     """The plan within the caps that can be planned for; with best effort the nearest one."""
     capped = analytic(constraints)
@@ -297,13 +312,14 @@ def _compress_onto(
     recovery: RecoveryConfig,
 ) -> Candidate:
     """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
+    steering = _steering(request, origin)
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
     for index, relaxation in enumerate(relaxations):
         caps = tuple(_relax(constraint, origin.costs, relaxation) for constraint in constraints)
         if relaxation:
             with stages.run("plan"):
-                choice = _choose(chooser, caps, request)
-        choice, pruned = _apply_within_latency(caps, choice, chooser, request, origin, stages)
+                choice = _choose(chooser, steering.planned(caps), request)
+        choice, pruned = _apply_within_latency(steering.planned(caps), choice, chooser, request, origin, stages)
         with stages.run("verify"):
             equivalence = verify(origin.network, choice.analysis, choice.plan.keep, pruned, seed=request.seed)
             if not equivalence.passed:
@@ -331,9 +347,23 @@ def _compress_onto(
                 checkpoint=checkpoint,
                 step=f"recover_{index}",
             )
-        drop = _accuracy_drop(recovered, request)
+        encoded = Encoded.unchanged(recovered)
+        if steering.encodes:
+            with stages.run("encode"):
+                encoded = encode(
+                    recovered,
+                    origin.network,
+                    dataset,
+                    steering.options,
+                    stored=steering.stored,
+                    size_limit=steering.size_limit(caps),
+                    seed=request.seed,
+                    device=device,
+                    progress=stages.listener,
+                )
+        drop = _accuracy_drop(recovered, encoded, request)
         if drop is None or drop <= request.max_accuracy_drop:
-            return Candidate(recovered.network, choice, equivalence, recovered)
+            return Candidate(encoded.network, choice, equivalence, recovered, encoded)
     raise EngineError(
         "accuracy_floor",
         f"Within the budget, test accuracy falls by {drop:.4f}, more than accuracy.max_drop = "
@@ -351,7 +381,7 @@ def _disagreement(equivalence: Equivalence) -> str:
     return f"relative error {equivalence.max_relative_error:.1e} at {equivalence.worst}"
 
 
-def _accuracy_drop(recovered: Recovered, request: CompressionRequest) -> float | None:
+def _accuracy_drop(recovered: Recovered, encoded: Encoded, request: CompressionRequest) -> float | None:
     """What the accuracy floor limits; None without a floor.
 
     One network is held against the floor by its test accuracy, which decides nothing but whether it is delivered. Where
@@ -361,8 +391,8 @@ def _accuracy_drop(recovered: Recovered, request: CompressionRequest) -> float |
     if request.max_accuracy_drop is None or recovered.accuracy_original is None:
         return None
     if request.on_unmet == "best_effort":
-        return recovered.validation_drop
-    return recovered.accuracy_original - recovered.accuracy_after
+        return encoded.validation_drop
+    return recovered.accuracy_original - encoded.accuracy_after
 
 
 def _relax(constraint: Constraint, baseline: Costs, fraction: float) -> Constraint:

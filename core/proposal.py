@@ -24,11 +24,13 @@ def compose_proposal(
     constraints: Sequence[Constraint],
     choice: Choice,
     folded: Sequence[str],
+    encoded: bool,
     refusal: EngineError | None,
 ) -> dict[str, Any]:
     """`predicted` is exact; a cap on latency has no prediction and is left out of `constraints`.
 
-    refusal: why the budget is out of reach; `choice` is then the nearest network.
+    encoded: whether a cap on the file, left out as well, is kept by the encoding. refusal: why the budget is out of reach;
+    `choice` is then the nearest network.
     """
     planned = {layer.name: layer for layer in choice.plan.layers}
     layers = [
@@ -46,6 +48,7 @@ def compose_proposal(
     ]
     predicted = choice.plan.predicted
     measured_later = " The latency is measured once the network is made." if _timed(constraints) else ""
+    stored_later = " The encoding brings model.pwt under its cap." if encoded else ""
     return {
         "feasible": refusal is None,
         "predicted": predicted.as_dict(),
@@ -57,7 +60,7 @@ def compose_proposal(
         "survivors": bool(choice.changed),
         "changed": frozen_rows(choice.changed),
         "smallest": refusal.details.get("smallest") if refusal else None,
-        "note": choice.note + measured_later,
+        "note": choice.note + measured_later + stored_later,
         "error": {"code": refusal.code, "message": refusal.message, "details": refusal.details} if refusal else None,
     }
 

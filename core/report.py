@@ -12,6 +12,7 @@ from core.budget import Constraint, Costs
 from core.choice import Choice
 from core.deliver import Delivery
 from core.deliver.latency import Latency
+from core.encoding.encode import Encoded
 from core.network import Network
 from core.planning import Plan
 from core.recovery import Recovered
@@ -35,6 +36,7 @@ def compose_result(
     folded: Sequence[str],
     equivalence: Equivalence,
     recovered: Recovered,
+    encoded: Encoded,
     delivery: Delivery,
     original_latency: Latency | None,
     latency: Latency | None,
@@ -52,7 +54,7 @@ def compose_result(
         "met": all(constraint["met"] for constraint in met),
         "constraints": met,
         "baseline": _costs(baseline_costs, recovered.accuracy_original, original_latency),
-        "compressed": _costs(measured, recovered.accuracy_after, latency),
+        "compressed": _costs(measured, encoded.accuracy_after, latency),
         "equivalence": {
             "max_relative_error": equivalence.max_relative_error,
             "passed": equivalence.passed,
@@ -69,6 +71,7 @@ def compose_result(
         "changed": frozen_rows(choice.changed),
         "plan": {"note": choice.note, "binding": plan.binding.metric if plan.binding else None},
         "recovery": dict(recovered.details),
+        "encoding": encoded.details,
         "artifacts": delivery.artifacts(),
         "provenance": {
             "version": VERSION,

@@ -16,8 +16,8 @@ class CompressionRequest:
     """One checkpoint, its budget, and how to get there.
 
     methods: one mapping per step of the chain, each with its `type`. plan: `{"layers": [{"name", "out"}, …]}`, widths
-    that the planner takes as they are. recovery: keyword arguments of `RecoveryConfig`. max_accuracy_drop: largest
-    allowed loss of accuracy, as a fraction; needs a labelled dataset.
+    that the planner takes as they are. recovery, encoding: keyword arguments of `RecoveryConfig` and `EncodingOptions`.
+    max_accuracy_drop: largest allowed loss of accuracy, as a fraction; needs a labelled dataset.
     """
 
     model_path: Path
@@ -32,6 +32,7 @@ class CompressionRequest:
     scale: float | None = None
     conversion: Conversion | None = None
     recovery: Mapping[str, Any] = field(default_factory=dict)
+    encoding: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ("onnx", "safetensors", "report")
     device: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0

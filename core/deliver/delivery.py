@@ -1,6 +1,7 @@
 """Deliver: write what was asked for, in forms that load anywhere.
 
-`onnx` → model.onnx; `pt2` → model.pt2; `safetensors` → model.safetensors and model.py; `report` → report.json and report.html. Always manifest.json.
+`onnx` → model.onnx; `pt2` → model.pt2; `safetensors` → model.safetensors and model.py; `pwt` → model.pwt; `report` →
+report.json and report.html. Always manifest.json.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from core.deliver.latency import Latency, measure_latencies, measure_latency
 from core.deliver.model_py import write_model_py
 from core.deliver.onnx_file import write_onnx
 from core.deliver.pt2_file import write_pt2
+from core.deliver.pwt_file import Compact, write_network_pwt
 from core.deliver.report_html import report_html
 from core.errors import EngineError
 from core.network import Network
 
-OUTPUTS = ("onnx", "pt2", "safetensors", "report")
+OUTPUTS = ("onnx", "pt2", "safetensors", "pwt", "report")
 _PAGE = "report.html"
 _WRITTEN_LAST = (_PAGE, "report.json", "manifest.json")
 
@@ -29,7 +31,7 @@ _WRITTEN_LAST = (_PAGE, "report.json", "manifest.json")
 class Delivery:
     """What was written into `folder`, and what only the files can tell.
 
-    size_bytes: of the network as safetensors, whether or not that was asked for. latency: None without ONNX.
+    size_bytes: of model.pwt, or else of the network as safetensors, whether or not that was asked for. latency: None without ONNX.
     """
 
     folder: Path
@@ -56,8 +58,13 @@ class Delivery:
         return result
 
 
-def deliver(original: Network, network: Network, outputs: Sequence[str], folder: Path) -> Delivery:
-    """Write the asked-for forms of `network` into `folder` and measure them beside the original's."""
+def deliver(
+    original: Network, network: Network, outputs: Sequence[str], folder: Path, *, compact: Compact | None = None
+) -> Delivery:
+    """Write the asked-for forms of `network` into `folder` and measure them beside the original's.
+
+    compact: how model.pwt stores it. With it the ONNX file has the network's own weights, batch-norms not folded in.
+    """
     unknown = sorted(set(outputs) - set(OUTPUTS))
     if unknown:
         raise EngineError(
@@ -70,13 +77,15 @@ def deliver(original: Network, network: Network, outputs: Sequence[str], folder:
         original_size = _safetensors_size(original, Path(scratch), pruned=False)
         size = _safetensors_size(network, Path(scratch), pruned=pruned)
         if "onnx" in outputs:
-            write_onnx(network, folder / "model.onnx")
+            write_onnx(network, folder / "model.onnx", fold=compact is None)
             latency, original_latency = _latencies(original, Path(scratch), network, folder / "model.onnx")
     if "pt2" in outputs:
         write_pt2(network, folder / "model.pt2")
     if "safetensors" in outputs:
         write_safetensors(network, folder / "model.safetensors", pruned=pruned)
         write_model_py(network, folder / "model.py")
+    if "pwt" in outputs and compact is not None:
+        size = write_network_pwt(network, compact, folder / "model.pwt").file_bytes
     return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency)
 
 

@@ -48,6 +48,12 @@ class Encoded:
     accuracy_after: float | None = None
     validation_drop: float | None = None
 
+    @staticmethod
+    def unchanged(
+        recovered: Recovered, compact: Compact | None = None, details: dict[str, Any] | None = None
+    ) -> Encoded:
+        return Encoded(recovered.network, compact, details, recovered.accuracy_after, recovered.validation_drop)
+
 
 def encode(
     recovered: Recovered,
@@ -61,19 +67,16 @@ def encode(
     device: torch.device,
     progress: Progress,
 ) -> Encoded:
-    """Encode what recovery left. stored: whether `model.pwt` is asked for. size_limit: bytes that it may take.
+    """Encode what recovery left; there is something to do (`Steering.encodes`). stored: whether `model.pwt` is asked for. size_limit: bytes that it may take.
 
     A limit that cannot be reached gives the smallest file there is; whoever asked has to look.
     """
     network = recovered.network
-    unchanged = (recovered.accuracy_after, recovered.validation_drop)
-    if not options.lossy and not stored:
-        return Encoded(network, None, None, *unchanged)
     skeleton = skeleton_of(network) if stored else None
     if not options.lossy:
         compact = Compact({}, skeleton, options.format)
         details = describe_encoding(options, compact, measured_pwt(network, compact))
-        return Encoded(network, compact, details, *unchanged)
+        return Encoded.unchanged(recovered, compact, details)
 
     def tell(message: str, step: int | None = None, steps: int | None = None) -> None:
         progress(ProgressEvent("encode", message=message, step=step, steps=steps))
