@@ -33,7 +33,8 @@ class Saved:
 class Checkpoint:
     """The steps of one run that are behind it. Every method may be called at any time; without a path nothing is kept.
 
-    interval_s: how often `due` asks for the state of an unfinished step. written: told after each new file.
+    interval_s: how often `due` asks for the state of an unfinished step. asked: whether somebody wants it at once, because
+    this process is about to end. written: told after each new file.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Checkpoint:
         fingerprint: str = "",
         *,
         interval_s: float = INTERVAL_S,
+        asked: Callable[[], bool] = lambda: False,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._fingerprint = fingerprint
         self._interval_s = interval_s
+        self._asked = asked
         self._written = written
         self._at = time.monotonic()
         self._finished: dict[str, Saved] = {}
@@ -69,9 +72,20 @@ class Checkpoint:
         return self._partial[1] if self._partial is not None and self._partial[0] == step else None
 
     @property
+    def left_at(self) -> tuple[str, int | None] | None:
+        """Where the latest file stands: its unfinished step and how far that is, or the last finished one."""
+        if self._partial is not None:
+            name, saved = self._partial
+            number = saved.values.get("step")
+            return name, number if isinstance(number, int) else None
+        return (list(self._finished)[-1], None) if self._finished else None
+
+    @property
     def due(self) -> bool:
         """Whether `save` should be called now."""
-        return self._path is not None and time.monotonic() - self._at >= self._interval_s
+        if self._path is None:
+            return False
+        return self._asked() or time.monotonic() - self._at >= self._interval_s
 
     def save(self, step: str, state: Saved) -> None:
         """Keep the state of an unfinished step."""

@@ -141,6 +141,8 @@ class Child:
             Timing(lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s),
             self._stopping,
             scratch_bytes=settings.max_scratch_bytes,
+            checkpoint_interval_s=settings.checkpoint_interval_s,
+            checkpoint_grace_s=settings.checkpoint_grace_s,
         )
         job_spec = crew.jobs(job_slot, scratch=scratch, succeeds=True)
         self.slot = Slot(job_spec, services, settings.worker_poll_s, crew.confinement)

@@ -62,7 +62,7 @@ def delete_outputs(stored: list[StoredArtifact], objects: ObjectStore) -> None:
 def _store(folder: Path, name: str, objects: ObjectStore, claim: Claim) -> StoredArtifact:
     if not ARTIFACT_NAME.fullmatch(name):
         raise ProtocolError(f"The runner left a file with a forbidden name ({name[:100]!r}).")
-    with _regular_file(folder / name) as source, objects.open_writer(claim.object_key(name)) as writer:
+    with plain_file(folder / name) as source, objects.open_writer(claim.object_key(name)) as writer:
         while chunk := os.read(source, CHUNK_BYTES):
             writer.write(chunk)
         written = writer.commit()
@@ -72,15 +72,15 @@ def _store(folder: Path, name: str, objects: ObjectStore, claim: Claim) -> Store
 
 
 @contextlib.contextmanager
-def _regular_file(path: Path) -> Iterator[int]:
-    """A descriptor of a plain file that is no link, symbolic or hard."""
+def plain_file(path: Path) -> Iterator[int]:
+    """A descriptor of a plain file that is no link, symbolic or hard. Raises ProtocolError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ProtocolError(f"The runner left {path.name}, which cannot be read as a plain file.") from error
     try:
         state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+        if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
             raise ProtocolError(f"The runner left {path.name}, which is not a plain file.")
         yield descriptor
     finally:

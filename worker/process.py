@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from worker.protocol import (
+    CHECKPOINT_FOLDER,
+    CHECKPOINT_LINE,
     INPUT_FOLDER,
     OUTPUT_FOLDER,
     SCRATCH_FOLDER,
@@ -115,9 +117,11 @@ class RunnerProcess:
     def start(self, task: Task) -> None:
         """Give the runner its task; the files that it names must be in place."""
         write_task(task, self.folder)
-        # A runner that has died meanwhile shows as the end of its messages.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(START_LINE)
+        self._order(START_LINE)
+
+    def ask_for_checkpoint(self) -> None:
+        """Have the runner write one as soon as it can."""
+        self._order(CHECKPOINT_LINE)
 
     def read(self, timeout_s: float) -> list[Message]:
         """The messages that have come, waiting at most `timeout_s` for something. Raises ProtocolError."""
@@ -178,6 +182,11 @@ class RunnerProcess:
         self._open.clear()
         remove_folder(self.folder)
 
+    def _order(self, line: bytes) -> None:
+        # A runner that has died meanwhile shows as the end of its messages.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line)
+
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
@@ -204,14 +213,14 @@ class RunnerProcess:
 
 
 def make_folder(spec: RunnerSpec) -> Path:
-    """A fresh folder for one runner; only `output` and `tmp` belong to the runner's user."""
+    """A fresh folder for one runner; only `checkpoint`, `output` and `tmp` belong to the runner's user."""
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=spec.scratch))
     folder.chmod(0o755)
-    for name in (INPUT_FOLDER, OUTPUT_FOLDER, SCRATCH_FOLDER, "root"):
+    for name in (INPUT_FOLDER, CHECKPOINT_FOLDER, OUTPUT_FOLDER, SCRATCH_FOLDER, "root"):
         (folder / name).mkdir()
         (folder / name).chmod(0o755)
     if spec.policy.uid is not None:
-        for name in (OUTPUT_FOLDER, SCRATCH_FOLDER):
+        for name in (CHECKPOINT_FOLDER, OUTPUT_FOLDER, SCRATCH_FOLDER):
             os.chown(folder / name, spec.policy.uid, spec.policy.uid)
     return folder
 

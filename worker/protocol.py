@@ -1,13 +1,14 @@
 """What supervisor and runner say to each other.
 
-The supervisor writes one `task.json` into the runner's folder and then one line to its standard input; the runner
-answers with JSON lines on a pipe of its own. A runner may have been taken over by what it opened, so its side is
+The supervisor writes one `task.json` into the runner's folder and then lines to its standard input: one to start, and
+perhaps one that asks for a checkpoint at once. The runner answers with JSON lines on a pipe of its own. A runner may have been taken over by what it opened, so its side is
 bounded and checked: line length, message shape, and (`worker.progress`) how many stages it reports.
 
     folder/
       task.json         the task (supervisor → runner)
       input/model       the uploads that the task names, fetched by the supervisor
       input/dataset
+      checkpoint/state  what the run goes on from, put here before it starts and replaced by the runner as it goes
       output/           artifacts, taken from here by the supervisor when the result names them
       tmp/              scratch; also the runner's HOME and /tmp
 """
@@ -27,9 +28,12 @@ MAX_LINE_BYTES = 8 * 2**20
 MAX_MESSAGE_CHARACTERS = 500
 TASK_FILE = "task.json"
 INPUT_FOLDER = "input"
+CHECKPOINT_FOLDER = "checkpoint"
+CHECKPOINT_FILE = f"{CHECKPOINT_FOLDER}/state"
 OUTPUT_FOLDER = "output"
 SCRATCH_FOLDER = "tmp"
 START_LINE = b"start\n"
+CHECKPOINT_LINE = b"checkpoint\n"
 # The runner may be another user; the folder above keeps everyone else out.
 RUNNER_READABLE = 0o644
 
@@ -44,6 +48,7 @@ class ModelInput(_Strict):
     """A model file, relative to the task's folder, and what its uploader said about it."""
 
     file: str
+    sha256: str | None = None
     architecture: str | None = None
     architecture_args: dict[str, Any] = Field(default_factory=dict)
     input_shape: list[int] | dict[str, list[int]] | None = None
@@ -53,13 +58,17 @@ class DatasetInput(_Strict):
     """A dataset file, relative to the task's folder, and how its values are to be read."""
 
     file: str
+    sha256: str | None = None
     normalization: Normalization | None = None
     scale: float | None = None
     convert: Conversion | None = None
 
 
 class Task(_Strict):
-    """One thing to do. threads: for the engine's arithmetic. cpu_seconds: the limit over all threads."""
+    """One thing to do. threads: for the engine's arithmetic. cpu_seconds: the limit over all threads.
+
+    checkpoint_interval_s: how often the state of training is kept in `CHECKPOINT_FILE`; None keeps nothing.
+    """
 
     version: Literal[1] = PROTOCOL_VERSION
     kind: TaskKind
@@ -69,6 +78,7 @@ class Task(_Strict):
     dataset: DatasetInput | None = None
     request: JobRequest | None = None
     request_sha256: str | None = None
+    checkpoint_interval_s: Annotated[float, Field(gt=0)] | None = None
 
 
 class ProgressMessage(_Strict):
@@ -80,6 +90,21 @@ class ProgressMessage(_Strict):
     step: int | None = None
     steps: int | None = None
     message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)] | None = None
+
+
+class CheckpointMessage(_Strict):
+    """About `CHECKPOINT_FILE`. possible: from now on one can be written when it is asked for. written: a new one is there."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    state: Literal["possible", "written"]
+
+
+class ResumedMessage(_Strict):
+    """The run goes on from the checkpoint that it was given: in the middle of `step`, at `number` inside it, or after it."""
+
+    type: Literal["resumed"] = "resumed"
+    step: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./ -]{0,127}$")]
+    number: Annotated[int, Field(ge=0, lt=2**53)] | None = None
 
 
 class ResultMessage(_Strict):
@@ -96,7 +121,9 @@ class ErrorMessage(_Strict):
     error: ErrorInfo
 
 
-Message = Annotated[ProgressMessage | ResultMessage | ErrorMessage, Field(discriminator="type")]
+Message = Annotated[
+    ProgressMessage | CheckpointMessage | ResumedMessage | ResultMessage | ErrorMessage, Field(discriminator="type")
+]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 

@@ -84,7 +84,15 @@ class Supervisor:
         job_slots_in_all = len(self._slots_here) + len(self._elsewhere)
         self.crew = Crew(self._owner, self._scratch, confinement, job_slots_in_all, self._commands)
         timing = Timing(lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s)
-        services = Services(self._database, self._objects, timing, self._stopping, scratch_bytes=limit)
+        services = Services(
+            self._database,
+            self._objects,
+            timing,
+            self._stopping,
+            scratch_bytes=limit,
+            checkpoint_interval_s=self._settings.checkpoint_interval_s,
+            checkpoint_grace_s=self._settings.checkpoint_grace_s,
+        )
         specs = [self.crew.short_work(), *(self.crew.jobs(slot) for slot in self._slots_here)]
         self._slots = [Slot(spec, services, self._settings.poll_s, confinement, self._tell_everyone) for spec in specs]
         self._sweeper = Sweeper(

@@ -19,8 +19,8 @@ if __name__ == "__main__" and sys.flags.isolated:
     # Isolated mode keeps the checkout off the path; these are the packages beside this one.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from worker.protocol import START_LINE, read_task
-from worker.runner.session import run_task
+from worker.protocol import read_task
+from worker.runner.session import run_task, told_to_start
 from worker.sandbox import Policy, enter
 
 DEFAULT_COMMANDS = "worker.runner.commands"
@@ -45,10 +45,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(TERMINATED))
 
     commands.prepare()
-    if sys.stdin.buffer.readline() != START_LINE:
+    orders = sys.stdin.fileno()
+    if not told_to_start(orders):
         return 0
     with os.fdopen(arguments.fd, "wb", buffering=0) as messages:
-        return run_task(read_task(arguments.folder), arguments.folder, commands.COMMANDS, messages)
+        return run_task(read_task(arguments.folder), arguments.folder, commands.COMMANDS, messages, orders)
 
 
 def _load(name: str) -> ModuleType:

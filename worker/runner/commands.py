@@ -7,7 +7,9 @@ which run confined.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -15,10 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store.contract import Catalogue, DatasetInspection, JobResult, ModelInspection, PlanOutcome
-from worker.protocol import MAX_MESSAGE_CHARACTERS, OUTPUT_FOLDER, ProgressMessage, Task
+from worker.protocol import (
+    CHECKPOINT_FILE,
+    MAX_MESSAGE_CHARACTERS,
+    OUTPUT_FOLDER,
+    CheckpointMessage,
+    ProgressMessage,
+    ResumedMessage,
+    Task,
+)
 from worker.runner.session import Command, Tell
 
 if TYPE_CHECKING:
+    from core.checkpoint import Checkpoint
     from core.engine import CompressionRequest
     from core.progress import ProgressEvent
 
@@ -34,8 +45,61 @@ def run_job(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
     from core.engine import compress
 
     _use_threads(task.threads)
-    result = compress(_request(task, folder), folder / OUTPUT_FOLDER, _listener(tell))
+    request = _request(task, folder)
+    checkpoint = _checkpoint(task, request, folder, tell)
+    result = compress(request, folder / OUTPUT_FOLDER, _listener(tell), checkpoint)
     return JobResult.model_validate(result).model_dump(mode="json")
+
+
+def _checkpoint(task: Task, request: CompressionRequest, folder: Path, tell: Tell) -> Checkpoint:
+    """What an earlier attempt at this job left, or nothing yet; the supervisor hears of every new file."""
+    from core.checkpoint import Checkpoint
+
+    if task.checkpoint_interval_s is None:
+        return Checkpoint()
+    announced = False
+
+    def asked() -> bool:
+        # Whoever looks here for the first time can write one from now on.
+        nonlocal announced
+        if not announced:
+            announced = True
+            tell(CheckpointMessage(state="possible"))
+        return tell.checkpoint_asked.is_set()
+
+    def written() -> None:
+        tell.checkpoint_asked.clear()
+        tell(CheckpointMessage(state="written"))
+
+    checkpoint = Checkpoint(
+        folder / CHECKPOINT_FILE,
+        _fingerprint(task, request),
+        interval_s=task.checkpoint_interval_s,
+        asked=asked,
+        written=written,
+    )
+    if checkpoint.left_at is not None:
+        step, number = checkpoint.left_at
+        tell(ResumedMessage(step=step, number=number))
+    return checkpoint
+
+
+def _fingerprint(task: Task, request: CompressionRequest) -> str:
+    """Of everything that decides what a run computes, save its speed: another's checkpoint is not taken."""
+    import torch
+
+    from core.engine import resolve_device
+    from core.version import VERSION
+
+    parts = {
+        "request": task.request_sha256,
+        "model": task.model.sha256,
+        "dataset": task.dataset.sha256 if task.dataset else None,
+        "engine": VERSION,
+        "torch": torch.__version__,
+        "device": resolve_device(request.device).type,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:

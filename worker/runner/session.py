@@ -4,32 +4,72 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from store.contract import ErrorCode, ErrorInfo
-from worker.protocol import ErrorMessage, Message, ProgressMessage, ResultMessage, Task, encode
+from worker.protocol import CHECKPOINT_LINE, START_LINE, ErrorMessage, Message, ResultMessage, Task, encode
 from worker.sandbox import limit_cpu_seconds
-
-# What a command gets: the task, its folder, and a way to tell how far it is. What it gives: the result as JSON.
-Tell = Callable[[ProgressMessage], None]
-Command = Callable[[Task, Path, Tell], Mapping[str, Any]]
 
 OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILED = 1
+MAX_ORDER_BYTES = 64
 
 
-def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages: BinaryIO) -> int:
+class Tell:
+    """The line to the supervisor: called with a message, it sends it. `checkpoint_asked` is set when a checkpoint is wanted
+    at once."""
+
+    def __init__(self, messages: BinaryIO, orders: int) -> None:
+        """orders: the descriptor on which the supervisor's lines come."""
+        self._messages = messages
+        self._orders = orders
+        self.checkpoint_asked = threading.Event()
+
+    def __call__(self, message: Message) -> None:
+        self._messages.write(encode(message))
+
+    def listen(self) -> None:
+        threading.Thread(target=self._listen, name="orders", daemon=True).start()
+
+    def _listen(self) -> None:
+        # Not through a buffered file: its lock, held by this thread while it waits, would hang the interpreter's end.
+        while (line := read_line(self._orders)) is not None:
+            if line == CHECKPOINT_LINE:
+                self.checkpoint_asked.set()
+
+
+# What a command gets: the task, its folder, and the line to the supervisor. What it gives: the result as JSON.
+Command = Callable[[Task, Path, Tell], Mapping[str, Any]]
+
+
+def read_line(descriptor: int) -> bytes | None:
+    """The next line, read without taking anything of the one after it; None at the end."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(descriptor, 1)
+        if not byte or len(line) > MAX_ORDER_BYTES:
+            return None
+        line += byte
+    return line
+
+
+def told_to_start(descriptor: int) -> bool:
+    """Wait for the supervisor's word; whether it came."""
+    return read_line(descriptor) == START_LINE
+
+
+def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages: BinaryIO, orders: int) -> int:
     """Run the command of the task's kind and report its end; the process's exit status."""
     limit_cpu_seconds(task.cpu_seconds)
-
-    def send(message: Message) -> None:
-        messages.write(encode(message))
-
+    send = Tell(messages, orders)
+    send.listen()
     try:
         result = commands[task.kind](task, folder, send)
         # The result goes over as strict JSON: a NaN in a report would be no JSON for the client.
