@@ -100,13 +100,13 @@ def fine_tune_shared(
             for parameter in others:
                 parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
-        loss_of = _loss(original, dataset, device)
+        loss_of = _loss(original, dataset, run, device)
         told, total = time.monotonic(), torch.zeros((), device=device)
         for step, rows in enumerate(_rows(len(dataset.train), run, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * run.rate(step)
             inputs = dataset.prepare(dataset.train.images[rows].to(device))
-            loss = loss_of(functional_call(module, shared.weights(), (inputs,)), rows)
+            loss = loss_of(functional_call(module, shared.weights(), (inputs,)), rows, inputs)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -186,23 +186,42 @@ class _Shared:
         return {name: found[id(tensor)] for name, tensor in self._tensors.items()}
 
 
-def _loss(original: Network, dataset: ImageDataset, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """Of a batch's outputs and its rows in the train split."""
-    known = predict(original, dataset.train.images, dataset, device=device)
+def _loss(
+    original: Network, dataset: ImageDataset, run: Run, device: torch.device
+) -> Callable[[Tensor | tuple[Tensor, ...], Tensor, Tensor], Tensor]:
+    """Of a batch's outputs, its rows in the train split, and its inputs."""
+    teacher = _teacher(original, dataset, run, device)
 
-    def by_outputs(outputs: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        wanted = known[rows]
+    def by_outputs(outputs: Tensor | tuple[Tensor, ...], rows: Tensor, inputs: Tensor) -> Tensor:
+        wanted = teacher(rows, inputs)
         return F.mse_loss(_first(outputs), wanted) / wanted.square().mean().clamp_min(1e-12)
 
-    def by_labels(outputs: Tensor | tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    def by_labels(outputs: Tensor | tuple[Tensor, ...], rows: Tensor, inputs: Tensor) -> Tensor:
         scores = _first(outputs)
         student = F.log_softmax(scores / _TEMPERATURE, dim=1)
-        teacher = F.log_softmax(known[rows] / _TEMPERATURE, dim=1)
-        told = _TEMPERATURE**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        wanted = F.log_softmax(teacher(rows, inputs) / _TEMPERATURE, dim=1)
+        told = _TEMPERATURE**2 * F.kl_div(student, wanted, log_target=True, reduction="batchmean")
         labels = dataset.train.labels[rows].to(device)
         return _TEACHER_WEIGHT * told + (1 - _TEACHER_WEIGHT) * F.cross_entropy(scores, labels)
 
     return by_labels if dataset.labelled else by_outputs
+
+
+def _teacher(
+    original: Network, dataset: ImageDataset, run: Run, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The original's outputs for a batch: rows of the train split, and its inputs."""
+    if run.steps > run.steps_per_epoch:
+        # The same images come back: one pass of the original is enough.
+        known = predict(original, dataset.train.images, dataset, device=device)
+        return lambda rows, inputs: known[rows]
+    module = original.module().to(device)
+
+    def outputs(rows: Tensor, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _first(module(inputs))
+
+    return outputs
 
 
 def _first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
