@@ -131,11 +131,10 @@ class GraphReader:
 
     def _operator(self, target: torch._ops.OpOverload, given: dict[str, Any], path: str, what: str) -> list[Made]:
         args, kwargs = bound(target, given, what)
-        follows = any(isinstance(item, Made) and follows_batch(item) for item in leaves([*args, *kwargs.values()]))
-        makes = not any(isinstance(item, Made) for item in leaves([*args, *kwargs.values()]))
         choices = [("", 0, 0)]
-        if self._fixed is not None and (follows or makes):
-            choices = list(readings(target, given, self._fixed))
+        if self._fixed is not None:
+            follows = any(isinstance(item, Made) and follows_batch(item) for item in leaves([*args, *kwargs.values()]))
+            choices = list(readings(target, given, self._fixed, follows=follows))
         reason: EngineError | None = None
         for name, position, share in choices:
             if name:

@@ -56,7 +56,12 @@ def read_pt2(data: memoryview, input_shape: InputShape | None = None) -> Network
         reader.input(name, spec.name, spec.shape)
     for name, qualified in signature.stored.items():
         reader.stored(name, qualified, tensors[qualified])
-    reader.nodes(graph)
+    try:
+        reader.nodes(graph)
+    except EngineError as error:
+        if signature.fixed is None or error.code != "invalid_model":
+            raise
+        raise _mixed(signature.fixed, error.message) from error
     outputs = _finish(reader, signature)
     unflatten_experts(reader.graph, tensors)
     reader.graph.lint()
@@ -161,6 +166,6 @@ def _require_per_image(network: Network, fixed: int) -> None:
 
 def _mixed(fixed: int, reason: str) -> EngineError:
     return invalid(
-        f"The .pt2 file was exported for exactly {fixed} image(s), and cannot be read for any number: {reason}. Export it "
+        f"The .pt2 file was exported for exactly {fixed} image(s), and cannot be read for any number: {reason.rstrip('.')}. Export it "
         'with a dynamic batch: torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},)).'
     )
