@@ -163,7 +163,14 @@ def job_fields(row: tables.Job, base_url: str) -> dict[str, Any]:
     if row.result is not None:
         result = {**_RESULT_DEFAULTS, **row.result}
         result["artifacts"] = [
-            {"object": "artifact", **artifact, "url": f"{here}/artifacts/{quote(artifact['name'])}"}
+            {
+                "object": "artifact",
+                "name": artifact["name"],
+                "media_type": artifact["media_type"],
+                "size": artifact["size"],
+                "sha256": artifact["sha256"],
+                "url": f"{here}/artifacts/{quote(artifact['name'])}",
+            }
             for artifact in row.result["artifacts"]
         ]
     return {
