@@ -27,7 +27,7 @@ from core.analysis import ChannelAnalysis, analyse
 from core.budget import Budget, Cap
 from core.errors import EngineError
 from core.intake import load_network
-from core.methods import get_method, method_infos
+from core.methods import Method, get_method, method_infos
 from core.network import Network
 from core.planning import plan_widths
 from core.recovery import ImageDataset, accuracy, load_dataset
@@ -49,7 +49,7 @@ def main() -> None:
         analysis = analyse(original)
         validation = dataset.val.sample(arguments.images)
         whole = accuracy(original, validation, dataset)
-        for name in (info.type for info in method_infos() if info.type != "auto"):
+        for name in (info.type for info in method_infos() if _scores(info.type)):
             for ranking in ("global", "per_layer"):
                 row: dict[str, Any] = {"network": f"resnet{depth}", "method": name, "ranking": ranking, "whole": whole}
                 for ratio in arguments.ratios:
@@ -58,6 +58,11 @@ def main() -> None:
     _print(rows, arguments.ratios)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _scores(name: str) -> bool:
+    """Whether a method ranks channels under a name of its own."""
+    return isinstance(get_method(name), Method) and name != "auto"
 
 
 def _measure(

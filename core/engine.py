@@ -24,13 +24,13 @@ from core.analysis import profile
 from core.budget import Constraint, Costs
 from core.checkpoint import Checkpoint
 from core.choice import Choice, Chooser, given_widths
-from core.deliver import deliver
+from core.deliver import NO_CALIBRATION, deliver
 from core.encoding.encode import Encoded, encode
 from core.encoding.options import EncodingOptions
 from core.encoding.steering import Steering
 from core.errors import EngineError
 from core.latency import REPLANS, analytic, delivered_latency, exported_latency, guide_for, guided
-from core.methods import get_method
+from core.methods import RewritingMethod, get_method
 from core.network import Network
 from core.origin import Origin, load_origin
 from core.progress import Progress, Stages, silent
@@ -38,6 +38,7 @@ from core.proposal import compose_proposal
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, check_baseline, check_fits, load_dataset, recover
 from core.report import compose_result
 from core.request import CompressionRequest
+from core.rewriting import Rewriter
 from core.surgery import Equivalence, apply, kept_indices, verify
 
 __all__ = ["CompressionRequest", "compress", "propose", "resolve_device"]
@@ -56,6 +57,7 @@ class Candidate:
     equivalence: Equivalence
     recovered: Recovered
     encoded: Encoded
+    sparse: Mapping[str, int] | None = None
 
 
 def compress(
@@ -94,7 +96,12 @@ def compress(
 
     with stages.run("deliver"):
         delivery = deliver(
-            origin.network, candidate.network, request.outputs, output_folder, compact=candidate.encoded.compact
+            origin.network,
+            candidate.network,
+            request.outputs,
+            output_folder,
+            compact=candidate.encoded.compact,
+            dataset=dataset,
         )
         costs = require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
         latency = delivered_latency(candidate.network, delivery.latency, constraints)
@@ -113,6 +120,7 @@ def compress(
             folded=origin.folded,
             equivalence=candidate.equivalence,
             recovered=candidate.recovered,
+            sparse=candidate.sparse,
             encoded=candidate.encoded,
             delivery=delivery,
             original_latency=origin.latency or delivery.original_latency,
@@ -150,7 +158,10 @@ def propose(request: CompressionRequest, progress: Progress = silent) -> dict[st
             if error.code != "target_infeasible":
                 raise
             refusal, choice = error, chooser.nearest(capped)
-        after = profile(apply(origin.network, choice.analysis, choice.plan.keep))
+        if isinstance(chooser, Rewriter):
+            after = profile(chooser.planned_network(capped))
+        else:
+            after = profile(apply(origin.network, choice.analysis, choice.plan.keep))
         require_equal(after.costs, choice.plan.predicted, "The plan")
         return compose_proposal(
             baseline=origin.profile,
@@ -190,6 +201,14 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
         )
         check_fits(dataset, original)
         check_baseline(original, dataset, device=device)
+    if dataset is None and "onnx-int8" in request.outputs:
+        raise EngineError("dataset_invalid", NO_CALIBRATION, param="/outputs")
+    if dataset is None and request.encoding.get("epochs"):
+        raise EngineError(
+            "dataset_invalid",
+            "encoding.epochs asks for training, which needs images. Give a dataset, labelled or not, or leave it out.",
+            param="/encoding/epochs",
+        )
     labelled = dataset is not None and dataset.labelled
     recovery = RecoveryConfig(**request.recovery)
     if dataset is None and recovery.trains:
@@ -225,7 +244,10 @@ def _chooser(
     device: torch.device,
     *,
     with_size: bool = False,
-) -> Chooser:
+) -> Chooser | Rewriter:
+    method = get_method(request.methods[0]["type"])
+    if isinstance(method, RewritingMethod):
+        return Rewriter(method, request, origin, device)
     return Chooser(
         origin.network,
         request.methods[0],
@@ -242,7 +264,7 @@ def _steering(request: CompressionRequest, origin: Origin) -> Steering:
     return Steering.of(options, request.outputs, origin.network, capped=request.budget.has("size"))
 
 
-def _choose(chooser: Chooser, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
+def _choose(chooser: Chooser | Rewriter, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
     """The plan within the caps that can be planned for; with best effort the nearest one."""
     capped = analytic(constraints)
     try:
@@ -302,7 +324,7 @@ def _apply_within_latency(
 def _compress_onto(
     constraints: Sequence[Constraint],
     choice: Choice,
-    chooser: Chooser,
+    chooser: Chooser | Rewriter,
     request: CompressionRequest,
     origin: Origin,
     dataset: ImageDataset | None,
@@ -319,34 +341,39 @@ def _compress_onto(
         if relaxation:
             with stages.run("plan"):
                 choice = _choose(chooser, steering.planned(caps), request)
-        choice, pruned = _apply_within_latency(steering.planned(caps), choice, chooser, request, origin, stages)
-        with stages.run("verify"):
-            equivalence = verify(origin.network, choice.analysis, choice.plan.keep, pruned, seed=request.seed)
-            if not equivalence.passed:
-                raise EngineError(
-                    "equivalence_failed",
-                    "The pruned network does not agree with its masked reference "
-                    f"({_disagreement(equivalence)}), so it is not delivered. This is a fault of the service, not of the "
-                    "checkpoint; please report it with the model's architecture.",
-                    details={
-                        "layer": equivalence.worst,
-                        "problem": equivalence.problem,
-                        "insensitive": list(equivalence.insensitive),
-                    },
+        sparse = None
+        if isinstance(chooser, Rewriter):
+            made = chooser.make(steering.planned(caps), dataset, stages, checkpoint, f"recover_{index}")
+            choice, equivalence, recovered, sparse = made.choice, made.equivalence, made.recovered, made.sparse
+        else:
+            choice, pruned = _apply_within_latency(steering.planned(caps), choice, chooser, request, origin, stages)
+            with stages.run("verify"):
+                equivalence = verify(origin.network, choice.analysis, choice.plan.keep, pruned, seed=request.seed)
+                if not equivalence.passed:
+                    raise EngineError(
+                        "equivalence_failed",
+                        "The pruned network does not agree with its masked reference "
+                        f"({_disagreement(equivalence)}), so it is not delivered. This is a fault of the service, not of the "
+                        "checkpoint; please report it with the model's architecture.",
+                        details={
+                            "layer": equivalence.worst,
+                            "problem": equivalence.problem,
+                            "insensitive": list(equivalence.insensitive),
+                        },
+                    )
+            with stages.run("recover"):
+                recovered = recover(
+                    pruned,
+                    origin.network,
+                    dataset,
+                    recovery,
+                    kept=kept_indices(choice.analysis, choice.plan.keep),
+                    seed=request.seed,
+                    device=device,
+                    progress=stages.listener,
+                    checkpoint=checkpoint,
+                    step=f"recover_{index}",
                 )
-        with stages.run("recover"):
-            recovered = recover(
-                pruned,
-                origin.network,
-                dataset,
-                recovery,
-                kept=kept_indices(choice.analysis, choice.plan.keep),
-                seed=request.seed,
-                device=device,
-                progress=stages.listener,
-                checkpoint=checkpoint,
-                step=f"recover_{index}",
-            )
         encoded = Encoded.unchanged(recovered)
         if steering.encodes:
             with stages.run("encode"):
@@ -363,7 +390,7 @@ def _compress_onto(
                 )
         drop = _accuracy_drop(recovered, encoded, request)
         if drop is None or drop <= request.max_accuracy_drop:
-            return Candidate(encoded.network, choice, equivalence, recovered, encoded)
+            return Candidate(encoded.network, choice, equivalence, recovered, encoded, sparse)
     raise EngineError(
         "accuracy_floor",
         f"Within the budget, test accuracy falls by {drop:.4f}, more than accuracy.max_drop = "

@@ -36,6 +36,7 @@ def compose_result(
     folded: Sequence[str],
     equivalence: Equivalence,
     recovered: Recovered,
+    sparse: Mapping[str, int] | None = None,
     encoded: Encoded,
     delivery: Delivery,
     original_latency: Latency | None,
@@ -46,7 +47,8 @@ def compose_result(
 ) -> dict[str, Any]:
     """The `result` object of API.md. Costs are measured on the delivered network, never the plan's prediction.
 
-    baseline_costs, measured: with the bytes of the files, and the latency where it is capped.
+    baseline_costs, measured: with the bytes of the files, and the latency where it is capped. sparse: counts by nonzeros,
+    where a method makes them.
     """
     met = [constraint.as_dict(measured) for constraint in constraints]
     plan = choice.plan
@@ -62,7 +64,7 @@ def compose_result(
             "insensitive": list(equivalence.insensitive),
             "unproven": list(equivalence.unproven),
         },
-        "sparse": None,
+        "sparse": dict(sparse) if sparse is not None else None,
         "layers": layer_rows(baseline, profile(compressed), plan),
         "frozen": frozen_rows(choice.analysis.frozen),
         "faults": list(choice.analysis.faults),
@@ -72,6 +74,7 @@ def compose_result(
         "plan": {"note": choice.note, "binding": plan.binding.metric if plan.binding else None},
         "recovery": dict(recovered.details),
         "encoding": encoded.details,
+        "int8": delivery.int8,
         "artifacts": delivery.artifacts(),
         "provenance": {
             "version": VERSION,

@@ -1,7 +1,7 @@
 """Deliver: write what was asked for, in forms that load anywhere.
 
-`onnx` → model.onnx; `pt2` → model.pt2; `safetensors` → model.safetensors and model.py; `pwt` → model.pwt; `report` →
-report.json and report.html. Always manifest.json.
+`onnx` → model.onnx; `pt2` → model.pt2; `safetensors` → model.safetensors and model.py; `pwt` → model.pwt;
+`onnx-int8` → model.int8.onnx; `report` → report.json and report.html. Always manifest.json.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from core.deliver.artifacts import Artifact, write_json, write_manifest, write_s
 from core.deliver.latency import Latency, measure_latencies, measure_latency
 from core.deliver.model_py import write_model_py
 from core.deliver.onnx_file import write_onnx
+from core.deliver.onnx_int8 import write_onnx_int8
 from core.deliver.pt2_file import write_pt2
 from core.deliver.pwt_file import Compact, write_network_pwt
 from core.deliver.report_html import report_html
 from core.errors import EngineError
 from core.network import Network
+from core.recovery import ImageDataset
 
-OUTPUTS = ("onnx", "pt2", "safetensors", "pwt", "report")
+OUTPUTS = ("onnx", "onnx-int8", "pt2", "safetensors", "pwt", "report")
+NO_CALIBRATION = "The output onnx-int8 needs images to calibrate it with: give a dataset, or leave it out."
 _PAGE = "report.html"
 _WRITTEN_LAST = (_PAGE, "report.json", "manifest.json")
 
@@ -32,6 +35,7 @@ class Delivery:
     """What was written into `folder`, and what only the files can tell.
 
     size_bytes: of model.pwt, or else of the network as safetensors, whether or not that was asked for. latency: None without ONNX.
+    int8: what the int8 file does, JSON for the report; None without it.
     """
 
     folder: Path
@@ -40,6 +44,7 @@ class Delivery:
     original_size_bytes: int
     latency: Latency | None
     original_latency: Latency | None
+    int8: dict[str, Any] | None = None
 
     def artifacts(self) -> list[dict[str, Any]]:
         """Every file of the folder but the reports and the manifest."""
@@ -59,11 +64,18 @@ class Delivery:
 
 
 def deliver(
-    original: Network, network: Network, outputs: Sequence[str], folder: Path, *, compact: Compact | None = None
+    original: Network,
+    network: Network,
+    outputs: Sequence[str],
+    folder: Path,
+    *,
+    compact: Compact | None = None,
+    dataset: ImageDataset | None = None,
 ) -> Delivery:
     """Write the asked-for forms of `network` into `folder` and measure them beside the original's.
 
-    compact: how model.pwt stores it. With it the ONNX file has the network's own weights, batch-norms not folded in.
+    compact: how model.pwt stores it. With it the ONNX file has the network's own weights, batch-norms not folded in. dataset: images to
+    calibrate an int8 file with.
     """
     unknown = sorted(set(outputs) - set(OUTPUTS))
     if unknown:
@@ -71,7 +83,9 @@ def deliver(
             "invalid_request", f"Unknown output {unknown[0]!r}; there are {', '.join(OUTPUTS)}.", param="/outputs"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    pruned = any(tensor.shape != original.tensors[name].shape for name, tensor in network.tensors.items())
+    pruned = network.tensors.keys() != original.tensors.keys() or any(
+        tensor.shape != original.tensors[name].shape for name, tensor in network.tensors.items()
+    )
     latency = original_latency = None
     with tempfile.TemporaryDirectory() as scratch:
         original_size = _safetensors_size(original, Path(scratch), pruned=False)
@@ -86,7 +100,12 @@ def deliver(
         write_model_py(network, folder / "model.py")
     if "pwt" in outputs and compact is not None:
         size = write_network_pwt(network, compact, folder / "model.pwt").file_bytes
-    return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency)
+    int8 = None
+    if "onnx-int8" in outputs:
+        if dataset is None:
+            raise EngineError("dataset_invalid", NO_CALIBRATION, param="/outputs")
+        int8 = write_onnx_int8(network, dataset, folder / "model.int8.onnx")
+    return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency, int8)
 
 
 def _latencies(original: Network, scratch: Path, network: Network, path: Path) -> tuple[Latency, Latency | None]:

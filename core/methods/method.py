@@ -1,6 +1,7 @@
 """What a method is: a name, a paper, options with a JSON schema, and scores.
 
-A method file defines `METHOD`; the registry finds it.
+Methods that remove channels score them (`Method`); others replace layers by another form (`RewritingMethod`). A method
+file defines `METHOD`; the registry finds it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from core.analysis import ChannelAnalysis
-from core.budget import Constraint
+from core.budget import Constraint, Costs
 from core.errors import EngineError
 from core.methods.options import PLAN_OPTIONS, PlanConfig, checked_options
 from core.network import Network
 from core.planning import PlanOptions
+from core.progress import Progress
 from core.recovery.dataset import ImageDataset
 
 
@@ -68,18 +71,7 @@ class Method:
         return {**self.options, **PLAN_OPTIONS}
 
     def info(self) -> MethodInfo:
-        schema = {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "title": self.title,
-            "type": "object",
-            "properties": {
-                "type": {"const": self.type},
-                **{name: dict(option) for name, option in self.all_options.items()},
-            },
-            "required": ["type"],
-            "additionalProperties": False,
-        }
-        return MethodInfo(self.type, self.title, self.description, self.paper, schema)
+        return _info(self, self.all_options)
 
     def config(self, options: Mapping[str, Any]) -> Any:
         """The method's frozen config from options without `type`. Raises EngineError naming a bad option."""
@@ -112,3 +104,73 @@ class Method:
             )
         evidence = Evidence(seed, dataset if self.needs_data else None, torch.device(device), tuple(constraints))
         return self.score(network, analysis, config, evidence)
+
+
+@dataclass(frozen=True, eq=False)
+class RewritingTask:
+    """What a rewriting method works on. images: prepared inputs [n, …] to fit to, None without a dataset.
+
+    nearest: where the caps are out of reach, come as near as possible instead of raising.
+    """
+
+    network: Network
+    constraints: tuple[Constraint, ...]
+    images: Tensor | None
+    nearest: bool
+    device: torch.device
+    progress: Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Rewriting:
+    """Layers in another form. network: for training, with the other form's parameters.
+
+    predicted: exact costs of what is delivered. layers: (name, outputs, node of the graph) of each rewritten layer.
+    delivered, reference: from the trained network, the form that is delivered and the plain one that it must equal.
+    sparse: from the trained network, counts by nonzeros. note, report: for a person, and as JSON.
+    """
+
+    network: Network
+    predicted: Costs
+    layers: tuple[tuple[str, int, str], ...]
+    note: str
+    report: dict[str, Any]
+    delivered: Callable[[Network], Network]
+    reference: Callable[[Network], Network]
+    sparse: Callable[[Network], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class RewritingMethod:
+    """A method that replaces layers by another form instead of removing channels; the fields are those of `Method`.
+
+    rewrite: raises EngineError("target_infeasible") where the caps are out of its reach.
+    """
+
+    type: str
+    title: str
+    description: str
+    paper: str | None
+    options: Mapping[str, Mapping[str, Any]]
+    config_type: Callable[..., Any]
+    rewrite: Callable[[RewritingTask, Any], Rewriting]
+    needs_data: bool = False
+
+    def info(self) -> MethodInfo:
+        return _info(self, self.options)
+
+    def config(self, options: Mapping[str, Any]) -> Any:
+        """The method's frozen config from options without `type`. Raises EngineError naming a bad option."""
+        return self.config_type(**checked_options(self.type, self.options, options))
+
+
+def _info(method: Method | RewritingMethod, options: Mapping[str, Mapping[str, Any]]) -> MethodInfo:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": method.title,
+        "type": "object",
+        "properties": {"type": {"const": method.type}, **{name: dict(option) for name, option in options.items()}},
+        "required": ["type"],
+        "additionalProperties": False,
+    }
+    return MethodInfo(method.type, method.title, method.description, method.paper, schema)

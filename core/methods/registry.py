@@ -9,10 +9,10 @@ from functools import cache
 
 import core.methods
 from core.errors import EngineError
-from core.methods.method import Method, MethodInfo
+from core.methods.method import Method, MethodInfo, RewritingMethod
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str) -> Method | RewritingMethod:
     """The method called `name`. Raises EngineError with the nearest names on a miss."""
     methods = _methods()
     if name not in methods:
@@ -29,7 +29,7 @@ def method_infos() -> list[MethodInfo]:
 
 
 @cache
-def _methods() -> dict[str, Method]:
+def _methods() -> dict[str, Method | RewritingMethod]:
     names = sorted(module.name for module in pkgutil.iter_modules(core.methods.__path__, "core.methods."))
     found = [getattr(importlib.import_module(name), "METHOD", None) for name in names]
     return {method.type: method for method in found if method is not None}

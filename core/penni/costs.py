@@ -1,7 +1,6 @@
 """What a layer costs in each of its forms, from counts alone.
 
-The paper's count (`sparse`) charges stage 1 in full and stage 2 by its nonzero coefficients: a runtime that makes use of
-single zeros. The dense counts are what an ordinary runtime executes:
+The paper's count (`sparse`) charges stage 2 by its nonzero coefficients: a runtime that makes use of single zeros. The dense counts are what an ordinary runtime executes:
 
     two stages   columns · (taps + O) per output position        d · taps + O · columns parameters
     dense        O · live inputs · taps                          the same
@@ -11,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-import torch
 
 from core.penni.decomposition import SharedKernels
 
@@ -44,15 +41,8 @@ def two_stage_counts(outputs: int, columns: int, kernels: int, taps: int, positi
 def sparse_counts(shared: SharedKernels, positions: int) -> LayerCounts:
     """The paper's count of a layer: nnz(A) + d·taps parameters, positions · (C·d·taps + nnz(A)) MACs.
 
-    Inputs and kernels that no coefficient reads are gone, as after the paper's shrinking.
+    Kernels and (channel, kernel) maps that no coefficient reads do not exist, so they are not charged.
     """
     live = shared.live
-    inputs, kernels = int(live.any(dim=1).sum()), int(live.any(dim=0).sum())
-    nonzeros = shared.nonzeros
-    return LayerCounts(nonzeros + kernels * shared.taps, positions * (inputs * kernels * shared.taps + nonzeros))
-
-
-def sparse_dense_counts(weight: torch.Tensor, positions: int) -> LayerCounts:
-    """The paper's count of an ordinary layer: its nonzero weights."""
-    nonzeros = int((weight != 0).sum())
-    return LayerCounts(nonzeros, positions * nonzeros)
+    kernels, nonzeros = int(live.any(dim=0).sum()), shared.nonzeros
+    return LayerCounts(nonzeros + kernels * shared.taps, positions * (int(live.sum()) * shared.taps + nonzeros))

@@ -68,17 +68,20 @@ def reduce_columns(
     *,
     bases: Bases = Bases(),
     round_to: int = ROUND_TO,
+    nearest: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Reduced:
     """Columns pruned until `network` meets `constraints` (dense counts). images: prepared inputs [n, …], or None.
 
-    Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a cap.
+    Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a cap; with
+    `nearest` these are taken instead.
     """
     program = _Program(network, constraints, bases, round_to, torch.device(device), progress)
     selection = program.search.land()
-    if selection is None:
+    if selection is None and not nearest:
         raise refusal(program.search, constraints, program.network_costs)
+    selection = selection or program.search.smallest
     if images is not None:
         selection = program.fitted(selection, images)
     return program.reduced(selection, len(images) if images is not None else 0)
@@ -86,7 +89,7 @@ def reduce_columns(
 
 def refusal(search: ColumnSearch, constraints: Sequence[Constraint], original: Costs) -> EngineError:
     """What the fewest columns cost."""
-    smallest = search.smallest.costs
+    smallest = search.exact(search.smallest).costs
     missed = [cap for cap in constraints if not cap.met_by(smallest)]
     said = ", ".join(f"{cap.metric} {cap.value(smallest):,} where {cap.limit:,} is the limit" for cap in missed)
     return EngineError(
@@ -163,7 +166,7 @@ class _Program:
             "kernels": {layer.site.path: layer.shared for layer in layers},
             "fit": {"examples": examples, "steps": self._steps},
         }
-        return Reduced(network, layers, selection.costs, report)
+        return Reduced(network, layers, self.search.exact(selection).costs, report)
 
     def _start(self, bases: Bases) -> tuple[dict[str, SharedKernels], ColumnSearch]:
         """The decompositions; enough shared kernels that the caps, and not their number, decide what is left."""

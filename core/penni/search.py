@@ -160,7 +160,7 @@ class ColumnSearch:
         saved = self._base.params - params
         costs = replace(self._base, params=params, macs=macs, weight_bytes=self._base.weight_bytes - _BYTES * saved)
         selection = Selection(live, costs)
-        return self._with_network(selection) if self._needs_network else selection
+        return self.exact(selection) if self._needs_network else selection
 
     @property
     def _needs_network(self) -> bool:
@@ -170,7 +170,8 @@ class ColumnSearch:
     def _cost(self, counts: LayerCounts) -> int:
         return counts.params if self._by_params else counts.macs
 
-    def _with_network(self, selection: Selection) -> Selection:
+    def exact(self, selection: Selection) -> Selection:
+        """With every figure of the delivered form, activations and file included, which take a network to count."""
         layers = shared_layers(self._sites, self._factors, selection.live)
         network = executable(self._network, trainable(self._network, layers), layers)
         costs = profile(network).costs

@@ -73,7 +73,7 @@ def refitted(
     network: Network, original: Network, dataset: ImageDataset, kept: Kept, device: torch.device
 ) -> Correction:
     """Weights solved anew, layer by layer (`core.recovery.refit`)."""
-    count = _refit_examples(network, original, device)
+    count = refit_examples(network, original, device)
     images = dataset.train.sample(count).images
     if min(count, len(images)) < _MIN_REFIT_EXAMPLES:
         return _nothing(
@@ -95,7 +95,8 @@ def refitted(
     return Correction(LEAST_SQUARES_REFIT, found.network if finite(found.network) else None, details)
 
 
-def _refit_examples(network: Network, original: Network, device: torch.device) -> int:
+def refit_examples(network: Network, original: Network, device: torch.device) -> int:
+    """Images of one refit that fit the memory and the time that it may take."""
     kind = device.type if device.type in _REFIT_MACS else "cpu"
     costs = [profile(one).costs for one in (network, original)]
     by_memory = _REFIT_BYTES[kind] // max(1, sum(cost.peak_activation_bytes for cost in costs))
