@@ -23,6 +23,7 @@ from core.encoding.header import (
     PRELUDE,
     VERSION,
     PwtHeader,
+    SkeletonEntry,
     TensorEntry,
     header_json,
     parse_header,
@@ -58,16 +59,14 @@ def write_pwt(
     survivors where that is smaller, unless another format than `auto` or `csc` is asked for.
     """
     coded = {name: _encode(name, value, format) for name, value in tensors.items()}
-    header = header_json(
-        PwtHeader(
-            dict(about), [entry for entry, _ in coded.values()], len(skeleton or b""), zlib.crc32(skeleton or b"")
-        )
-    )
+    bare = zlib.compress(skeleton, 9) if skeleton else b""
+    about_skeleton = SkeletonEntry(len(bare), len(skeleton), zlib.crc32(bare)) if skeleton else None
+    header = header_json(PwtHeader(dict(about), [entry for entry, _ in coded.values()], about_skeleton))
     packed = zlib.compress(header, 9)
     if len(header) > MAX_HEADER_BYTES:
         raise formats.EncodingError(f"the header has {len(header)} bytes; at most {MAX_HEADER_BYTES} can be read again")
     prelude = PRELUDE.pack(MAGIC, VERSION, len(packed), len(header), zlib.crc32(packed))
-    payloads = [payload for _, payload in coded.values()] + ([skeleton] if skeleton else [])
+    payloads = [payload for _, payload in coded.values()] + ([bare] if skeleton else [])
     with Path(path).open("wb") as file:
         size = file.write(prelude + packed)
         for payload in payloads:
@@ -87,6 +86,9 @@ def read_pwt(
     """Every tensor of a file and its `about`. Raises PwtError for whatever is wrong with it."""
     content = memoryview(Path(path).read_bytes())
     header, offsets = _open(content, max_decoded_bytes)
+    if header.skeleton:
+        packed = content[offsets[-1] : offsets[-1] + header.skeleton.bytes]
+        _unpacked(packed, header.skeleton.unpacked_bytes, header.skeleton.crc32, "onnx_skeleton")
     tensors = {
         entry.name: _decode(entry, content[offset : offset + entry.bytes])
         for entry, offset in zip(header.tensors, offsets, strict=False)
@@ -125,12 +127,13 @@ def _open(content: memoryview, max_decoded_bytes: int) -> tuple[PwtHeader, list[
     end = PRELUDE.size + packed_bytes
     if len(content) < end:
         raise PwtError(PwtFault.truncated, "header", f"{packed_bytes} bytes, and the file ends before")
-    header = parse_header(_unpacked(content[PRELUDE.size : end], header_bytes, checksum))
+    header = parse_header(_unpacked(content[PRELUDE.size : end], header_bytes, checksum, "header"))
     decoded = sum(math.prod(entry.shape) * entry.item_bytes for entry in header.tensors)
+    decoded += header.skeleton.unpacked_bytes if header.skeleton else 0
     if decoded > max_decoded_bytes:
         raise PwtError(PwtFault.too_large, "file", f"it unpacks to {decoded} bytes; {max_decoded_bytes} are allowed")
     offsets = []
-    for size in [entry.bytes for entry in header.tensors] + [header.skeleton_bytes] * (header.skeleton_bytes > 0):
+    for size in [entry.bytes for entry in header.tensors] + ([header.skeleton.bytes] if header.skeleton else []):
         begin = end + -end % ALIGNMENT
         if begin + size > len(content):
             raise PwtError(PwtFault.truncated, "file", f"a payload of {size} bytes at {begin} goes beyond the end")
@@ -140,22 +143,21 @@ def _open(content: memoryview, max_decoded_bytes: int) -> tuple[PwtHeader, list[
         end = begin + size
     if end != len(content):
         raise PwtError(PwtFault.trailing_bytes, "file", f"{len(content) - end} bytes after the last payload")
-    if header.skeleton_bytes and zlib.crc32(content[offsets[-1] : end]) != header.skeleton_crc32:
-        raise PwtError(PwtFault.checksum_mismatch, "skeleton", "its bytes are not those that were written")
     return header, offsets
 
 
-def _unpacked(packed: memoryview, size: int, checksum: int) -> bytes:
+def _unpacked(packed: memoryview, size: int, checksum: int, where: str) -> bytes:
     if zlib.crc32(packed) != checksum:
-        raise PwtError(PwtFault.header_corrupt, "header", "its bytes are not those that were written")
-    unpacker = zlib.decompressobj()
+        code = PwtFault.header_corrupt if where == "header" else PwtFault.checksum_mismatch
+        raise PwtError(code, where, "its bytes are not those that were written")
+    unpacker, code = zlib.decompressobj(), PwtFault.header_corrupt if where == "header" else PwtFault.bad_skeleton
     try:
-        header = unpacker.decompress(packed, size + 1)
+        content = unpacker.decompress(packed, size + 1)
     except zlib.error as error:
-        raise PwtError(PwtFault.header_corrupt, "header", str(error)) from error
-    if len(header) != size or not unpacker.eof or unpacker.unused_data:
-        raise PwtError(PwtFault.header_corrupt, "header", f"it does not unpack to the {size} bytes that it declares")
-    return header
+        raise PwtError(code, where, str(error)) from error
+    if len(content) != size or not unpacker.eof or unpacker.unused_data:
+        raise PwtError(code, where, f"it does not unpack to the {size} bytes that it declares")
+    return content
 
 
 def _decode(entry: TensorEntry, payload: memoryview) -> QuantizedTensor | np.ndarray:

@@ -29,6 +29,7 @@ class PwtFault(StrEnum):
     bad_model = "bad_model"  # rANS parameters or frequencies that are none
     bad_stream = "bad_stream"  # decoding does not end where it must
     bad_index = "bad_index"  # a row, column or level that does not exist
+    bad_skeleton = "bad_skeleton"  # the ONNX model without weights is none, or takes other weights than there are
 
 
 class PwtError(ValueError):

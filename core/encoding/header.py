@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from core.encoding.errors import PwtError, PwtFault
@@ -21,6 +21,7 @@ MAX_NAME_CHARACTERS = 1024
 MAX_AXES = 8
 MAX_ENTRIES = 1 << 32
 MAX_LEVELS = 1 << 16
+MAX_PAYLOAD_BYTES = 1 << 48
 
 TYPES: Mapping[str, int] = {
     "float32": 4,
@@ -56,17 +57,25 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
+class SkeletonEntry:
+    """The ONNX model without the weights that the file holds: `bytes` packed (zlib), `unpacked_bytes` in itself."""
+
+    bytes: int
+    unpacked_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
 class PwtHeader:
     about: dict[str, Any]
     tensors: list[TensorEntry]
-    skeleton_bytes: int = 0
-    skeleton_crc32: int = 0
+    skeleton: SkeletonEntry | None = None
 
 
 def header_json(header: PwtHeader) -> bytes:
     document: dict[str, Any] = {"about": header.about, "tensors": [_entry_json(entry) for entry in header.tensors]}
-    if header.skeleton_bytes:
-        document["onnx_skeleton"] = {"bytes": header.skeleton_bytes, "crc32": header.skeleton_crc32}
+    if header.skeleton:
+        document["onnx_skeleton"] = asdict(header.skeleton)
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -89,15 +98,16 @@ def parse_header(text: bytes) -> PwtHeader:
     tensors = [_entry(value, f"tensor {number}") for number, value in enumerate(document["tensors"])]
     if len({entry.name for entry in tensors}) != len(tensors):
         raise PwtError(PwtFault.bad_name, "header", "two tensors have the same name")
-    skeleton = document.get("onnx_skeleton", {"bytes": 0, "crc32": 0})
-    if not isinstance(skeleton, dict) or set(skeleton) != {"bytes", "crc32"}:
-        raise _invalid("onnx_skeleton", "an object of bytes and crc32 belongs here")
-    return PwtHeader(
-        document["about"],
-        tensors,
-        _integer(skeleton["bytes"], "onnx_skeleton bytes", 1 << 48),
-        _integer(skeleton["crc32"], "onnx_skeleton crc32", (1 << 32) - 1),
-    )
+    skeleton = _skeleton(document["onnx_skeleton"]) if "onnx_skeleton" in document else None
+    return PwtHeader(document["about"], tensors, skeleton)
+
+
+def _skeleton(value: Any) -> SkeletonEntry:
+    where = "onnx_skeleton"
+    if not isinstance(value, dict) or set(value) != {"bytes", "unpacked_bytes", "crc32"}:
+        raise _invalid(where, "an object of bytes, unpacked_bytes and crc32 belongs here")
+    limits = {"bytes": MAX_PAYLOAD_BYTES, "unpacked_bytes": MAX_PAYLOAD_BYTES, "crc32": (1 << 32) - 1}
+    return SkeletonEntry(**{key: _integer(value[key], f"{where}: {key}", limit) for key, limit in limits.items()})
 
 
 def _entry_json(entry: TensorEntry) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def _entry(value: Any, where: str) -> TensorEntry:
         if zero >= levels:
             raise PwtError(PwtFault.bad_codebook, name, f"the reserved index {zero} is not below {levels} levels")
     size, checksum = (
-        _integer(value["bytes"], f"{name}: bytes", 1 << 48),
+        _integer(value["bytes"], f"{name}: bytes", MAX_PAYLOAD_BYTES),
         _integer(value["crc32"], f"{name}: crc32", (1 << 32) - 1),
     )
     return TensorEntry(name, sizes, kind, format, levels, zero, size, checksum)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pennyweight import arguments, cli_jobs
+from pennyweight import arguments, cli_jobs, cli_unpack
 from pennyweight.arguments import AsJson, given, job_options, require_writable
 from pennyweight.client import TERMINAL, Client
 from pennyweight.exit_codes import EXIT_UNMET
@@ -25,6 +25,7 @@ from pennyweight.tables import plan_view, result_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(cli_jobs.app, name="jobs")
+app.command()(cli_unpack.unpack)
 
 _MODEL_ID = re.compile(r"mdl_[0-9A-Z]{26}")
 Checkpoint = Annotated[
@@ -60,6 +61,7 @@ def compress(
     epochs: arguments.Epochs = None,
     max_drop: arguments.MaxDrop = None,
     best_effort: arguments.BestEffort = False,
+    encoding: arguments.Encoding = None,
     outputs: arguments.Outputs = None,
     device: arguments.Device = None,
     seed: arguments.Seed = None,
@@ -88,6 +90,7 @@ def compress(
             epochs=epochs,
             max_drop=max_drop,
             best_effort=best_effort,
+            encoding=encoding,
             outputs=outputs,
             device=device,
             seed=seed,

@@ -11,6 +11,7 @@ import typer
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from pennyweight.client import Client
+from pennyweight.epochs import EpochLines
 from pennyweight.errors import ApiError, InvalidAddress, JobFailed, PennyweightError
 from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, exit_code
 from pennyweight.options import OptionError
@@ -30,11 +31,17 @@ out = console()
 
 @contextmanager
 def connected(url: str | None, *, as_json: bool = False) -> Iterator[Client]:
-    """A client for the block. Whatever a user can meet in it ends as one message and an exit code; with `as_json` the
-    same goes to standard output as JSON: the problem document, or the job that failed."""
+    """A client for the block, and `explained`."""
+    with explained(as_json=as_json), Client(url) as client:
+        yield client
+
+
+@contextmanager
+def explained(*, as_json: bool = False) -> Iterator[None]:
+    """Whatever a user can meet in the block ends as one message and an exit code; with `as_json` the same goes to standard
+    output as JSON: the problem document, or the job that failed."""
     try:
-        with Client(url) as client:
-            yield client
+        yield
     except (OptionError, InvalidAddress) as error:
         _stop(str(error), EXIT_USAGE, _problem("usage", error), as_json)
     except JobFailed as error:
@@ -62,7 +69,7 @@ def follow(client: Client, job_id: str, *, quiet: bool) -> dict[str, Any]:
     """Wait with a stage bar. Ctrl-C ends the waiting and leaves the job alone."""
     try:
         with StageBar(err) as bar:
-            return client.wait(job_id, on_change=None if quiet else bar)
+            return client.wait(job_id, on_change=None if quiet else EpochLines(client, bar))
     except KeyboardInterrupt:
         err.print(
             f"\nStopped waiting; {job_id} goes on. See it with `pennyweight jobs show {job_id}`, "
