@@ -15,7 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-from worker.protocol import OUTPUT_FOLDER, ProgressMessage
+from store.contract import TrainingEpoch
+from worker.protocol import (
+    CHECKPOINT_FILE,
+    OUTPUT_FOLDER,
+    CheckpointMessage,
+    EpochMessage,
+    ProgressMessage,
+    ResumedMessage,
+)
 
 MEASURED = {
     "params": 10,
@@ -136,6 +144,59 @@ def do_wait(script, folder, tell):
     for step in range(steps):
         tell(ProgressMessage(stage="recover", status="running", step=step, steps=steps, message=f"Step {step}"))
         time.sleep(0.1)
+
+
+def do_epochs(script, folder, tell):
+    """Tell of many epochs at once; `wrong`: what the last one says instead."""
+    told = {"loss": 0.5, "train_accuracy": 0.9, "validation_accuracy": 0.8, "learning_rate": 0.01}
+    times = {"images_per_s": 1000.0, "seconds": 0.1, "eta_s": 1.0}
+    tell(ProgressMessage(stage="recover", status="running", step=1, steps=2))
+    for epoch in range(1, script["epochs"] + 1):
+        tell(EpochMessage(epoch=TrainingEpoch(epoch=epoch, epochs=script["epochs"], **told, **times)))
+    if "wrong" in script:
+        sane = TrainingEpoch(epoch=1, epochs=1, **told, **times)
+        tell(EpochMessage.model_construct(epoch=sane.model_copy(update=script["wrong"])))
+    tell(ProgressMessage(stage="deliver", status="running"))
+
+
+def do_train(script, folder, tell):
+    """Count to `steps`, keeping the count every `every` steps and when asked; each step takes `step_s`. The log of a run
+    is in its result: where it began, and where it was asked.
+
+    die_at: crashes there; at_first_only: but not when it goes on from a checkpoint. silent: does not keep anything by
+    itself. grow_to: how many bytes a checkpoint has.
+    """
+    place = folder / CHECKPOINT_FILE
+    began = step = 0
+    if place.exists():
+        began = step = int(place.read_bytes().split()[0])
+        tell(ResumedMessage(step="recover_0/training", number=step))
+    tell(ProgressMessage(stage="recover", status="running", step=step, steps=script["steps"]))
+    tell(CheckpointMessage(state="possible"))
+    while step < script["steps"]:
+        step += 1
+        time.sleep(script.get("step_s", 0.02))
+        tell(ProgressMessage(stage="recover", status="running", step=step, steps=script["steps"]))
+        if step == script.get("die_at") and not (began and script.get("at_first_only")):
+            do_segfault(script, folder, tell)
+        asked = tell.checkpoint_asked.is_set()
+        if asked or (step % script.get("every", 5) == 0 and not script.get("silent")):
+            beside = place.with_suffix(".new")
+            beside.write_bytes(str(step).encode().ljust(script.get("grow_to", 16)))
+            beside.replace(place)
+            tell.checkpoint_asked.clear()
+            tell(CheckpointMessage(state="written"))
+            if asked:
+                time.sleep(30)  # the supervisor ends us
+    return result(folder, provenance={"began": began, "ended": step})
+
+
+def do_checkpoint_trick(script, folder, tell):
+    """Offer as a checkpoint what is none of ours, and go on."""
+    place = folder / CHECKPOINT_FILE
+    place.symlink_to(script["target"])
+    tell(CheckpointMessage(state="written"))
+    time.sleep(0.5)
 
 
 def do_loop(script, folder, tell):

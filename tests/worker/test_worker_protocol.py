@@ -13,11 +13,13 @@ from worker.process import RunnerSpec, make_folder, remove_folder
 from worker.progress import MAX_STAGE_CHANGES, MAX_STAGES, ProgressBoard
 from worker.protocol import (
     MAX_LINE_BYTES,
+    CheckpointMessage,
     ErrorMessage,
     LineReader,
     ProgressMessage,
     ProtocolError,
     ResultMessage,
+    ResumedMessage,
     decode,
     encode,
 )
@@ -33,6 +35,12 @@ MESSAGES = st.one_of(
         step=st.none() | st.integers(0, 10**9),
         steps=st.none() | st.integers(0, 10**9),
         message=st.none() | st.text(max_size=500),
+    ),
+    st.builds(CheckpointMessage, state=st.sampled_from(["possible", "written"])),
+    st.builds(
+        ResumedMessage,
+        step=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_./ -]{0,127}", fullmatch=True),
+        number=st.none() | st.integers(0, 2**53 - 1),
     ),
     st.builds(ResultMessage, result=st.dictionaries(st.text(), st.integers(-(2**53), 2**53) | st.text())),
     st.builds(ErrorMessage, error=st.builds(ErrorInfo, code=st.sampled_from(list(ErrorCode)), message=st.text())),
