@@ -171,6 +171,9 @@ class Decoder:
         self._runs, self._lanes = mode == RUNS, 1 << lanes_log2
         parameters = self._bytes(at, 4 if self._runs else 2)
         at += len(parameters)
+        for precision, order in zip(parameters[::2], parameters[1::2], strict=True):
+            if not 1 <= precision <= MAX_PRECISION or order >= precision:
+                raise PwtError(PwtFault.bad_model, "ans", f"precision {precision}, order {order}")
         self._background, sizes = 0, [layout.levels]
         if self._runs:
             self._background, at = self._varint(at)
@@ -230,8 +233,6 @@ class Decoder:
         text = "".join(f"{byte:08b}" for byte in self._body[at : at + 4 * sum(sizes)])
         position, models = 0, []
         for size, precision, order in zip(sizes, parameters[::2], parameters[1::2], strict=True):
-            if not 1 <= precision <= MAX_PRECISION or order >= precision:
-                raise PwtError(PwtFault.bad_model, "ans", f"precision {precision}, order {order}")
             frequencies = np.empty(size, np.int64)
             for symbol in range(size):
                 one = text.find("1", position)

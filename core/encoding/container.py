@@ -86,13 +86,13 @@ def read_pwt(
     """Every tensor of a file and its `about`. Raises PwtError for whatever is wrong with it."""
     content = memoryview(Path(path).read_bytes())
     header, offsets = _open(content, max_decoded_bytes)
-    if header.skeleton:
-        packed = content[offsets[-1] : offsets[-1] + header.skeleton.bytes]
-        _unpacked(packed, header.skeleton.unpacked_bytes, header.skeleton.crc32, "onnx_skeleton")
     tensors = {
         entry.name: _decode(entry, content[offset : offset + entry.bytes])
         for entry, offset in zip(header.tensors, offsets, strict=False)
     }
+    if header.skeleton:
+        packed = content[offsets[-1] : offsets[-1] + header.skeleton.bytes]
+        _unpacked(packed, header.skeleton.unpacked_bytes, header.skeleton.crc32, "onnx_skeleton")
     return tensors, header.about
 
 

@@ -63,8 +63,8 @@ class Decoder:
         self._layout = layout
         if len(body) < layout.levels:
             raise PwtError(PwtFault.bad_extent, "shac", f"{len(body)} bytes cannot hold {layout.levels} lengths")
-        lengths = np.frombuffer(body[: layout.levels], np.uint8)
-        at = layout.levels + layout.columns * ends_type(layout.rows, lengths).itemsize
+        code = huffman.Code(np.frombuffer(body[: layout.levels], np.uint8))
+        at = layout.levels + layout.columns * ends_type(layout.rows, code.lengths).itemsize
         count_type, row_type = machine_type(layout.rows), _row_type(layout)
         count_bytes = layout.columns * count_type.itemsize
         if len(body) < at + count_bytes:
@@ -74,12 +74,12 @@ class Decoder:
             raise PwtError(PwtFault.bad_index, "shac", "a column has more survivors than rows")
         self._begins = np.concatenate([[0], np.cumsum(self._counts)])
         row_bytes = int(self._begins[-1]) * row_type.itemsize
-        self._code, self._ends, self._stream = opened(body, layout, count_bytes + row_bytes, "shac")
-        self._rows = np.frombuffer(body[at + count_bytes : at + count_bytes + row_bytes], row_type)
         if layout.zero is None and row_bytes != layout.entries * row_type.itemsize:
             raise PwtError(
                 PwtFault.bad_index, "shac", "an entry is missing, and no level is reserved for pruned entries"
             )
+        self._code, self._ends, self._stream = opened(body, layout, count_bytes + row_bytes, "shac")
+        self._rows = np.frombuffer(body[at + count_bytes : at + count_bytes + row_bytes], row_type)
 
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Indices of the columns [start, stop): [columns, rows]."""

@@ -61,9 +61,11 @@ class PwtFile:
             self.about: dict[str, Any] = document["about"]
             entries = [_entry(value, f"tensor {number}") for number, value in enumerate(document["tensors"])]
             require(len({entry.name for entry in entries}) == len(entries), PwtFault.bad_name, "header", "a name twice")
-            self._skeleton = document["onnx_skeleton"]
+            if "onnx_skeleton" in document:
+                _check_skeleton(document["onnx_skeleton"])
+            self._skeleton: dict[str, int] | None = document.get("onnx_skeleton")
             decoded = sum(entry.matrix.entries * np.dtype(entry.type).itemsize for entry in entries)
-            decoded += self._skeleton["unpacked_bytes"]
+            decoded += self._skeleton["unpacked_bytes"] if self._skeleton else 0
             fits = decoded <= max_decoded_bytes
             require(fits, PwtFault.too_large, "file", f"unpacks to {decoded} bytes; {max_decoded_bytes} are allowed")
             self._entries: dict[str, _Entry] = {}
@@ -71,7 +73,7 @@ class PwtFile:
                 offset = self._padded(end, entry.bytes)
                 end = offset + entry.bytes
                 self._entries[entry.name] = _Entry(**{**vars(entry), "offset": offset})
-            if self._skeleton["bytes"]:
+            if self._skeleton:
                 self._skeleton["offset"] = self._padded(end, self._skeleton["bytes"])
                 end = self._skeleton["offset"] + self._skeleton["bytes"]
             extra = self._size - end
@@ -118,7 +120,7 @@ class PwtFile:
     @property
     def onnx_skeleton(self) -> bytes | None:
         """The ONNX model without the weights that this file holds, if there is one."""
-        if not self._skeleton["bytes"]:
+        if self._skeleton is None:
             return None
         where, skeleton = "onnx_skeleton", self._skeleton
         packed = self._bytes(skeleton["offset"], skeleton["bytes"], skeleton["crc32"], where)
@@ -193,13 +195,15 @@ def _document(text: bytes) -> dict[str, Any]:
     require(typed, PwtFault.header_invalid, "header", "about must be an object, and tensors a list")
     few = len(document["tensors"]) <= _MAX_TENSORS
     require(few, PwtFault.too_many_tensors, "header", f"more than {_MAX_TENSORS}")
+    return document
+
+
+def _check_skeleton(value: Any) -> None:
     limits = {"bytes": _MAX_PAYLOAD_BYTES, "unpacked_bytes": _MAX_PAYLOAD_BYTES, "crc32": (1 << 32) - 1}
-    skeleton = document.setdefault("onnx_skeleton", dict.fromkeys(limits, 0))
-    whole = isinstance(skeleton, dict) and set(skeleton) == set(limits)
+    whole = isinstance(value, dict) and set(value) == set(limits)
     require(whole, PwtFault.header_invalid, "onnx_skeleton", f"an object of {', '.join(limits)} belongs here")
     for key, limit in limits.items():
-        _integer(skeleton[key], limit, PwtFault.header_invalid, "onnx_skeleton")
-    return document
+        _integer(value[key], limit, PwtFault.header_invalid, "onnx_skeleton")
 
 
 def _entry(value: Any, where: str) -> _Entry:

@@ -51,8 +51,6 @@ class HuffmanColumns:
         require(len(body) >= at, PwtFault.bad_extent, "huffman", "it ends within the codeword lengths")
         self._code = Code(np.frombuffer(body[:at], np.uint8))
         sizes, at = _numbers(body, at, matrix.columns, matrix.rows * self._code.longest)
-        fits = (sizes <= matrix.rows * _LONGEST).all()
-        require(fits, PwtFault.bad_stream, "huffman", "a column has more bits than its entries can take")
         self._counts = np.full(matrix.columns, matrix.rows, np.int64)
         if sparse:
             self._counts, at = _numbers(body, at, matrix.columns, matrix.rows)
@@ -61,24 +59,28 @@ class HuffmanColumns:
             whole = matrix.zero is not None or (self._counts == matrix.rows).all()
             require(whole, PwtFault.bad_index, "shac", "an entry is missing, and no level is reserved for pruned ones")
             self._rows, at = _numbers(body, at, int(self._counts.sum()), max(0, matrix.rows - 1))
+        fits = (sizes <= matrix.rows * _LONGEST).all()
+        require(fits, PwtFault.bad_stream, "huffman", "a column has more bits than its entries can take")
         self._ends = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))])
         expected = stream_bytes(int(self._ends[-1]))
         require(len(body) - at == expected, PwtFault.bad_extent, "huffman", f"a stream that is not {expected} bytes")
         self._stream = body[at:]
 
     def values(self, start: int, stop: int) -> np.ndarray:
+        counts, size = self._counts[start:stop], (stop - start) * self._matrix.rows
+        if not self._sparse:
+            return self._decoded(start, stop)
+        begin = int(self._counts[:start].sum())
+        place = scattered(self._rows[begin : begin + int(counts.sum())], counts, self._matrix.rows, "shac")
+        dense = np.full(size, self._codebook[self._matrix.zero or 0], np.float32)
+        dense[place] = self._decoded(start, stop)
+        return dense
+
+    def _decoded(self, start: int, stop: int) -> np.ndarray:
         first = int(self._ends[start]) // 8
         ends = self._ends[start : stop + 1] - 8 * first
         stream = Bits(self._stream[first : first + (int(ends[-1]) + 7) // 8])
-        counts = self._counts[start:stop]
-        found = self._codebook[self._code.decode(stream, ends[:-1], ends[1:], counts)]
-        if not self._sparse:
-            return found
-        begin = int(self._counts[:start].sum())
-        rows = self._rows[begin : begin + int(counts.sum())]
-        dense = np.full((stop - start) * self._matrix.rows, self._codebook[self._matrix.zero or 0], np.float32)
-        dense[scattered(rows, counts, self._matrix.rows, "shac")] = found
-        return dense
+        return self._codebook[self._code.decode(stream, ends[:-1], ends[1:], self._counts[start:stop])]
 
 
 def _numbers(body: memoryview, at: int, count: int, largest: int) -> tuple[np.ndarray, int]:
