@@ -6,15 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Select, delete, exists, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from store import dialect, logs, queue
 from store.contract import JobRequest, JobStatus, WorkKind
 from store.errors import Conflict, NotFound
 from store.identifiers import new_id
+from store.job_search import found_ids
 from store.layout import job_prefix
-from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
+from store.pages import DEFAULT_LIMIT, Order, Page, coerced, fetch_page
 from store.tables import Artifact, Job, JobEvent, JobLabel, Work, WorkState
 from store.transitions import touch, transition
 from store.uses import require_uploads
@@ -64,7 +65,10 @@ class JobRepository:
         self._session.add(job)
         logs.add(job_id=job.id)
         self._session.flush()
-        self._session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in request.labels.items())
+        self._session.add_all(
+            JobLabel(job_id=job.id, key=key, value=value, tenant_id=self._tenant_id, status=job.status)
+            for key, value in request.labels.items()
+        )
         if request.webhook is not None:
             WebhookRepository(self._session, self._tenant_id).create(
                 url=request.webhook.url,
@@ -112,13 +116,18 @@ class JobRepository:
     ) -> Page[Job]:
         """Jobs with this status, or one of these (if given), that carry all of these labels."""
         statement = self._mine()
-        if status is not None:
-            statuses = [status] if isinstance(status, JobStatus) else list(status)
-            statement = statement.where(Job.status.in_(statuses))
-        for key, value in (labels or {}).items():
-            statement = statement.where(
-                exists().where(JobLabel.job_id == Job.id, JobLabel.key == key, JobLabel.value == value)
+        if status is not None or labels:
+            statuses = [status] if isinstance(status, JobStatus) else list(status or ())
+            ids = found_ids(
+                self._session,
+                self._tenant_id,
+                statuses,
+                labels or {},
+                count=coerced(limit) + 1,
+                after=after,
+                order=order,
             )
+            statement, after = statement.where(Job.id.in_(ids)), None
         return fetch_page(self._session, statement, Job.id, limit=limit, after=after, order=order)
 
     def request_cancel(self, id: str) -> Job:

@@ -25,6 +25,11 @@ class Page(Generic[Row]):
     next: Any | None
 
 
+def coerced(limit: int) -> int:
+    """How many entries a page has that was asked for with this limit."""
+    return min(max(limit, 1), MAX_LIMIT)
+
+
 def fetch_page(
     session: Session,
     statement: Select[tuple[Row]],
@@ -35,7 +40,7 @@ def fetch_page(
     order: Order = "desc",
 ) -> Page[Row]:
     """One page of `statement` by `cursor` (a unique column); `limit` is coerced to 1..100, `after` is exclusive."""
-    limit = min(max(limit, 1), MAX_LIMIT)
+    limit = coerced(limit)
     if after is not None:
         beyond: ColumnElement[bool] = cursor > after if order == "asc" else cursor < after
         statement = statement.where(beyond)

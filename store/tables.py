@@ -234,14 +234,20 @@ class Job(Base):
 
 
 class JobLabel(Base):
-    """The labels of `jobs.request` once more, in a form that SQL can search."""
+    """The labels of `jobs.request` once more, in a form that SQL can search. Each says whose job it is and how that stands,
+    so that a page of one label and one status is read from one index, however rare the two are together."""
 
     __tablename__ = "job_labels"
-    __table_args__ = (Index(None, "key", "value", "job_id"),)
+    __table_args__ = (
+        Index(None, "tenant_id", "key", "value", "job_id"),
+        Index(None, "tenant_id", "key", "value", "status", "job_id"),
+    )
 
     job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(String(63), primary_key=True)
     value: Mapped[str] = mapped_column(String(255))
+    tenant_id: Mapped[str] = mapped_column(Id)
+    status: Mapped[JobStatus]
 
 
 class JobEvent(Base):

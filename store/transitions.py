@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from store import tallies
 from store.contract import ErrorInfo, JobProgress, JobResult, JobStatus
 from store.deliveries import announce
 from store.errors import IllegalTransition
-from store.tables import Job, JobEvent
+from store.tables import Job, JobEvent, JobLabel
 from store.tallies import TallyName
 
 STAGES = frozenset({"intake", "profile", "plan", "apply", "verify", "recover", "encode", "deliver"})
@@ -58,6 +58,8 @@ def transition(
     if job.status is not JobStatus.queued and job.started_at is not None:
         ran_s = (now - job.started_at).total_seconds()
     job.status = to
+    if job.labels:
+        session.execute(update(JobLabel).where(JobLabel.job_id == job.id).values(status=to))
     match to:
         case JobStatus.queued:
             job.queued_at, job.started_at, job.stage, job.progress = now, None, None, None

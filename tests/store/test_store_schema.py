@@ -16,8 +16,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
+from store.contract import JobStatus
 from store.database import Database
 from store.errors import NotFound, SchemaOutdated
+from store.jobs import JobRepository
 from store.tables import LOCAL_TENANT, Base, Tenant, Worker
 from tests.store.house import House
 
@@ -53,7 +55,7 @@ def test_migrations_go_up_down_and_up_again_from_any_folder(
 
 def test_work_of_an_older_version_survives_the_way_up_and_back(house: House) -> None:
     model = house.add_model()
-    job = house.add_job(model)
+    job = house.add_job(model, labels={"team": "a"})
     plan = house.add_plan(model)
     house.database.migrate("0001")
     with house.database.read() as session:
@@ -64,6 +66,9 @@ def test_work_of_an_older_version_survives_the_way_up_and_back(house: House) -> 
     with pytest.raises(SchemaOutdated, match=r"0001.*pennyweightd migrate"):
         house.database.check_schema()
     house.database.migrate()
+    with house.database.read() as session:
+        found = JobRepository(session, LOCAL_TENANT).list(JobStatus.queued, {"team": "a"})
+        assert [row.id for row in found.rows] == [job]
     assert (house.claim().id, house.job(job).attempt) == (job, 1)
     with pytest.raises(NotFound):
         house.plan(plan)
