@@ -101,6 +101,7 @@ def compress(
             request.outputs,
             output_folder,
             compact=candidate.encoded.compact,
+            onnx_opset=request.onnx_opset,
             dataset=dataset,
         )
         costs = require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")

@@ -18,6 +18,7 @@ class CompressionRequest:
     methods: one mapping per step of the chain, each with its `type`. plan: `{"layers": [{"name", "out"}, …]}`, widths
     that the planner takes as they are. recovery, encoding: keyword arguments of `RecoveryConfig` and `EncodingOptions`.
     max_accuracy_drop: largest allowed loss of accuracy, as a fraction; needs a labelled dataset.
+    onnx_opset: of model.onnx; None for the default.
     """
 
     model_path: Path
@@ -34,6 +35,7 @@ class CompressionRequest:
     recovery: Mapping[str, Any] = field(default_factory=dict)
     encoding: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ("onnx", "safetensors", "report")
+    onnx_opset: int | None = None
     device: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0
     on_unmet: Literal["fail", "best_effort"] = "fail"

@@ -57,6 +57,7 @@ def compress(
     max_drop: arguments.MaxDrop = None,
     best_effort: arguments.BestEffort = False,
     outputs: arguments.Outputs = None,
+    onnx_opset: arguments.OnnxOpset = None,
     device: arguments.Device = None,
     seed: arguments.Seed = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the artifacts; new or empty.")] = Path(
@@ -80,6 +81,7 @@ def compress(
             max_drop=max_drop,
             best_effort=best_effort,
             outputs=outputs,
+            onnx_opset=onnx_opset,
             device=device,
             seed=seed,
         )

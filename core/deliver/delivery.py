@@ -70,6 +70,7 @@ def deliver(
     folder: Path,
     *,
     compact: Compact | None = None,
+    onnx_opset: int | None = None,
     dataset: ImageDataset | None = None,
 ) -> Delivery:
     """Write the asked-for forms of `network` into `folder` and measure them beside the original's.
@@ -91,7 +92,7 @@ def deliver(
         original_size = _safetensors_size(original, Path(scratch), pruned=False)
         size = _safetensors_size(network, Path(scratch), pruned=pruned)
         if "onnx" in outputs:
-            write_onnx(network, folder / "model.onnx", fold=compact is None)
+            write_onnx(network, folder / "model.onnx", fold=compact is None, opset=onnx_opset)
             latency, original_latency = _latencies(original, Path(scratch), network, folder / "model.onnx")
     if "pt2" in outputs:
         write_pt2(network, folder / "model.pt2")

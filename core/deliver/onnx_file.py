@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 
 from core.deliver.difference import relative_error
-from core.deliver.onnx_graph import OPSET, emit
+from core.deliver.onnx_graph import DEFAULT_OPSET, emit, require_opset
 from core.deliver.onnx_interface import compare_interface, with_interface
 from core.errors import EngineError
 from core.module_form import to_module
@@ -35,22 +35,26 @@ _ROUNDINGS, _LARGEST_ROUNDING = 4.0, 1e-2
 _CHECKED_BATCHES = (1, 3)
 
 
-def write_onnx(network: Network, path: Path, *, compare: bool = True, fold: bool = True) -> None:
+def write_onnx(
+    network: Network, path: Path, *, compare: bool = True, fold: bool = True, opset: int | None = None
+) -> None:
     """Write by our own rules, or by torch's exporter where they do not cover an operator; check and compare with PyTorch.
 
     compare: only a file that nobody gets, such as one whose speed is measured, may go without. fold: batch-norms into
-    the convolutions before them; without, the file has the network's own weights. Raises EngineError where ONNX Runtime
-    and PyTorch disagree.
+    the convolutions before them; without, the file has the network's own weights. opset: `DEFAULT_OPSET` if left out.
+    Raises EngineError where ONNX Runtime and PyTorch disagree, and for an opset that cannot hold the network.
     """
+    opset = DEFAULT_OPSET if opset is None else opset
+    require_opset(opset)
     # Before the export, too: the exporter fails obscurely on what one file cannot hold.
     _require_one_file(sum(tensor.nbytes for tensor in network.tensors.values()))
     try:
-        _write(emit(network, fold=fold), network, path, compare)
+        _write(emit(network, fold=fold, opset=opset), network, path, compare)
     except Exception as reason:
         # Whatever it is, the other way has none of these rules, and the same checks.
         _LOGGER.warning("Writing ONNX by torch's exporter: %s", str(reason)[:300])
         path.unlink(missing_ok=True)
-        _write(_by_torch(network, reason), network, path, compare)
+        _write(_by_torch(network, reason, opset), network, path, compare)
 
 
 def onnx_bytes(network: Network, *, fold: bool = True) -> bytes:
@@ -61,15 +65,23 @@ def onnx_bytes(network: Network, *, fold: bool = True) -> bytes:
         return path.read_bytes()
 
 
-def _by_torch(network: Network, reason: Exception) -> onnx.ModelProto:
+def _by_torch(network: Network, reason: Exception, opset: int) -> onnx.ModelProto:
     try:
-        return _exported_by_torch(network)
+        model = _exported_by_torch(network, opset)
     except Exception as error:
         raise EngineError(
             "invalid_request",
             f"The network cannot be written as ONNX ({str(reason)[:200]}). Ask for the safetensors output instead.",
             param="/outputs",
         ) from error
+    made = next(one.version for one in model.opset_import if one.domain == "")
+    if made != opset:
+        raise EngineError(
+            "invalid_request",
+            f"The network cannot be written in opset {opset} ({str(reason)[:200]}); opset {made} can hold it.",
+            param="/onnx/opset",
+        )
+    return model
 
 
 def _write(model: onnx.ModelProto, network: Network, path: Path, compare: bool) -> None:
@@ -108,7 +120,7 @@ def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.Infer
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _exported_by_torch(network: Network) -> onnx.ModelProto:
+def _exported_by_torch(network: Network, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     inputs = network.random_inputs(batch=2, seed=0)
     batch = torch.export.Dim("batch")
     with _quiet():
@@ -119,7 +131,7 @@ def _exported_by_torch(network: Network) -> onnx.ModelProto:
             dynamic_shapes=tuple({0: batch} for _ in inputs),
             input_names=[spec.name for spec in network.inputs],
             output_names=[spec.name for spec in network.outputs],
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             verbose=False,
         )

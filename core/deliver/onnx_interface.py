@@ -123,7 +123,7 @@ def _append(model: onnx.ModelProto, data: bytes) -> None:
     tail = onnx.ModelProto.FromString(data)
     target = next(one.version for one in model.opset_import if one.domain == "")
     if next(one.version for one in tail.opset_import if one.domain == "") != target:
-        tail = version_converter.convert_version(tail, target)
+        tail = _converted(tail, target)
     outside = {value.name for value in (*tail.graph.input, *tail.graph.output)}
     taken = {name for node in model.graph.node for name in node.output} | {one.name for one in model.graph.initializer}
     taken |= {value.name for value in model.graph.input}
@@ -145,6 +145,18 @@ def _append(model: onnx.ModelProto, data: bytes) -> None:
     model.graph.initializer.extend(tail.graph.initializer)
     del model.graph.output[:]
     model.graph.output.extend(tail.graph.output)
+
+
+def _converted(tail: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    try:
+        return version_converter.convert_version(tail, opset)
+    except Exception as error:
+        raise EngineError(
+            "invalid_request",
+            f"What follows the network in the uploaded file cannot be written in opset {opset} "
+            f"({(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}). Ask for another opset.",
+            param="/onnx/opset",
+        ) from error
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -168,6 +168,12 @@ class WidthPlan(Request):
         return self
 
 
+class OnnxOptions(Request):
+    """How `model.onnx` is written."""
+
+    opset: Annotated[int, Field(ge=13, le=23, description="Of the standard operators.")] = 20
+
+
 OutputName = Literal["onnx", "pt2", "safetensors", "report"]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-/]{1,63}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
@@ -203,6 +209,7 @@ class JobOptions(Request):
     outputs: Annotated[list[OutputName], Field(min_length=1)] = Field(
         default_factory=lambda: ["onnx", "safetensors", "report"]
     )
+    onnx: OnnxOptions | None = None
     dataset: Annotated[str, StringConstraints(pattern=r"^ds_[0-9A-Z]{26}$")] | None = None
     device: Literal["auto", "cpu", "gpu"] = "auto"
     limits: Limits = Field(default_factory=Limits)

@@ -39,6 +39,7 @@ def compression_request(
         conversion=conversion(convert),
         recovery=options.recovery.model_dump(exclude_none=True),
         outputs=tuple(options.outputs),
+        onnx_opset=options.onnx.opset if options.onnx else None,
         device=options.device,
         seed=options.seed,
         on_unmet=options.on_unmet,

@@ -42,6 +42,7 @@ BestEffort = Annotated[
     bool, typer.Option("--best-effort", help="Deliver the nearest result where a cap cannot be met.")
 ]
 Outputs = Annotated[str | None, typer.Option(help="Comma-separated, of onnx, pt2, safetensors and report.")]
+OnnxOpset = Annotated[int | None, typer.Option("--onnx-opset", help="Opset of model.onnx, 13 to 23; 20 if left out.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
@@ -65,6 +66,7 @@ def job_options(
     max_drop: float | None = None,
     best_effort: bool = False,
     outputs: str | None = None,
+    onnx_opset: int | None = None,
     device: str | None = None,
     seed: int | None = None,
     name: str | None = None,
@@ -80,6 +82,7 @@ def job_options(
         accuracy={"max_drop": max_drop} if max_drop is not None else None,
         on_unmet="best_effort" if best_effort else None,
         outputs=[part.strip() for part in outputs.split(",")] if outputs else None,
+        onnx={"opset": onnx_opset} if onnx_opset is not None else None,
         device=device,
         seed=seed,
     )

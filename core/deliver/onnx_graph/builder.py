@@ -11,12 +11,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from core.deliver.onnx_graph.opsets import DEFAULT_OPSET, OLDER
 from core.network import TensorSpec
 from core.version import VERSION
 
-OPSET = 20
-# The file format of opset 20; newer ones say nothing more about it, and older readers refuse them.
-_IR_VERSION = 9
 _ELEMENT_TYPES = {
     torch.float32: onnx.TensorProto.FLOAT,
     torch.float64: onnx.TensorProto.DOUBLE,
@@ -29,9 +27,10 @@ _ELEMENT_TYPES = {
 
 
 class GraphBuilder:
-    """Collects nodes and initializers; every name is given out once."""
+    """Collects nodes and initializers; every name is given out once. What an older opset says otherwise is said so."""
 
-    def __init__(self, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, inputs: Sequence[TensorSpec], opset: int = DEFAULT_OPSET) -> None:
+        self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: set[str] = set()
@@ -46,7 +45,17 @@ class GraphBuilder:
         self._names.update(names)
 
     def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Append a node; the name of its output, or a tuple of names if `outputs` is more than one. "" leaves out an input."""
+        """Append a node; the name of its output, or a tuple of names if `outputs` is more than one. "" leaves out an input.
+
+        Raises NotInOpset.
+        """
+        since, older = OLDER.get(operator, (0, None))
+        if older is not None and self.opset < since:
+            return older(self, operator, inputs, {**attributes, "outputs": outputs} if outputs > 1 else attributes)
+        return self.write(operator, *inputs, outputs=outputs, **attributes)
+
+    def write(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """As `add`, of an operator that is as it is in this opset."""
         names = [self._unique(self.scope or operator) for _ in range(outputs)]
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
@@ -69,6 +78,10 @@ class GraphBuilder:
             self._initializers[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
 
+    def known_integers(self, name: str) -> list[int]:
+        """The values of an initializer that `integers` made."""
+        return numpy_helper.to_array(self._initializers[name]).tolist()
+
     def scalar(self, value: float, dtype: torch.dtype) -> str:
         """An initializer of no axes."""
         return self.tensor(torch.tensor(value, dtype=dtype), f"{self.scope}_constant")
@@ -83,14 +96,17 @@ class GraphBuilder:
         for result, spec in zip(results, outputs, strict=True):
             self._nodes.append(helper.make_node("Identity", [result], [spec.name], name=f"{spec.name}/Identity"))
         self._absorb_identities(len(results))
+        read = {name for node in self._nodes for name in node.input}
         graph = helper.make_graph(
             self._nodes,
             "network",
             [self._value_info(spec) for spec in self._inputs],
             [self._value_info(spec) for spec in outputs],
-            list(self._initializers.values()),
+            [tensor for name, tensor in self._initializers.items() if name in read],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
+        opsets = [helper.make_opsetid("", self.opset)]
+        # The oldest file format that has the opset: newer ones say nothing more about it, and older readers refuse them.
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
         model.producer_name, model.producer_version = "pennyweight", VERSION
         return model
 

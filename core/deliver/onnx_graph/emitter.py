@@ -22,6 +22,7 @@ from core.deliver.onnx_graph.aliases import Aliases, written_operand
 from core.deliver.onnx_graph.builder import GraphBuilder
 from core.deliver.onnx_graph.call import Call, Live, Size, Uncovered, Value
 from core.deliver.onnx_graph.fusion import Fusions, fusions
+from core.deliver.onnx_graph.opsets import DEFAULT_OPSET, NotInOpset
 from core.deliver.onnx_graph.rules import RULES
 from core.network import Network
 
@@ -30,19 +31,19 @@ _SIZE_OPERATORS = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"
 _NEW = frozenset({"new_zeros", "new_ones", "new_full"})
 
 
-def emit(network: Network, *, fold: bool = True) -> onnx.ModelProto:
+def emit(network: Network, *, fold: bool = True, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The network as a model whose initializers have the network's tensor names. Raises Uncovered.
 
     Inputs and outputs have the network's names and a dynamic batch axis. fold: batch-norms into convolutions.
     """
-    return _Emitter(network, fold).model()
+    return _Emitter(network, fold, opset).model()
 
 
 class _Emitter:
-    def __init__(self, network: Network, fold: bool) -> None:
+    def __init__(self, network: Network, fold: bool, opset: int) -> None:
         self._network = network
         self._inputs = iter(network.inputs)
-        self._builder = GraphBuilder(network.inputs)
+        self._builder = GraphBuilder(network.inputs, opset)
         self._builder.reserve([spec.name for spec in network.outputs])
         self._aliases = Aliases(network.graph)
         self._fusions = fusions(network) if fold else Fusions({}, frozenset())
@@ -64,6 +65,8 @@ class _Emitter:
             return self._value(node)
         except Uncovered:
             raise
+        except NotInOpset as reason:
+            raise Uncovered(node, str(reason)) from reason
         except Exception as error:
             raise Uncovered(node, f"{type(error).__name__}: {error}", is_fault=True) from error
 
