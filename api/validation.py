@@ -87,6 +87,12 @@ def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: 
                 "Recovery training needs images: name a dataset in `dataset`, labelled or not, or leave `recovery` out."
             )
             errors.append(FieldError(pointer=f"{at}/recovery", code="dataset_required", detail=detail))
+        if options.encoding.epochs:
+            detail = "Training shared values needs images: name a dataset in `dataset`, or leave `encoding.epochs` out."
+            errors.append(FieldError(pointer=f"{at}/encoding/epochs", code="dataset_required", detail=detail))
+        if "onnx-int8" in options.outputs:
+            detail = "The output onnx-int8 is calibrated on images: name a dataset in `dataset`, or leave it out."
+            errors.append(FieldError(pointer=f"{at}/outputs", code="dataset_required", detail=detail))
     if errors:
         raise invalid(errors)
 

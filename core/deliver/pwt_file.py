@@ -1,6 +1,6 @@
 """`model.pwt` of a network: its tensors, the shared ones as indices, with what a reader needs to make ONNX of it again.
 
-The skeleton is the ONNX file with every initialiser left out that a tensor of the same name fills bit for bit.
+The skeleton is the ONNX file without the data of every initialiser that a tensor of the same name fills bit for bit.
 """
 
 from __future__ import annotations
@@ -38,12 +38,17 @@ def skeleton_of(network: Network) -> bytes | None:
     except EngineError:
         return None
     for initializer in proto.graph.initializer:
-        value = network.tensors.get(initializer.name)
-        if value is None or not initializer.raw_data or list(value.shape) != list(initializer.dims):
-            continue
-        if value.detach().cpu().contiguous().numpy().tobytes() == initializer.raw_data:
+        if _is_stored(initializer, network):
             initializer.ClearField("raw_data")
     return proto.SerializeToString(deterministic=True)
+
+
+def _is_stored(initializer: onnx.TensorProto, network: Network) -> bool:
+    """Whether the network has a tensor of the same name, shape and bytes."""
+    value = network.tensors.get(initializer.name)
+    if value is None or list(value.shape) != list(initializer.dims):
+        return False
+    return value.detach().cpu().contiguous().numpy().tobytes() == initializer.raw_data
 
 
 def write_network_pwt(network: Network, compact: Compact, path: Path) -> PwtSummary:

@@ -11,6 +11,8 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from core.deliver.report_encoding import encoding_html
+
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2024;--dim:#60646c;--line:#e0e1e6;--paper:#fff;--card:#f7f8fa;--before:#c3c8d1;
 --after:#2f6fde;--ok:#187a43;--bad:#c62a2f}
@@ -55,6 +57,7 @@ def report_html(result: Mapping[str, Any]) -> str:
         _section("Budget", "".join(map(_cap, result["constraints"])) + _paragraph(result.get("plan", {}).get("note"))),
         _section("Before and after", _costs(result)),
         _section("Recovery", _recovery(result.get("recovery") or {})),
+        _section("Encoding", encoding_html(result.get("encoding"), result.get("int8"), _table, _paragraph)),
         _section("Proof", _equivalence(result.get("equivalence"))),
         _section("Layers", _layers(result["layers"])),
         _section("What had to stay, and what was changed", _reasons(result)),

@@ -174,7 +174,51 @@ class OnnxOptions(Request):
     opset: Annotated[int, Field(ge=13, le=23, description="Of the standard operators.")] = 20
 
 
-OutputName = Literal["onnx", "pt2", "safetensors", "report"]
+class Encoding(Request):
+    """How weights share values, and how `model.pwt` stores them; every artifact then has the shared values.
+
+    With a cap on `size` and the output `pwt`, the bits of every layer are chosen so that the file lands under the cap.
+    """
+
+    quantizer: Annotated[
+        Literal["none", "cws", "pws", "uq", "ecsq"],
+        Field(description="Clustering, probabilistic, uniform, entropy-constrained weight sharing."),
+    ] = "none"
+    levels: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | None,
+        Field(description="Most shared values of a layer: 32 unless given, or up to 256 under a cap on size."),
+    ] = None
+    bits: Annotated[
+        Annotated[int, Field(ge=1, le=8)] | None, Field(description="The same as a power of two; give one of them.")
+    ] = None
+    prune: Annotated[
+        float, Field(ge=0, lt=100, description="Percentage of each layer's weights that become zero first.")
+    ] = 0.0
+    unified: Annotated[bool, Field(description="One codebook for all convolutions, one for all matrices.")] = False
+    format: Literal["auto", "hac", "shac", "im", "csc", "ans"] = "auto"
+    epochs: Annotated[
+        Annotated[int, Field(ge=0, le=1000)] | None,
+        Field(description="Of training the shared values; by default a short run where there are images."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Encoding:
+        if self.levels is not None and self.bits is not None:
+            raise ValueError("give either levels or bits, not both")
+        if self.quantizer == "none":
+            asked = [name for name in ("levels", "bits", "prune", "unified", "epochs") if getattr(self, name)]
+            if asked:
+                raise ValueError(f"{asked[0]} needs a quantizer: cws, pws, uq or ecsq")
+            if self.format not in ("auto", "csc"):
+                raise ValueError(f"{self.format} stores shared values, so it needs a quantizer: cws, pws, uq or ecsq")
+        return self
+
+    @property
+    def shared_values(self) -> int | None:
+        return 2**self.bits if self.bits is not None else self.levels
+
+
+OutputName = Literal["onnx", "onnx-int8", "pt2", "safetensors", "pwt", "report"]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-/]{1,63}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -206,6 +250,7 @@ class JobOptions(Request):
     methods: Annotated[list[Method], Field(min_length=1, max_length=1)] = Field(default_factory=lambda: [Method()])
     plan: WidthPlan | None = None
     recovery: Recovery = Field(default_factory=Recovery)
+    encoding: Encoding = Field(default_factory=Encoding)
     outputs: Annotated[list[OutputName], Field(min_length=1)] = Field(
         default_factory=lambda: ["onnx", "safetensors", "report"]
     )

@@ -38,6 +38,7 @@ def compression_request(
         scale=scale,
         conversion=conversion(convert),
         recovery=options.recovery.model_dump(exclude_none=True),
+        encoding=encoding(options.encoding),
         outputs=tuple(options.outputs),
         onnx_opset=options.onnx.opset if options.onnx else None,
         device=options.device,
@@ -47,6 +48,10 @@ def compression_request(
         request_sha256=request_sha256,
         plan=options.plan.model_dump() if options.plan else None,
     )
+
+
+def encoding(asked: contract.Encoding) -> dict[str, Any]:
+    return {**asked.model_dump(exclude={"bits"}), "levels": asked.shared_values}
 
 
 def budget(asked: contract.Budget) -> Budget:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pennyweight.options import OptionError, parse_budget, parse_method
+from pennyweight.options import OptionError, parse_budget, parse_encoding, parse_method
 from pennyweight.plans import read_plan
 
 Architecture = Annotated[str | None, typer.Option(help="A name from `pennyweight architectures`.")]
@@ -41,7 +41,17 @@ MaxDrop = Annotated[float | None, typer.Option(help="Largest loss of accuracy al
 BestEffort = Annotated[
     bool, typer.Option("--best-effort", help="Deliver the nearest result where a cap cannot be met.")
 ]
-Outputs = Annotated[str | None, typer.Option(help="Comma-separated, of onnx, pt2, safetensors and report.")]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        "--encoding",
+        "--quantizer",
+        help="How weights share values: cws, pws, uq or ecsq, e.g. ecsq:levels=16,prune=50, or JSON.",
+    ),
+]
+Outputs = Annotated[
+    str | None, typer.Option(help="Comma-separated, of onnx, onnx-int8, pt2, safetensors, pwt and report.")
+]
 OnnxOpset = Annotated[int | None, typer.Option("--onnx-opset", help="Opset of model.onnx, 13 to 23; 20 if left out.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -65,6 +75,7 @@ def job_options(
     epochs: int | None = None,
     max_drop: float | None = None,
     best_effort: bool = False,
+    encoding: str | None = None,
     outputs: str | None = None,
     onnx_opset: int | None = None,
     device: str | None = None,
@@ -81,6 +92,7 @@ def job_options(
         recovery={"epochs": epochs} if epochs is not None else None,
         accuracy={"max_drop": max_drop} if max_drop is not None else None,
         on_unmet="best_effort" if best_effort else None,
+        encoding=parse_encoding(encoding) if encoding else None,
         outputs=[part.strip() for part in outputs.split(",")] if outputs else None,
         onnx={"opset": onnx_opset} if onnx_opset is not None else None,
         device=device,

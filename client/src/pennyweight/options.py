@@ -155,16 +155,26 @@ def parse_json_object(option: str, text: str) -> dict[str, Any]:
 
 def parse_method(text: str) -> dict[str, Any]:
     """`magnitude`, or `magnitude:round_to=8,p=1` with options, or a JSON object."""
+    return _named("--method", "type", text, "round_to=8")
+
+
+def parse_encoding(text: str) -> dict[str, Any]:
+    """`ecsq`, or `ecsq:levels=16,prune=50` with options, or a JSON object."""
+    return _named("--encoding", "quantizer", text, "levels=16")
+
+
+def _named(option: str, field: str, text: str, example: str) -> dict[str, Any]:
+    """`name:key=value,…` as an object whose `field` is the name."""
     if text.lstrip().startswith("{"):
-        return parse_json_object("--method", text)
+        return parse_json_object(option, text)
     name, _, rest = text.partition(":")
-    method: dict[str, Any] = {"type": name.strip()}
+    found: dict[str, Any] = {field: name.strip()}
     for pair in filter(None, rest.split(",")):
         key, separator, value = pair.partition("=")
         if not separator:
-            raise OptionError(f"--method {text}: write options as name=value, for example {name}:round_to=8")
+            raise OptionError(f"{option} {text}: write options as name=value, for example {name}:{example}")
         try:
-            method[key.strip()] = json.loads(value)
+            found[key.strip()] = json.loads(value)
         except ValueError:
-            method[key.strip()] = value.strip()
-    return method
+            found[key.strip()] = value.strip()
+    return found
