@@ -46,7 +46,7 @@ class Changing(nn.Module):
         maps = maps + F.interpolate(x, size=(12, 20), mode="nearest") + F.interpolate(x, (12, 20), mode="bicubic")
         maps = F.pad(maps, (1, 2, 0, 1), mode="reflect")
         spread = maps.amax((2, 3)) - maps.amin((2, 3)) + maps.var((2, 3)) + maps.norm(dim=(2, 3)) + maps.norm(1, (2, 3))
-        return self.head(x.mean((2, 3)) + spread), maps.view(image.shape[0] * 2, 8, -1).sum(1)
+        return self.head(x.mean((2, 3)) + spread), maps.reshape(image.shape[0] * 2, 8, -1).sum(1)
 
 
 @pytest.fixture(scope="module")
