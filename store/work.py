@@ -28,6 +28,7 @@ from store.contract import (
     ModelInspection,
     PlanOutcome,
     PlanStatus,
+    TrainingEpoch,
     WorkKind,
 )
 from store.database import Database
@@ -35,7 +36,7 @@ from store.demand import most_urgent
 from store.errors import LeaseLost
 from store.tables import Artifact, Dataset, Job, Model, Plan, Work, WorkState
 from store.tallies import TallyName
-from store.transitions import enter_stage, transition
+from store.transitions import enter_stage, touch, transition
 
 OVERDUE_GRACE_S = 900.0
 """How long after its time a worker may still be storing results; what takes longer hangs, however alive its lease is."""
@@ -93,21 +94,25 @@ def heartbeat(
     lease_s: float,
     progress: JobProgress | None = None,
     stage: str | None = None,
+    epochs: Sequence[TrainingEpoch] = (),
 ) -> Heartbeat:
-    """Renew the lease; tell a job's progress and its stage (a new one writes the event `job.stage`).
+    """Renew the lease; tell a job's progress, its stage (a new one writes the event `job.stage`) and then the epochs that
+    ended in it (each writes the event `job.epoch`).
 
     Raises LeaseLost: stop at once and write nothing more.
     """
     with database.transaction() as session:
         now = dialect.now(session)
         work = fenced(session, claim, lease_expires_at=now + timedelta(seconds=lease_s))
-        if claim.kind is WorkKind.job and (progress is not None or stage is not None):
+        if claim.kind is WorkKind.job and (progress is not None or stage is not None or epochs):
             job = session.get_one(Job, claim.id, with_for_update=True)
             if progress is not None:
                 job.progress = progress.model_copy(update={"updated_at": now}).model_dump(mode="json")
                 job.version += 1
             if stage is not None and stage != job.stage:
                 enter_stage(session, job, stage, now=now)
+            for epoch in epochs:
+                touch(session, job, "job.epoch", {**epoch.model_dump(), "attempt": claim.attempt}, now=now)
         return Heartbeat(cancel_requested=work.cancel_requested_at is not None)
 
 

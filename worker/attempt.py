@@ -79,6 +79,7 @@ from worker.process import RunnerProcess, bytes_below
 from worker.progress import ProgressBoard
 from worker.protocol import (
     CheckpointMessage,
+    EpochMessage,
     ErrorMessage,
     ProgressMessage,
     ProtocolError,
@@ -212,6 +213,9 @@ class Attempt:
                             # The name is a runner's, which may have been taken over.
                             self._phases.enter(f"stage {board.stage if board.stage in STAGES else 'other'}")
                         self._lease.report(board.snapshot(), board.stage if entered else None)
+                    elif isinstance(message, EpochMessage):
+                        board.count_epoch()
+                        self._lease.tell_epoch(message.epoch)
                     elif isinstance(message, ResultMessage):
                         return verdicts.finished(self._claim.kind, message.result)
                     elif isinstance(message, ErrorMessage):

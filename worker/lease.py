@@ -8,6 +8,7 @@ the lease lives, the attempt is fenced: it stops at once and writes nothing more
 from __future__ import annotations
 
 import contextvars
+import itertools
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from store.claims import Claim
-from store.contract import JobProgress
+from store.contract import JobProgress, TrainingEpoch
 from store.database import Database
 from store.errors import LeaseLost
 from store.work import heartbeat
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0
 # The doorbell may ring for every request; the database need not hear of each.
 URGENT_EVERY_S = 0.1
-MAX_PENDING_STAGES = 16
+# What one write tells at most.
+MAX_EPOCHS_PER_WRITE = 64
 RETRY_S = 1.0
 # Give up a little before the lease ends in the database: the clock there started before our last write returned.
 SAFETY_SHARE = 0.8
@@ -50,7 +52,8 @@ class Lease:
         self._timing = timing
         self._changed = threading.Condition()
         self._progress: JobProgress | None = None
-        self._stages: deque[str] = deque(maxlen=MAX_PENDING_STAGES)
+        # Stages and the epochs that ended in them, in order; a runner's number of both is bounded.
+        self._news: deque[str | TrainingEpoch] = deque()
         self._urgent = True
         self._closed = False
         self._lost = False
@@ -84,8 +87,14 @@ class Lease:
         with self._changed:
             self._progress = progress
             if stage is not None:
-                self._stages.append(stage)
+                self._news.append(stage)
                 self._urgent = True
+            self._changed.notify()
+
+    def tell_epoch(self, epoch: TrainingEpoch) -> None:
+        """Have the end of an epoch written down, with the next progress; none is left out."""
+        with self._changed:
+            self._news.append(epoch)
             self._changed.notify()
 
     def nudge(self) -> None:
@@ -136,29 +145,39 @@ class Lease:
                     return
 
     def _beat(self) -> None:
-        """Renew the lease and save what was reported, one write per stage; what cannot be saved stays reported."""
+        """Renew the lease and save what was reported, one write per stage with its epochs; what cannot be saved stays reported."""
         while True:
             self._last_beat = time.monotonic()
             with self._changed:
                 progress = self._progress
-                stage = self._stages[0] if self._stages else None
-            answer = heartbeat(self._database, self.claim, self._timing.lease_s, progress=progress, stage=stage)
+                stage, epochs = self._next_news()
+            answer = heartbeat(
+                self._database, self.claim, self._timing.lease_s, progress=progress, stage=stage, epochs=epochs
+            )
             self._last_success = self._last_beat
             self._cancel_requested = self._cancel_requested or answer.cancel_requested
             with self._changed:
                 if self._progress is progress:
                     self._progress = None
-                if self._stages and self._stages[0] == stage:
-                    self._stages.popleft()
-                if not self._stages:
+                for _ in range((stage is not None) + len(epochs)):
+                    self._news.popleft()
+                if not self._news:
                     return
+
+    def _next_news(self) -> tuple[str | None, list[TrainingEpoch]]:
+        """The stage that is next to be told, if one is, and the epochs that follow it."""
+        news = iter(itertools.islice(self._news, MAX_EPOCHS_PER_WRITE))
+        first = next(news, None)
+        stage = first if isinstance(first, str) else None
+        rest = news if stage is not None else itertools.chain([first] if first is not None else [], news)
+        return stage, list(itertools.takewhile(lambda one: not isinstance(one, str), rest))
 
     def _wait_s(self) -> float:
         """Seconds until the next heartbeat is due."""
         if self._urgent:
             return self._last_beat + URGENT_EVERY_S - time.monotonic()
         failing = self._last_success < self._last_beat
-        every = RETRY_S if failing else PROGRESS_EVERY_S if self._progress is not None else self._timing.heartbeat_s
+        every = RETRY_S if failing else PROGRESS_EVERY_S if self._progress or self._news else self._timing.heartbeat_s
         return self._last_beat + min(every, self._timing.heartbeat_s) - time.monotonic()
 
     def _expired(self) -> bool:

@@ -23,6 +23,7 @@ STAGE_SHARES = {
 # numbers a runner is not working but talking.
 MAX_STAGES = 32
 MAX_STAGE_CHANGES = 1000
+MAX_EPOCHS = 10_000
 # An estimate from less than this fraction would be noise.
 ESTIMATE_FROM = 0.1
 
@@ -36,6 +37,7 @@ class ProgressBoard:
         self._stages = {name: StageProgress(name=name, status="pending") for name in STAGE_SHARES}
         self._fraction = 0.0
         self._changes = 0
+        self._epochs = 0
         self.stage: str | None = None
 
     def apply(self, message: ProgressMessage) -> bool:
@@ -58,6 +60,12 @@ class ProgressBoard:
         )
         self._fraction = max(self._fraction, self._measure())
         return entered
+
+    def count_epoch(self) -> None:
+        """Take note of one more epoch of training. Raises ProtocolError."""
+        self._epochs += 1
+        if self._epochs > MAX_EPOCHS:
+            raise ProtocolError(f"The runner reported more than {MAX_EPOCHS} epochs.")
 
     def snapshot(self) -> JobProgress:
         elapsed = self._clock() - self._started

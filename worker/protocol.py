@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from store.contract import Conversion, ErrorInfo, JobRequest, Normalization
+from store.contract import Conversion, ErrorInfo, JobRequest, Normalization, TrainingEpoch
 
 PROTOCOL_VERSION = 1
 # The longest line is a result: a few hundred bytes per layer of the network.
@@ -92,6 +92,13 @@ class ProgressMessage(_Strict):
     message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)] | None = None
 
 
+class EpochMessage(_Strict):
+    """An epoch of training has ended."""
+
+    type: Literal["epoch"] = "epoch"
+    epoch: TrainingEpoch
+
+
 class CheckpointMessage(_Strict):
     """About `CHECKPOINT_FILE`. possible: from now on one can be written when it is asked for. written: a new one is there."""
 
@@ -122,7 +129,8 @@ class ErrorMessage(_Strict):
 
 
 Message = Annotated[
-    ProgressMessage | CheckpointMessage | ResumedMessage | ResultMessage | ErrorMessage, Field(discriminator="type")
+    ProgressMessage | EpochMessage | CheckpointMessage | ResumedMessage | ResultMessage | ErrorMessage,
+    Field(discriminator="type"),
 ]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 

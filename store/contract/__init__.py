@@ -58,6 +58,7 @@ from store.contract.results import (
     Reported,
     Resource,
     StageProgress,
+    TrainingEpoch,
 )
 from store.contract.statuses import (
     SHORT_WORK,
@@ -119,6 +120,7 @@ __all__ = [
     "Request",
     "Resource",
     "StageProgress",
+    "TrainingEpoch",
     "WebhookEvent",
     "WebhookEvents",
     "WebhookSecret",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from store.contract.statuses import ErrorCode
+
+# No float32 is larger, and JSON knows no infinity.
+Figure = Annotated[float, Field(ge=0, le=1e38)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Resource(BaseModel):
@@ -88,6 +92,26 @@ class StageProgress(Resource):
     steps: int | None = None
     message: str | None = None
     """What a running stage is doing, for a person, for example `Training: loss 0.236, 11,300 images/s`."""
+
+
+class TrainingEpoch(Resource):
+    """What one epoch of recovery training came to: the data of the event `job.epoch`.
+
+    train_accuracy and validation_accuracy with labels, output_error (relative, on held-out images) without.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epoch: Annotated[int, Field(ge=1, le=1_000_000)]
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
+    loss: Figure
+    train_accuracy: Share | None = None
+    validation_accuracy: Share | None = None
+    output_error: Figure | None = None
+    learning_rate: Figure
+    images_per_s: Figure
+    seconds: Figure
+    eta_s: Figure
 
 
 class JobProgress(Resource):

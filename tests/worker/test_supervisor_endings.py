@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from sqlalchemy import select
 
 from store.contract import ErrorCode, InspectionStatus, JobStatus, PlanStatus
+from store.tables import JobEvent
 
 TERMINAL_EVENTS = {"job.succeeded", "job.failed", "job.cancelled"}
 
@@ -26,6 +28,28 @@ def test_a_finished_job_has_its_artifact_its_stages_and_no_scratch(bench):
     assert bench.events(id) == ["job.queued", "job.running", *["job.stage"] * 3, "job.succeeded"]
     assert job.progress["fraction"] == 1.0
     bench.when(lambda: not bench.scratch_folders())
+
+
+def test_every_epoch_becomes_one_event_in_order_and_between_its_stages(bench):
+    bench.supervisor()
+    id = bench.add_job("epochs", epochs=150)
+    assert bench.ended(id).status is JobStatus.succeeded
+    with bench.database.read() as session:
+        rows = session.scalars(select(JobEvent).where(JobEvent.job_id == id).order_by(JobEvent.seq)).all()
+    events = [row.type for row in rows]
+    assert events[2:4] == ["job.stage", "job.stage"] and events[4:154] == ["job.epoch"] * 150
+    assert events[154:] == ["job.stage", "job.succeeded"]
+    told = [row.data for row in rows if row.type == "job.epoch"]
+    assert [data["epoch"] for data in told] == list(range(1, 151))
+    assert told[0]["validation_accuracy"] == 0.8 and told[0]["output_error"] is None and told[0]["attempt"] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"loss": -1.0}, {"loss": 1e300}, {"train_accuracy": 1.5}, {"epoch": 0}])
+def test_an_epoch_with_impossible_numbers_breaks_the_protocol(bench, wrong):
+    bench.supervisor()
+    job = bench.ended(bench.add_job("epochs", epochs=1, wrong=wrong))
+    assert (job.status, job.error["code"]) == (JobStatus.failed, "internal")
+    assert "protocol" in job.error["message"]
 
 
 def test_a_refusal_of_the_engine_keeps_its_code_words_and_details(bench):

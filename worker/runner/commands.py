@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store.contract import Catalogue, DatasetInspection, JobResult, ModelInspection, PlanOutcome
+from store.contract import Catalogue, DatasetInspection, JobResult, ModelInspection, PlanOutcome, TrainingEpoch
 from worker.protocol import (
     CHECKPOINT_FILE,
     MAX_MESSAGE_CHARACTERS,
     OUTPUT_FOLDER,
     CheckpointMessage,
+    EpochMessage,
     ProgressMessage,
     ResumedMessage,
     Task,
@@ -117,6 +118,8 @@ def _listener(tell: Tell) -> Callable[[ProgressEvent], None]:
         tell(
             ProgressMessage(stage=event.stage, status=event.status, step=event.step, steps=event.steps, message=message)
         )
+        if event.epoch is not None:
+            tell(EpochMessage(epoch=TrainingEpoch(**dataclasses.asdict(event.epoch))))
 
     return progress
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pennyweight.arguments import AsJson, require_writable
 from pennyweight.client import TERMINAL
+from pennyweight.epochs import epoch_line
 from pennyweight.session import Url, connected, err, follow, out, print_json
 from pennyweight.stage_bar import duration
 from pennyweight.tables import cap_words, result_table
@@ -74,7 +75,10 @@ def follow_job(job_id: JobId, url: Url = None) -> None:
     with connected(url) as client:
         for event in client.events(job_id):
             data = {key: value for key, value in (event.get("data") or {}).items() if value is not None}
-            words = " ".join(f"{key}={value}" for key, value in data.items() if not isinstance(value, (dict, list)))
+            if event["type"] == "job.epoch":
+                words = epoch_line(data)
+            else:
+                words = " ".join(f"{key}={value}" for key, value in data.items() if not isinstance(value, (dict, list)))
             out.print(f"{event['at'][:19].replace('T', ' ')}  {event['type']:<18} {words}")
         if client.job(job_id)["status"] not in TERMINAL:
             follow(client, job_id, quiet=False)

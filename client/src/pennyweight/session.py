@@ -11,6 +11,7 @@ import typer
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from pennyweight.client import Client
+from pennyweight.epochs import EpochLines
 from pennyweight.errors import ApiError, InvalidAddress, JobFailed, PennyweightError
 from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, exit_code
 from pennyweight.options import OptionError
@@ -68,7 +69,7 @@ def follow(client: Client, job_id: str, *, quiet: bool) -> dict[str, Any]:
     """Wait with a stage bar. Ctrl-C ends the waiting and leaves the job alone."""
     try:
         with StageBar(err) as bar:
-            return client.wait(job_id, on_change=None if quiet else bar)
+            return client.wait(job_id, on_change=None if quiet else EpochLines(client, bar))
     except KeyboardInterrupt:
         err.print(
             f"\nStopped waiting; {job_id} goes on. See it with `pennyweight jobs show {job_id}`, "

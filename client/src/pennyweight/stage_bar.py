@@ -38,6 +38,10 @@ class StageBar:
     ) -> None:
         self._progress.stop()
 
+    def say(self, line: str) -> None:
+        """One line that stays, above the bar."""
+        self._console.print(line, highlight=False, markup=False)
+
     def __call__(self, job: Mapping[str, Any]) -> None:
         progress = job.get("progress") or {}
         stage = job.get("stage") if job["status"] == "running" else None
