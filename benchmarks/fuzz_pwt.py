@@ -213,7 +213,7 @@ def _raw_damage(content: bytearray, draw: random.Random) -> bytearray:
 
 def _header_damage(content: bytearray, draw: random.Random) -> bytearray:
     """A field of the JSON replaced, removed or added, packed again with a right checksum."""
-    document, payloads = _parted(bytes(content))
+    document, payloads = parted(bytes(content))
     targets = [document, *document["tensors"]]
     for _ in range(draw.randint(1, 3)):
         target = draw.choice(targets)
@@ -227,12 +227,12 @@ def _header_damage(content: bytearray, draw: random.Random) -> bytearray:
             target[key] = draw.choice(_WORDS)
         else:
             target[key] = draw.choice(_NUMBERS)
-    return bytearray(_joined(document, payloads))
+    return bytearray(joined(document, payloads))
 
 
 def _payload_damage(content: bytearray, draw: random.Random) -> bytearray:
     """Bytes of one payload, whose length and checksum are then made right."""
-    document, payloads = _parted(bytes(content))
+    document, payloads = parted(bytes(content))
     number = draw.randrange(len(payloads))
     payload = bytearray(payloads[number])
     for _ in range(draw.randint(1, 3)):
@@ -240,7 +240,7 @@ def _payload_damage(content: bytearray, draw: random.Random) -> bytearray:
         entry = document["tensors"][number] if number < len(document["tensors"]) else {}
         _damage(payload, draw.choice([0, 4 * entry.get("levels", 0)]), draw)
     payloads[number] = bytes(payload)
-    return bytearray(_joined(document, payloads))
+    return bytearray(joined(document, payloads))
 
 
 def _damage(content: bytearray, first: int, draw: random.Random) -> None:
@@ -264,7 +264,7 @@ def _damage(content: bytearray, first: int, draw: random.Random) -> None:
         del content[at:]
 
 
-def _parted(content: bytes) -> tuple[dict[str, Any], list[bytes]]:
+def parted(content: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """The document and the payloads of a whole file."""
     _, _, packed_bytes, _, _ = PRELUDE.unpack(content[: PRELUDE.size])
     end = PRELUDE.size + packed_bytes
@@ -277,7 +277,7 @@ def _parted(content: bytes) -> tuple[dict[str, Any], list[bytes]]:
     return document, payloads
 
 
-def _joined(document: dict[str, Any], payloads: list[bytes]) -> bytes:
+def joined(document: dict[str, Any], payloads: list[bytes]) -> bytes:
     """A file of these, its lengths and checksums right unless the damage made them something else than numbers."""
     entries = document.get("tensors")
     entries = list(entries) if isinstance(entries, list) else []
