@@ -28,13 +28,13 @@ from pennyweight.errors import ApiError, JobFailed, ServiceUnreachable, api_erro
 from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
 from pennyweight.plans import Plan
 from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of, idempotency_key
-from pennyweight.waiting import Deadline, patiently, retry_after
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 _CHUNK_BYTES = 1 << 20
+# A service that restarts in the middle of a wait is away for seconds; its jobs are not.
+_RECONNECT_S = 120.0
 CREATE_ATTEMPTS = 5
 _PAUSE_S = 0.5
-_LONGEST_POLL_S = 5.0
 _PLAN_TIMEOUT = httpx.Timeout(60.0)
 
 JobListener = Callable[[Mapping[str, Any]], None]
@@ -123,18 +123,18 @@ class Client:
     def wait_inspected(self, resource: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll a Model or Dataset until it is ready. Raises JobFailed with the reason where it is rejected."""
         kind = {"model": "models", "dataset": "datasets"}[resource["object"]]
-        deadline = Deadline(timeout_s)
+        deadline = time.monotonic() + timeout_s
         while True:
-            current = self._look(f"/v1/{kind}/{checked_id(resource['id'])}", deadline).json()
+            current = self._json("GET", f"/v1/{kind}/{checked_id(resource['id'])}")
             if current["status"] == "rejected":
                 raise JobFailed(current["id"], current["error"], current)
             if current["status"] == "ready":
                 return current
-            if deadline.passed:
+            if time.monotonic() > deadline:
                 raise ServiceUnreachable(
                     f"{current['id']} is still being inspected after {timeout_s:.0f} s; is a worker running?"
                 )
-            deadline.sleep(0.3)
+            time.sleep(0.3)
 
     # --- plans
 
@@ -146,14 +146,14 @@ class Client:
         An infeasible budget is an answer too: `plan["feasible"]` is False. Raises JobFailed where there is no answer.
         """
         body = {"model": model_id, "budget": budget, **_given(options)}
-        deadline = Deadline(timeout_s)
+        deadline = time.monotonic() + timeout_s
         # The service keeps us waiting for up to 30 s, which is no sign that it is gone.
         response = self._create("/v1/plans", json=body, timeout=_PLAN_TIMEOUT)
         while (plan := Plan(response.json()))["status"] == "planning":
-            if deadline.passed:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
-            deadline.sleep(min(retry_after(response, 1.0), _LONGEST_POLL_S))
-            response = self._look(f"/v1/plans/{checked_id(plan['id'])}", deadline)
+            time.sleep(min(_retry_after(response, default=1.0), 5.0))
+            response = self._send("GET", f"/v1/plans/{checked_id(plan['id'])}")
         return _made(plan)
 
     def plan(self, plan_id: str) -> Plan:
@@ -213,25 +213,35 @@ class Client:
     def wait(
         self, job_id: str, *, on_change: JobListener | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        """Poll until the job ends, through overload, resets and restarts of the service. Raises JobFailed unless it succeeded.
+        """Poll until the job ends. Survives a restart of the service. Raises JobFailed unless it succeeded.
 
         Interrupting the wait (Ctrl-C, timeout) leaves the job running.
         """
         etag: str | None = None
-        deadline = Deadline(timeout_s)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        lost_since: float | None = None
         while True:
-            headers = {"If-None-Match": etag} if etag else {}
-            response = self._look(f"/v1/jobs/{checked_id(job_id)}", deadline, headers=headers)
-            if response.status_code != httpx.codes.NOT_MODIFIED:
-                etag = response.headers.get("ETag")
-                job = response.json()
-                if on_change is not None:
-                    on_change(job)
-                if job["status"] in TERMINAL:
-                    return _succeeded(job)
-            if deadline.passed:
+            pause_s = 1.0
+            try:
+                response = self._send(
+                    "GET", f"/v1/jobs/{checked_id(job_id)}", headers={"If-None-Match": etag} if etag else {}
+                )
+                lost_since = None
+                pause_s = min(_retry_after(response, default=1.0), 5.0)
+                if response.status_code != httpx.codes.NOT_MODIFIED:
+                    etag = response.headers.get("ETag")
+                    job = response.json()
+                    if on_change is not None:
+                        on_change(job)
+                    if job["status"] in TERMINAL:
+                        return _succeeded(job)
+            except ServiceUnreachable:
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _RECONNECT_S:
+                    raise
+            if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{job_id} has not ended within {timeout_s:g} s; it goes on")
-            deadline.sleep(min(retry_after(response, 1.0), _LONGEST_POLL_S))
+            time.sleep(pause_s)
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         return list(self._list(f"/v1/jobs/{checked_id(job_id)}/artifacts", {}, None))
@@ -328,12 +338,7 @@ class Client:
                 never_reached = attempt == 1 and isinstance(error.__cause__, httpx.ConnectError)
                 if attempt == CREATE_ATTEMPTS or never_reached or not is_passing(error):
                     raise
-                asked_s = error.retry_after_s if isinstance(error, ApiError) else None
-            time.sleep(max(_PAUSE_S * 2 ** (attempt - 1), min(asked_s or 0.0, _LONGEST_POLL_S)))
-
-    def _look(self, url: str, deadline: Deadline, **options: Any) -> httpx.Response:
-        """GET, through everything that passes."""
-        return patiently(lambda: self._send("GET", url, **options), deadline)
+            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
 
     def _json(self, method: str, url: str, **options: Any) -> Any:
         return self._send(method, url, **options).json()
@@ -360,6 +365,13 @@ def _counter(listener: ByteListener | None, *files: Path) -> ByteCounter:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _retry_after(response: httpx.Response, default: float) -> float:
+    try:
+        return float(response.headers["Retry-After"])
+    except (KeyError, ValueError):
+        return default
 
 
 def _made(plan: Plan) -> Plan:
