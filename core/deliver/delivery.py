@@ -93,7 +93,7 @@ def deliver(
         size = _safetensors_size(network, Path(scratch), pruned=pruned)
         if "onnx" in outputs:
             write_onnx(network, folder / "model.onnx", fold=compact is None, opset=onnx_opset)
-            latency, original_latency = _latencies(original, Path(scratch), network, folder / "model.onnx")
+            latency, original_latency = _latencies(original, Path(scratch), network, folder / "model.onnx", onnx_opset)
     if "pt2" in outputs:
         write_pt2(network, folder / "model.pt2")
     if "safetensors" in outputs:
@@ -109,11 +109,13 @@ def deliver(
     return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency, int8)
 
 
-def _latencies(original: Network, scratch: Path, network: Network, path: Path) -> tuple[Latency, Latency | None]:
+def _latencies(
+    original: Network, scratch: Path, network: Network, path: Path, opset: int | None
+) -> tuple[Latency, Latency | None]:
     """Of the network and of the original; one that cannot be written as ONNX is no reason to withhold the result."""
     beside = scratch / "original.onnx"
     try:
-        write_onnx(original, beside, compare=False)
+        write_onnx(original, beside, compare=False, opset=opset)
     except EngineError:
         return measure_latency(path, network), None
     latency, original_latency = measure_latencies([(path, network), (beside, original)])
