@@ -113,7 +113,19 @@ def test_the_client_takes_shapes_by_name(service_url, tmp_path):
 
 def test_a_network_of_fixed_size_needs_nothing_but_the_file(tmp_path):
     upload = two_cameras(tmp_path / "cameras.onnx", sizes=(16, 16))
-    done = run("pennyweightd", "compress", upload, "--macs", "60%", "--outputs", "onnx", "--onnx-opset", "17", "-o", tmp_path / "out")
+    done = run(
+        "pennyweightd",
+        "compress",
+        upload,
+        "--macs",
+        "60%",
+        "--outputs",
+        "onnx",
+        "--onnx-opset",
+        "17",
+        "-o",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     new = session_of(tmp_path / "out" / "model.onnx")
     assert onnx.load(tmp_path / "out" / "model.onnx").opset_import[0].version == 17
