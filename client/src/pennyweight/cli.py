@@ -17,11 +17,12 @@ from rich.table import Table
 
 from pennyweight import arguments, cli_jobs, cli_unpack
 from pennyweight.arguments import AsJson, given, job_options, require_writable
-from pennyweight.client import TERMINAL, Client
+from pennyweight.client import Client
 from pennyweight.exit_codes import EXIT_UNMET
 from pennyweight.options import OptionError, parse_convert, parse_input_shape, parse_json_object, parse_normalization
 from pennyweight.session import Url, connected, err, follow, out, print_json, upload_bar
 from pennyweight.tables import plan_view, result_table
+from pennyweight.waiting import TERMINAL
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(cli_jobs.app, name="jobs")

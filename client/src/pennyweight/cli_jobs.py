@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pennyweight.arguments import AsJson, require_writable
-from pennyweight.client import TERMINAL
 from pennyweight.epochs import epoch_line
 from pennyweight.session import Url, connected, err, follow, out, print_json
 from pennyweight.stage_bar import duration
 from pennyweight.tables import cap_words, result_table
+from pennyweight.waiting import TERMINAL
 
 app = typer.Typer(no_args_is_help=True, help="List, show, follow and cancel jobs.")
 

@@ -25,16 +25,14 @@ import httpx
 
 from pennyweight.addresses import DEFAULT_URL, check_address, checked_id
 from pennyweight.errors import ApiError, JobFailed, ServiceUnreachable, api_error, is_passing
-from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch
-from pennyweight.plans import Plan
+from pennyweight.large_files import PARTS_FROM_BYTES, PartsUpload, fetch, fetch_bundle
+from pennyweight.plans import Plan, made
 from pennyweight.transfer import ByteCounter, ByteListener, CountedFile, fields_of, idempotency_key
+from pennyweight.waiting import TERMINAL, Deadline, patiently, retry_after, succeeded
 
-TERMINAL = ("succeeded", "failed", "cancelled")
-_CHUNK_BYTES = 1 << 20
-# A service that restarts in the middle of a wait is away for seconds; its jobs are not.
-_RECONNECT_S = 120.0
 CREATE_ATTEMPTS = 5
 _PAUSE_S = 0.5
+_LONGEST_POLL_S = 5.0
 _PLAN_TIMEOUT = httpx.Timeout(60.0)
 
 JobListener = Callable[[Mapping[str, Any]], None]
@@ -123,18 +121,18 @@ class Client:
     def wait_inspected(self, resource: Mapping[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Poll a Model or Dataset until it is ready. Raises JobFailed with the reason where it is rejected."""
         kind = {"model": "models", "dataset": "datasets"}[resource["object"]]
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         while True:
-            current = self._json("GET", f"/v1/{kind}/{checked_id(resource['id'])}")
+            current = self._look(f"/v1/{kind}/{checked_id(resource['id'])}", deadline).json()
             if current["status"] == "rejected":
                 raise JobFailed(current["id"], current["error"], current)
             if current["status"] == "ready":
                 return current
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 raise ServiceUnreachable(
                     f"{current['id']} is still being inspected after {timeout_s:.0f} s; is a worker running?"
                 )
-            time.sleep(0.3)
+            deadline.sleep(0.3)
 
     # --- plans
 
@@ -146,19 +144,19 @@ class Client:
         An infeasible budget is an answer too: `plan["feasible"]` is False. Raises JobFailed where there is no answer.
         """
         body = {"model": model_id, "budget": budget, **_given(options)}
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         # The service keeps us waiting for up to 30 s, which is no sign that it is gone.
         response = self._create("/v1/plans", json=body, timeout=_PLAN_TIMEOUT)
         while (plan := Plan(response.json()))["status"] == "planning":
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 raise TimeoutError(f"{plan['id']} has not been made within {timeout_s:g} s; is a worker running?")
-            time.sleep(min(_retry_after(response, default=1.0), 5.0))
-            response = self._send("GET", f"/v1/plans/{checked_id(plan['id'])}")
-        return _made(plan)
+            deadline.sleep(min(retry_after(response, 1.0), _LONGEST_POLL_S))
+            response = self._look(f"/v1/plans/{checked_id(plan['id'])}", deadline)
+        return made(plan)
 
     def plan(self, plan_id: str) -> Plan:
         """A plan as it is now. Raises JobFailed where it could not be made."""
-        return _made(Plan(self._json("GET", f"/v1/plans/{checked_id(plan_id)}")))
+        return made(Plan(self._json("GET", f"/v1/plans/{checked_id(plan_id)}")))
 
     # --- jobs
 
@@ -213,35 +211,25 @@ class Client:
     def wait(
         self, job_id: str, *, on_change: JobListener | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        """Poll until the job ends. Survives a restart of the service. Raises JobFailed unless it succeeded.
+        """Poll until the job ends, through overload, resets and restarts of the service. Raises JobFailed unless it succeeded.
 
         Interrupting the wait (Ctrl-C, timeout) leaves the job running.
         """
         etag: str | None = None
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        lost_since: float | None = None
+        deadline = Deadline(timeout_s)
         while True:
-            pause_s = 1.0
-            try:
-                response = self._send(
-                    "GET", f"/v1/jobs/{checked_id(job_id)}", headers={"If-None-Match": etag} if etag else {}
-                )
-                lost_since = None
-                pause_s = min(_retry_after(response, default=1.0), 5.0)
-                if response.status_code != httpx.codes.NOT_MODIFIED:
-                    etag = response.headers.get("ETag")
-                    job = response.json()
-                    if on_change is not None:
-                        on_change(job)
-                    if job["status"] in TERMINAL:
-                        return _succeeded(job)
-            except ServiceUnreachable:
-                lost_since = lost_since or time.monotonic()
-                if time.monotonic() - lost_since > _RECONNECT_S:
-                    raise
-            if deadline is not None and time.monotonic() > deadline:
+            headers = {"If-None-Match": etag} if etag else {}
+            response = self._look(f"/v1/jobs/{checked_id(job_id)}", deadline, headers=headers)
+            if response.status_code != httpx.codes.NOT_MODIFIED:
+                etag = response.headers.get("ETag")
+                job = response.json()
+                if on_change is not None:
+                    on_change(job)
+                if job["status"] in TERMINAL:
+                    return succeeded(job)
+            if deadline.passed:
                 raise TimeoutError(f"{job_id} has not ended within {timeout_s:g} s; it goes on")
-            time.sleep(pause_s)
+            deadline.sleep(min(retry_after(response, 1.0), _LONGEST_POLL_S))
 
     def artifacts(self, job_id: str) -> list[dict[str, Any]]:
         return list(self._list(f"/v1/jobs/{checked_id(job_id)}/artifacts", {}, None))
@@ -267,23 +255,10 @@ class Client:
 
     def bundle(self, job_id: str, path: str | Path, *, layout: str = "flat") -> Path:
         """All artifacts of a job as one zip file at `path`; the layout `triton` is a model repository for Triton."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.part")
         try:
-            with self._http.stream(
-                "GET", f"/v1/jobs/{checked_id(job_id)}/bundle", params={"layout": layout}
-            ) as response:
-                if response.is_error:
-                    response.read()
-                    raise api_error(response)
-                with partial.open("wb") as file:
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
-                        file.write(chunk)
-            return partial.replace(target)
+            return fetch_bundle(self._http, f"/v1/jobs/{checked_id(job_id)}/bundle", Path(path), layout)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     # --- what can be asked for
 
@@ -338,7 +313,12 @@ class Client:
                 never_reached = attempt == 1 and isinstance(error.__cause__, httpx.ConnectError)
                 if attempt == CREATE_ATTEMPTS or never_reached or not is_passing(error):
                     raise
-            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
+                asked_s = error.retry_after_s if isinstance(error, ApiError) else None
+            time.sleep(max(_PAUSE_S * 2 ** (attempt - 1), min(asked_s or 0.0, _LONGEST_POLL_S)))
+
+    def _look(self, url: str, deadline: Deadline, **options: Any) -> httpx.Response:
+        """GET, through everything that passes."""
+        return patiently(lambda: self._send("GET", url, **options), deadline)
 
     def _json(self, method: str, url: str, **options: Any) -> Any:
         return self._send(method, url, **options).json()
@@ -365,24 +345,3 @@ def _counter(listener: ByteListener | None, *files: Path) -> ByteCounter:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _retry_after(response: httpx.Response, default: float) -> float:
-    try:
-        return float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
-        return default
-
-
-def _made(plan: Plan) -> Plan:
-    if plan["status"] == "failed":
-        raise JobFailed(plan["id"], plan["error"], plan)
-    return plan
-
-
-def _succeeded(job: dict[str, Any]) -> dict[str, Any]:
-    if job["status"] == "succeeded":
-        return job
-    if job["status"] == "cancelled":
-        raise JobFailed(job["id"], {"code": "cancelled", "message": f"{job['id']} was cancelled."}, job)
-    raise JobFailed(job["id"], job["error"], job)

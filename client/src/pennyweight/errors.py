@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 IN_FLIGHT = "idempotency_in_flight"
+TOO_OFTEN = "too_many_requests"
 
 
 class PennyweightError(Exception):
@@ -25,8 +26,10 @@ class ServiceUnreachable(PennyweightError):
 class ApiError(PennyweightError):
     """The service refused a request: its problem document (RFC 9457), field errors included."""
 
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after_s: float | None = None) -> None:
+        """retry_after_s: how long the service asks to be left alone."""
         self.status = status
+        self.retry_after_s = retry_after_s
         self.problem = dict(problem)
         self.code: str = str(problem.get("code") or status)
         self.request_id: str | None = problem.get("request_id")
@@ -35,7 +38,9 @@ class ApiError(PennyweightError):
 
 def is_passing(error: ServiceUnreachable | ApiError) -> bool:
     """Whether the same request may well succeed in a moment."""
-    return isinstance(error, ServiceUnreachable) or error.status in (502, 503, 504) or error.code == IN_FLIGHT
+    return (
+        isinstance(error, ServiceUnreachable) or error.status in (502, 503, 504) or error.code in (IN_FLIGHT, TOO_OFTEN)
+    )
 
 
 def api_error(response: httpx.Response) -> ApiError:
@@ -47,7 +52,8 @@ def api_error(response: httpx.Response) -> ApiError:
     if not isinstance(problem, dict):
         request = f"{response.request.method} {response.request.url.copy_with(query=None)}"
         problem = {"detail": f"{request} answered {response.status_code} without a problem document."}
-    return ApiError(response.status_code, problem)
+    asked = response.headers.get("Retry-After", "")
+    return ApiError(response.status_code, problem, float(asked) if asked.isdecimal() else None)
 
 
 class JobFailed(PennyweightError):

@@ -168,6 +168,22 @@ def fetch(http: httpx.Client, url: str, folder: Path, *, name: str, size: int, s
     return partial.replace(folder / name)
 
 
+def fetch_bundle(http: httpx.Client, url: str, target: Path, layout: str) -> Path:
+    """Download a zip that is made while it is sent, so that it cannot be continued. Raises ApiError, httpx.HTTPError."""
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        with http.stream("GET", url, params={"layout": layout}) as answer:
+            if answer.is_error:
+                answer.read()
+                raise api_error(answer)
+            with partial.open("wb") as file:
+                for piece in answer.iter_bytes(_CHUNK_BYTES):
+                    file.write(piece)
+        return partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _continue(http: httpx.Client, url: str, partial: Path, have: int) -> None:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with http.stream("GET", url, headers=headers, follow_redirects=True) as answer:

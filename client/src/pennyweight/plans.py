@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pennyweight.errors import JobFailed
 from pennyweight.options import OptionError
 
 
@@ -64,3 +65,10 @@ def _out(layer: Mapping[str, Any]) -> int:
     if len(said) != 1:
         raise ValueError(f"{layer['name']} has {'two widths' if said else 'no width'}")
     return said.pop()
+
+
+def made(plan: Plan) -> Plan:
+    """The plan. Raises JobFailed where it could not be made."""
+    if plan["status"] == "failed":
+        raise JobFailed(plan["id"], plan["error"], plan)
+    return plan
