@@ -47,6 +47,15 @@ _COSTS = {
 }
 _MOST_LISTED = 200
 _LONGEST_TEXT = 300
+_EPOCHS_SHOWN = 60
+_EPOCH_FIGURES = {
+    "loss": "{:.4g}",
+    "train_accuracy": "{:.2%}",
+    "validation_accuracy": "{:.2%}",
+    "output_error": "{:.4g}",
+    "learning_rate": "{:.3g}",
+    "images_per_s": "{:,.0f}",
+}
 
 
 def report_html(result: Mapping[str, Any]) -> str:
@@ -150,7 +159,25 @@ def _recovery(recovery: Mapping[str, Any]) -> str:
         parts.append(_table(("stage", "output error against the original"), rows))
     training = recovery.get("training") or {}
     parts.append(_curve("Training loss", "step", [tuple(point) for point in training.get("curve", ())]))
+    epochs = training.get("epoch_records", ())
+    for title, key in (
+        ("Train accuracy per epoch", "train_accuracy"),
+        ("Validation accuracy per epoch", "validation_accuracy"),
+        ("Output error per epoch", "output_error"),
+    ):
+        points = [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch[key] is not None]
+        parts.append(_curve(title, "epoch", points))
+    parts.append(_epochs(epochs))
     return "".join(parts)
+
+
+def _epochs(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """The last epochs, one row each."""
+    if not epochs:
+        return ""
+    names = [name for name in _EPOCH_FIGURES if epochs[0][name] is not None]
+    rows = [(str(epoch["epoch"]), *(_EPOCH_FIGURES[name].format(epoch[name]) for name in names)) for epoch in epochs]
+    return _table(("epoch", *(name.replace("_", " ") for name in names)), rows[-_EPOCHS_SHOWN:])
 
 
 def _curve(title: str, unit: str, points: Sequence[tuple[float, float]]) -> str:

@@ -90,3 +90,13 @@ def test_a_job_without_data_or_training_has_a_page_too():
     bare = result(recovery={}, equivalence=None)
     bare["baseline"] = bare["compressed"] = {"params": 1, "macs": 0}
     assert Page(report_html(bare)).open == []
+
+
+def test_training_is_shown_epoch_by_epoch():
+    figures = {"train_accuracy": 0.9, "output_error": None, "learning_rate": 0.01, "images_per_s": 1840.0}
+    epochs = [{"epoch": n, "loss": 1 / n, "validation_accuracy": 0.8 + n / 100, **figures} for n in (1, 2, 3)]
+    page = Page(report_html(result(recovery={"method": "fine_tuning", "training": {"epoch_records": epochs}})))
+    assert sum(tag == "polyline" for tag, _ in page.tags) == 2
+    for words in ("Validation accuracy per epoch", "Train accuracy per epoch", "83.00%", "0.3333", "1,840"):
+        assert words in page.text
+    assert "output error" not in page.text
