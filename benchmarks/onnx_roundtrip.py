@@ -10,6 +10,9 @@ that is refused is a row with the reason.
 
 `--zoo`: each network is written as ONNX, imported again, and pruned to the same budget as from its weights. Without names
 those of `zoo_names.txt`. Every file and every network has a process of its own with a time limit.
+
+With `--json` every row is written as it comes, and a run that finds the file of one before goes on where that stopped: rows
+of the same budget, seed and image size are taken as they are, but those that crashed or hung are made again.
 """
 
 from __future__ import annotations
@@ -57,13 +60,21 @@ def main() -> int:
         names, kind = arguments.names_given or read_names(), []
     options = [*kind, "--budget", arguments.budget, "--seed", str(arguments.seed)]
     options += ["--image-size", str(arguments.image_size)] if arguments.image_size else []
-    rows = []
+    made = {"budget": arguments.budget, "seed": arguments.seed, "image_size": arguments.image_size}
+    before = _earlier_rows(arguments.json, made)
+    rows: list[Row] = []
     for name in names:
-        row = in_own_process(MODULE, ["--worker", name, *options], limit_s=arguments.time_limit)
-        rows.append({"name": Path(name).name if arguments.data else name, **row})
-        console.print(f"{len(rows)}/{len(names)} {rows[-1]['name']}: {rows[-1]['status']}")
+        shown = Path(name).name if arguments.data else name
+        row = before.get(shown)
+        if row is None:
+            found = in_own_process(MODULE, ["--worker", name, *options], limit_s=arguments.time_limit)
+            row = {"name": shown, **found, "made": made}
+            console.print(f"{len(rows) + 1}/{len(names)} {shown}: {row['status']}")
+        rows.append(row)
         if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=1))
+            # Rows that are still to come stay in the file: a run that is stopped loses none of them.
+            shown_rows = {one["name"]: one for one in [*before.values(), *rows]}
+            write_row(arguments.json, list(shown_rows.values()))
     console.print(_files_table(rows) if arguments.data else _zoo_table(rows))
     for row in rows:
         if row.get("error"):
@@ -71,6 +82,14 @@ def main() -> int:
     wrong = [row["name"] for row in rows if row["status"] not in ("compressed", "refused", "same")]
     console.print(f"{len(rows)} in all, {len(wrong)} of them wrong{': ' + ', '.join(wrong) if wrong else ''}.")
     return 1 if wrong else 0
+
+
+def _earlier_rows(path: Path | None, made: Row) -> dict[str, Row]:
+    """Rows of a run before, by name, as far as they count for this one."""
+    if path is None or not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {row["name"]: row for row in rows if row.get("made") == made and row["status"] not in ("crashed", "hung")}
 
 
 def _compressed(name: str, arguments: argparse.Namespace) -> Row:

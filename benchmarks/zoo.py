@@ -142,7 +142,7 @@ def in_own_process(module: str, arguments: Iterable[str], *, limit_s: float) -> 
         return row
 
 
-def write_row(path: Path, row: Row) -> None:
+def write_row(path: Path, row: Row | list[Row]) -> None:
     """Whole or not at all: the process may be stopped at any moment."""
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(row, default=str))
