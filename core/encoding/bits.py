@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_CHUNK = 1 << 20
+_PACKED_AT_ONCE = 1 << 20
+_UNPACKED_AT_ONCE = 1 << 13  # some 50 bytes are held for each
 
 
 def stream_bytes(bits: int) -> int:
@@ -22,9 +23,9 @@ def pack(codes: np.ndarray, lengths: np.ndarray) -> bytes:
     total = int(lengths.sum())
     words = np.zeros(stream_bytes(total) // 4 + 1, np.uint32)
     start = 0
-    for first in range(0, len(codes), _CHUNK):
-        size = lengths[first : first + _CHUNK]
-        code = codes[first : first + _CHUNK].astype(np.uint64)
+    for first in range(0, len(codes), _PACKED_AT_ONCE):
+        size = lengths[first : first + _PACKED_AT_ONCE]
+        code = codes[first : first + _PACKED_AT_ONCE].astype(np.uint64)
         begin = start + np.cumsum(size) - size
         start += int(size.sum())
         index = begin >> 5
@@ -54,8 +55,8 @@ def unpack(words: np.ndarray, first: int, count: int, width: int) -> np.ndarray:
     if width == 0:
         return np.zeros(count, np.uint32)
     found = np.empty(count, np.uint32)
-    for start in range(0, count, _CHUNK):
-        stop = min(count, start + _CHUNK)
+    for start in range(0, count, _UNPACKED_AT_ONCE):
+        stop = min(count, start + _UNPACKED_AT_ONCE)
         position = first + np.arange(start, stop, dtype=np.int64) * width
         found[start:stop] = peek(words, position) >> np.uint64(32 - width)
     return found

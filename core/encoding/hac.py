@@ -68,17 +68,17 @@ def encode(tensor: QuantizedTensor) -> bytes:
 
 
 class Decoder:
-    """Random access to the columns of one body."""
+    """Random access to the columns of one body, by its `code`, its `stream` and the `ends` of the columns in it."""
 
     def __init__(self, body: memoryview, layout: Layout) -> None:
         self._layout = layout
-        self._code, self._ends, self._stream = opened(body, layout, 0, "hac")
+        self.code, self.ends, self.stream = opened(body, layout, 0, "hac")
 
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Indices of the columns [start, stop): [columns, rows]."""
-        words, ends = stream_of_columns(self._stream, self._ends, start, stop)
+        words, ends = stream_of_columns(self.stream, self.ends, start, stop)
         counts = np.full(stop - start, self._layout.rows, np.int64)
-        found = huffman.decode(words, ends[:-1], ends[1:], counts, self._code)
+        found = huffman.decode(words, ends[:-1], ends[1:], counts, self.code)
         return found.astype(index_type(self._layout.levels)).reshape(stop - start, self._layout.rows)
 
 

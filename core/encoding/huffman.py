@@ -92,6 +92,8 @@ class Code:
     @cached_property
     def table(self) -> np.ndarray:
         """By a window's first 11 bits: symbol·64 + length; 0 where the codeword is longer."""
+        if len(self.order) == 0:
+            return np.zeros(1 << _TABLE_BITS, np.int64)
         edges = np.arange(1 << _TABLE_BITS, dtype=np.uint64) << np.uint64(MAX_LENGTH - _TABLE_BITS)
         at = np.searchsorted(self.aligned, edges, side="right") - 1
         symbol = self.order[at]

@@ -36,19 +36,23 @@ class Decoder:
 
     def __init__(self, body: memoryview, layout: Layout) -> None:
         self._layout = layout
-        self._width = index_bits(layout.levels)
-        expected = bits.stream_bytes(layout.entries * self._width)
+        self.width = index_bits(layout.levels)
+        expected = bits.stream_bytes(layout.entries * self.width)
         if len(body) != expected:
             raise PwtError(PwtFault.bad_extent, "im", f"{len(body)} bytes of indices where {expected} belong")
         self._body = body
 
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Indices of the columns [start, stop): [columns, rows]."""
-        first = start * self._layout.rows * self._width
         count = (stop - start) * self._layout.rows
-        end = (first + count * self._width + 31) // 32
-        words = bits.words_of(self._body[first // 32 * 4 : end * 4])
-        found = bits.unpack(words, first % 32, count, self._width)
+        words, first = self.words(start, stop)
+        found = bits.unpack(words, first, count, self.width)
         if count and int(found.max()) >= self._layout.levels:
             raise PwtError(PwtFault.bad_index, "im", f"an index is not below the {self._layout.levels} levels")
         return found.astype(index_type(self._layout.levels)).reshape(stop - start, self._layout.rows)
+
+    def words(self, start: int, stop: int) -> tuple[np.ndarray, int]:
+        """The words that the columns [start, stop) lie in, and the bit position of the first index in them."""
+        first = start * self._layout.rows * self.width
+        end = (stop * self._layout.rows * self.width + 31) // 32
+        return bits.words_of(self._body[first // 32 * 4 : end * 4]), first % 32

@@ -78,7 +78,7 @@ class Decoder:
             raise PwtError(
                 PwtFault.bad_index, "shac", "an entry is missing, and no level is reserved for pruned entries"
             )
-        self._code, self._ends, self._stream = opened(body, layout, count_bytes + row_bytes, "shac")
+        self.code, self.ends, self.stream = opened(body, layout, count_bytes + row_bytes, "shac")
         self._rows = np.frombuffer(body[at + count_bytes : at + count_bytes + row_bytes], row_type)
 
     def columns(self, start: int, stop: int) -> np.ndarray:
@@ -89,6 +89,15 @@ class Decoder:
         dense[rows + np.repeat(np.arange(stop - start) * self._layout.rows, counts)] = indices
         return dense.reshape(stop - start, self._layout.rows)
 
+    def check_rows(self) -> None:
+        """Raises PwtError where a row does not exist, for those who read `placed` without looking."""
+        if len(self._rows) and int(self._rows.max()) >= self._layout.rows:
+            raise PwtError(PwtFault.bad_index, "shac", "a row does not exist")
+
+    def placed(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Survivors of each of the columns [start, stop), and their rows as they are stored."""
+        return self._counts[start:stop], self._rows[self._begins[start] : self._begins[stop]]
+
     def survivors(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the columns [start, stop): survivors of each, and their rows and indices, column after column."""
         counts = self._counts[start:stop]
@@ -96,8 +105,8 @@ class Decoder:
         place = rows + np.repeat(np.arange(stop - start) * self._layout.rows, counts)
         if (rows >= self._layout.rows).any() or (np.diff(place) <= 0).any():
             raise PwtError(PwtFault.bad_index, "shac", "the rows of a column are not ascending rows that exist")
-        words, ends = stream_of_columns(self._stream, self._ends, start, stop)
-        return counts, rows, huffman.decode(words, ends[:-1], ends[1:], counts, self._code)
+        words, ends = stream_of_columns(self.stream, self.ends, start, stop)
+        return counts, rows, huffman.decode(words, ends[:-1], ends[1:], counts, self.code)
 
 
 def _row_type(layout: Layout) -> np.dtype:
