@@ -11,7 +11,7 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "one_cycle")
 PRECISIONS = ("auto", "float32", "bfloat16")
 # Per number, the least and the largest value.
-_BOUNDS: dict[str, tuple[float, float]] = {
+BOUNDS: dict[str, tuple[float, float]] = {
     "epochs": (0, 1000),
     "learning_rate": (1e-9, 10),
     "batch_size": (2, 8192),
@@ -24,7 +24,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "patience": (1, 1000),
     "threads": (1, 1024),
 }
-_CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class RecoveryConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _BOUNDS.items():
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and least <= value <= most):
                 raise _invalid(name, f"recovery.{name} is {value!r}; it goes from {least:g} to {most:g}.")
-        for name, known in _CHOICES.items():
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise _invalid(name, f"recovery.{name} is {value!r}; known: {', '.join(known)}.")

@@ -21,8 +21,9 @@ from core.recovery.images import Images
 
 # Standard deviation of the logarithm of the entries' size along an axis, from which on its indices are weighed apart.
 _UNEVEN = 0.5
-# No index counts for smaller than this share of the whole output's size, so that what is all but silent stays so.
-_LEAST_SHARE = 1e-3
+# No index counts for smaller than this share of the whole output's size: what is silent but for a few entries, as the
+# scores of a detector, would otherwise be all that counts.
+_LEAST_SHARE = 0.25
 _SUM_TOLERANCE = 1e-3
 
 
