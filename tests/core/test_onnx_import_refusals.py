@@ -99,6 +99,27 @@ def test_sparse_initializers_and_functions_are_refused():
     assert "sparse initializers: thin" in message and "functions of its own (inline them): Twice" in message
 
 
+def test_sparse_constants_and_lists_of_tensors_are_named_with_everything_else():
+    model = plain()
+    values = numpy_helper.from_array(np.ones(1, np.float32), "thin")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "at")
+    thin = helper.make_node("Constant", [], ["thin"], sparse_value=helper.make_sparse_tensor(values, indices, [4]))
+    many = helper.make_node("Constant", [], ["many"])
+    many.attribute.append(helper.make_attribute("value", [values, values]))
+    outside = helper.make_node("Constant", [], ["outside"])
+    outside.attribute.append(helper.make_attribute("value", [values]))
+    outside.attribute[0].tensors[0].data_location = TensorProto.EXTERNAL
+    model.graph.node.extend([thin, many, outside, helper.make_node("StringNormalizer", ["thin"], ["text"])])
+    error = refusal(model)
+    assert error.code == "unsupported_format"
+    for words in (
+        "lists of tensors or types: Constant.sparse_value, Constant.value ×2",
+        "operators that are not read: StringNormalizer",
+        "external data (save everything in one file): thin",
+    ):
+        assert words in error.message
+
+
 def test_a_tensor_that_claims_more_than_it_has_allocates_nothing():
     model = plain()
     model.graph.initializer[0].dims[0] = 2**40

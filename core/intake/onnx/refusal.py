@@ -13,7 +13,7 @@ from core.intake.onnx.proto import subgraphs
 from core.intake.onnx.tail import TAIL_OPERATORS
 from core.intake.refusals import invalid
 
-FIRST_OPSET, LAST_OPSET = 7, 23
+FIRST_OPSET, LAST_OPSET = 7, 24
 _OWN_DOMAINS = ("", "ai.onnx")
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _QUANTISED = frozenset(
@@ -27,6 +27,8 @@ _QUANTISED = frozenset(
         "MatMulInteger",
     }
 )
+_KINDS = onnx.AttributeProto
+_ODD = frozenset({_KINDS.SPARSE_TENSOR, _KINDS.SPARSE_TENSORS, _KINDS.TENSORS, _KINDS.TYPE_PROTO, _KINDS.TYPE_PROTOS})
 _SHOWN = 12
 
 
@@ -49,6 +51,7 @@ def require_readable(model: onnx.ModelProto) -> int:
     _add(problems, "operators that are not read", missing)
     _add(problems, "external data (save everything in one file)", _external(model))
     _add(problems, "sparse initializers", [one.values.name for one in model.graph.sparse_initializer])
+    _add(problems, "attributes that are sparse tensors, lists of tensors or types", _odd_attributes(model))
     _add(problems, "functions of its own (inline them)", [function.name for function in model.functions])
     if problems:
         listing = "; ".join(f"{kind}: {', '.join(_shown(names))}" for kind, names in problems.items())
@@ -86,9 +89,20 @@ def _opset(model: onnx.ModelProto, problems: dict[str, list[str]]) -> int:
 
 
 def _external(model: onnx.ModelProto) -> list[str]:
-    inside = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    inside = [one for attribute in attributes for one in (attribute.t, *attribute.tensors)]
     tensors = [*model.graph.initializer, *inside]
     return [one.name for one in tensors if one.external_data or one.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def _odd_attributes(model: onnx.ModelProto) -> list[str]:
+    return _counted(
+        f"{node.op_type}.{one.name}"
+        for node in model.graph.node
+        if node.domain in _OWN_DOMAINS
+        for one in node.attribute
+        if one.type in _ODD or one.HasField("sparse_tensor") or one.tensors
+    )
 
 
 def _counted(names: Iterable[str]) -> list[str]:
