@@ -1,14 +1,15 @@
 """Accuracy against bytes: CIFAR-10 ResNets with shared weights, quantiser by quantiser, before and after fine-tuning.
 
     python -m benchmarks.compact_cifar --data DATA [--networks resnet20 resnet56] [--ratios 0.16 0.12 0.08] [--seeds 3]
-                                       [--quantizers cws pws uq ecsq] [--fine-tune 0.08] [--json FILE] [--svg FILE]
+                                       [--quantizers cws pws uq ecsq] [--fine-tune 0.08] [--steps N] [--examples N]
+                                       [--json FILE] [--svg FILE]
 
 DATA holds `checkpoints/resnet20-cifar10.th`, `checkpoints/resnet56-cifar10.th` (He et al., option-A shortcuts) and
 `cifar10/*.parquet`. Each quantiser gets each cap on `model.pwt`, a share of the original's safetensors bytes, and spends it
 on the layers by rate and distortion; everything in the file counts: header, graph, batch-norms, codebooks. Nothing else
 is retrained. `--fine-tune` takes caps at which the shared values (with biases and batch-norms) are trained for a short run
-afterwards, on `--shards` of the training images. Accuracy is on the 10,000 test images, which decide nothing. Rows of an
-existing FILE are kept and those of this run are put in their place.
+afterwards, on `--shards` of the training images. Accuracy is on the test images, all 10,000 or `--examples` of them, which
+decide nothing. Rows of an existing FILE are kept and those of this run are put in their place.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import tarfile
 import tempfile
 import time
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,8 @@ def main() -> None:
         network = load_network(
             arguments.data / "checkpoints" / f"{name}-cifar10.th", architecture=f"cifar_{name}", architecture_args={}
         )
-        original = accuracy(network, dataset.test, dataset)
+        test = dataset.test.sample(arguments.examples)
+        original = accuracy(network, test, dataset)
         console.print(f"{name}: {safetensors_bytes(network):,} bytes, test accuracy {original:.2%}")
         for seed in range(arguments.seeds):
             kernels = [kernel.name for kernel in find_kernels(network, arguments.prune)]
@@ -107,14 +110,16 @@ def _measured(
             "file_bytes": summary.file_bytes,
             "of_original": round(summary.file_bytes / original_bytes, 5),
             "psi": round(coded / (4 * weights), 5),
-            "accuracy": accuracy(found, dataset.test, dataset),
+            "accuracy": accuracy(found, dataset.test.sample(arguments.examples), dataset),
+            "examples": min(arguments.examples, len(dataset.test)),
             "seconds": round(time.monotonic() - started, 1),
         }
 
     shared = with_values(network, tensors)
     rows = [row(shared, tensors, "shared")]
     if ratio in arguments.fine_tune:
-        run = plan_run(network, len(dataset.train), arguments.epochs, CPU)
+        run = plan_run(network, len(dataset.train), None, CPU)
+        run = replace(run, steps=arguments.steps or run.steps)
         learnt = fine_tune_shared(
             shared, tensors, network, dataset, run, seed=seed, device=CPU, tell=lambda step, message: None
         )
@@ -156,7 +161,9 @@ def _averaged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("network", "quantiser", "values", "of the bytes", "ψ of kernels", "accuracy", "points lost", "seeds")
+    table = Table(
+        "network", "quantiser", "values", "of the bytes", "ψ of kernels", "accuracy", "points lost", "images", "seeds"
+    )
     for row in _averaged(rows):
         table.add_row(
             row["network"],
@@ -166,6 +173,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             f"{row['psi']:.2%}",
             f"{row['accuracy']:.2%}",
             f"{row['lost']:+.2f}",
+            f"{row['examples']:,}",
             str(row["seeds"]),
         )
     console.print(table)
@@ -224,7 +232,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.16, 0.12, 0.08], help="caps on model.pwt")
     parser.add_argument("--fine-tune", nargs="*", type=float, default=[0.08], help="caps at which to train the values")
     parser.add_argument("--prune", type=float, default=0.0, help="percentage of each layer's weights to drop first")
-    parser.add_argument("--epochs", type=int, help="of fine-tuning; a short run unless given")
+    parser.add_argument("--steps", type=int, help="of fine-tuning; what a job would do unless given")
+    parser.add_argument("--examples", type=int, default=10_000, help="test images to measure on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shards", type=int, default=4, help="Parquet files of training images to use")
     parser.add_argument("--json", type=Path, help="keeps every row")

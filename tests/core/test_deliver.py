@@ -22,10 +22,13 @@ from core.deliver import OUTPUTS, deliver
 from core.deliver import onnx_file as onnx_file_module
 from core.deliver.difference import relative_error
 from core.deliver.onnx_file import open_session, write_onnx
+from core.deliver.pwt_file import Compact
 from core.errors import EngineError
 from core.network import Network
+from core.recovery import ImageDataset, Split
 from tests.core.report_cases import result
 
+MODEL_FILES = {"model.onnx", "model.int8.onnx", "model.pt2", "model.safetensors", "model.py", "model.pwt"}
 ARGS = {"depth": 8, "width": 4, "in_channels": 1, "num_classes": 10}
 
 
@@ -39,18 +42,24 @@ def small_network(seed: int) -> Network:
     return Network.from_module(model, {"image": (1, 8, 8)}, architecture="cifar_resnet", architecture_args=ARGS)
 
 
+def noise_images() -> ImageDataset:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8))
+    splits = (Split(part, None) for part in images.split(8))
+    return ImageDataset("npz", None, *splits, None, 255.0)
+
+
 @pytest.fixture(scope="module")
 def delivery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("delivery")
     network = small_network(0)
-    done = deliver(small_network(1), network, OUTPUTS, folder)
+    done = deliver(small_network(1), network, OUTPUTS, folder, compact=Compact({}), dataset=noise_images())
     done.write_report(result())
     return network, done, folder
 
 
 def test_every_asked_for_file_is_there_and_nothing_else(delivery):
     names = {path.name for path in delivery[2].iterdir()}
-    assert names == {"model.onnx", "model.safetensors", "model.py", "report.html", "report.json", "manifest.json"}
+    assert names == MODEL_FILES | {"report.html", "report.json", "manifest.json"}
 
 
 def test_onnx_computes_the_network_at_any_batch_under_its_input_name(delivery):
@@ -68,9 +77,18 @@ def test_onnx_is_one_plain_file_without_metadata_of_its_export(delivery):
     assert not model.metadata_props and not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert {opset.domain for opset in model.opset_import} == {""}
     assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     names = {tensor.name for tensor in model.graph.initializer}
     assert {"conv1.weight", "layer2.0.conv2.weight", "linear.weight"} <= names
+
+
+def test_batch_norms_go_into_convolutions_unless_the_files_are_to_have_the_same_weights(delivery, tmp_path):
+    network, _, folder = delivery
+    write_onnx(network, tmp_path / "folded.onnx")
+    folded = onnx.load(tmp_path / "folded.onnx")
+    assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}
+    own = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(folder / "model.onnx").graph.initializer}
+    for name in ("conv1.weight", "layer2.0.conv2.weight", "bn1.running_mean"):
+        np.testing.assert_array_equal(own[name], network.tensors[name].numpy())
 
 
 def test_no_artifact_names_a_folder_of_this_machine(delivery):
@@ -110,7 +128,7 @@ def test_safetensors_hold_every_tensor_under_its_original_name(delivery):
     assert set(loaded) == set(build("cifar_resnet", ARGS).state_dict())
     for name, tensor in network.tensors.items():
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
-    assert done.size_bytes == (folder / "model.safetensors").stat().st_size
+    assert done.size_bytes == (folder / "model.pwt").stat().st_size
 
 
 def test_manifest_and_artifact_list_carry_true_digests(delivery):
@@ -119,14 +137,8 @@ def test_manifest_and_artifact_list_carry_true_digests(delivery):
     for entry in entries:
         data = (folder / entry["name"]).read_bytes()
         assert (entry["size"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    assert {entry["name"] for entry in entries} == {
-        "model.onnx",
-        "model.safetensors",
-        "model.py",
-        "report.html",
-        "report.json",
-    }
-    assert {entry["name"] for entry in done.artifacts()} == {"model.onnx", "model.safetensors", "model.py"}
+    assert {entry["name"] for entry in entries} == MODEL_FILES | {"report.html", "report.json"}
+    assert {entry["name"] for entry in done.artifacts()} == MODEL_FILES
 
 
 def test_latency_is_measured_for_both_networks(delivery):
@@ -137,8 +149,8 @@ def test_latency_is_measured_for_both_networks(delivery):
 
 def test_onnx_that_computes_something_else_is_not_delivered(tmp_path, monkeypatch):
     def sabotaged(export):
-        def exported(network):
-            model = export(network)
+        def exported(*arguments, **options):
+            model = export(*arguments, **options)
             weight = next(t for t in model.graph.initializer if t.name.endswith("linear.weight"))
             values = onnx.numpy_helper.to_array(weight).copy()
             values[0] *= 1.01
