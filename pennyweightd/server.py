@@ -17,12 +17,12 @@ from api.dependencies import Services
 from api.security import keys_required
 from pennyweightd.data_folder import DataFolder
 from pennyweightd.failures import Refusal, require_engine
-from pennyweightd.observing import observe
 from pennyweightd.options import open_database
 from store.database import Database
 from store.doorbell import Doorbell, NoQueue
 from store.keys import any_valid_key
 from store.objects import ObjectStore, object_store
+from store.observing import observe
 from store.settings import Settings
 from store.work import release_owner
 from worker.housekeeper import Housekeeper

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from pennyweightd.data_folder import DataFolder
 from pennyweightd.failures import Refusal, require_engine
-from pennyweightd.observing import observe
 from pennyweightd.options import open_database
 from pennyweightd.server import open_objects, take_back
 from store.doorbell import Doorbell, NoQueue
+from store.observing import observe
 from store.settings import Settings
 from worker.devices import QUEUES, NoSuchDevice, job_slots
 from worker.process import DEFAULT_COMMANDS

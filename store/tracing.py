@@ -17,11 +17,13 @@ from ulid import ULID
 from store.errors import StoreError
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Tracer
 
 _trace_id: ContextVar[int | None] = ContextVar("pennyweight_trace_id", default=None)
 _tracer: Tracer | None = None
+_provider: TracerProvider | None = None
 
 
 class TracingUnavailable(StoreError):
@@ -72,7 +74,7 @@ _NOTHING = _Nothing()
 
 def configure(version: str, exporter: SpanExporter | None = None) -> None:
     """Trace from here on, to `exporter`, by default OTLP over HTTP. Raises TracingUnavailable."""
-    global _tracer
+    global _tracer, _provider
     try:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -95,13 +97,16 @@ def configure(version: str, exporter: SpanExporter | None = None) -> None:
     provider = TracerProvider(resource=resource, id_generator=Ids())
     processor = BatchSpanProcessor(OTLPSpanExporter()) if exporter is None else SimpleSpanProcessor(exporter)
     provider.add_span_processor(processor)
+    _provider = provider
     _tracer = provider.get_tracer("pennyweight", version)
 
 
 def stop() -> None:
-    """Trace no more."""
-    global _tracer
-    _tracer = None
+    """Send what was traced, and trace no more."""
+    global _tracer, _provider
+    if _provider is not None:
+        _provider.shutdown()
+    _tracer = _provider = None
 
 
 @contextmanager

@@ -24,10 +24,11 @@ from typing import Any
 from billiard.process import current_process
 from celery import signals
 
-from store import logs
+from store import logs, tracing
 from store.database import Database
 from store.doorbell import TASK_NAME, celery_app
 from store.objects import object_store
+from store.observing import observe
 from store.queue import ANY_QUEUE
 from store.settings import Settings
 from worker import linux
@@ -126,6 +127,7 @@ class Child:
     """One slot for jobs, in the forked process, with everything that must not be shared with the parent."""
 
     def __init__(self, spec: NodeSpec, settings: Settings, job_slot: JobSlot, lifeline: int) -> None:
+        observe(settings)
         self._settings = settings
         self._lifeline = lifeline
         self._stopping = threading.Event()
@@ -154,6 +156,7 @@ class Child:
         self._stopping.set()
         self.slot.ring()
         self.slot.join(self._settings.stop_timeout_s)
+        tracing.stop()
 
     def _watch_parent(self) -> None:
         os.read(self._lifeline, 1)  # nobody ever writes: this returns when the parent has closed its end

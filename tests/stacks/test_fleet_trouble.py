@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
 import signal
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+from store import tracing
 from store.doorbell import QUEUES, celery_app
 from store.tables import Work
-from tests.stacks.stack import busy_runners, command_of, wait_for
+from tests.databases import create_database
+from tests.stacks.stack import Fleet, busy_runners, command_of, wait_for
 
 
 def losses(fleet, id: str) -> int:
@@ -110,3 +117,38 @@ def test_two_workers_share_the_jobs_and_one_that_stops_for_good_is_replaced_by_t
     second.kill()
     assert {fleet.ended(id)["status"] for id in ids} == {"succeeded"}
     assert {losses(fleet, id) for id in ids} <= {0, 1}
+
+
+class _Collector(BaseHTTPRequestHandler):
+    """Takes what OTLP over HTTP sends."""
+
+    received: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_children_of_celery_trace_the_jobs_that_they_do_and_send_all_before_they_end(
+    own_redis, postgres_url, storage_url, tmp_path
+):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        environment = {
+            "PENNYWEIGHT_TRACING": "true",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+        }
+        urls = (create_database(postgres_url), storage_url, own_redis.url())
+        with contextlib.closing(Fleet(tmp_path, *urls, environment=environment)) as traced:
+            id = traced.post_job("succeed")
+            assert traced.ended(id)["status"] == "succeeded"
+            traced.workers[0].stop()
+        trace = tracing.trace_id(id).to_bytes(16, "big")
+        assert any(trace in body and b"job" in body for body in collector.RequestHandlerClass.received)
+        collector.shutdown()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from api.operations import VERSION
+from importlib.metadata import version
+
 from store import logs, tracing
 from store.settings import Settings
 
 
 def observe(settings: Settings) -> None:
-    """Log as the settings say, and trace if they say so. Raises TracingUnavailable."""
+    """Log as the settings say, and trace if they say so. Raises TracingUnavailable.
+
+    A forked process does this again: the thread that sends its parent's traces was not forked with it.
+    """
     logs.configure(settings)
     if settings.tracing:
-        tracing.configure(VERSION)
+        tracing.configure(version("pennyweight-server"))
