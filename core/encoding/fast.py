@@ -80,15 +80,15 @@ def huffman_symbols(
 ) -> np.ndarray:
     """`huffman.decode` into `found`; the bit position that each stream reached."""
     reached = np.empty(len(begins), np.int64)
-    _huffman_kernel()(
-        words, begins, counts, code.table, code.aligned, code.order, code.lengths[code.order], found, reached
-    )
+    _huffman_kernel()(words, begins, counts, *code.tables, found, reached)
     return reached
 
 
 @cache
 def _huffman_kernel() -> Callable[..., None]:
     import numba
+
+    long_symbol = _long_symbol()
 
     @numba.njit(nogil=True)
     def decode(words, begins, counts, table, aligned, order, lengths, found, reached):
@@ -102,8 +102,7 @@ def _huffman_kernel() -> Callable[..., None]:
                 window = (pair >> np.uint64(32 - (position & 31))) & np.uint64(0xFFFFFFFF)
                 entry = table[window >> np.uint64(21)]
                 if entry == 0:
-                    at = np.searchsorted(aligned, window, side="right") - 1
-                    entry = order[at] * 64 + lengths[at]
+                    entry = long_symbol(window, aligned, order, lengths)
                 found[place] = entry >> 6
                 position += entry & 63
                 place += 1
@@ -149,29 +148,33 @@ def product_im(
 
 
 @cache
-def _symbol_at() -> Callable[..., int]:
-    """symbol·64 + length of the codeword at a bit position; inlined into the kernels."""
+def _long_symbol() -> Callable[..., int]:
+    """symbol·64 + length of a codeword that is longer than the table reaches.
+
+    Kernels call it rarely and read the table themselves: a call counts references to every array, which takes ten times as
+    long as reading a short codeword.
+    """
     import numba
 
-    @numba.njit(inline="always")
-    def symbol_at(words, position, last, table, aligned, order, lengths):
-        index = min(position >> 5, last)
-        pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
-        window = (pair >> np.uint64(32 - (position & 31))) & np.uint64(0xFFFFFFFF)
-        entry = table[window >> np.uint64(21)]
-        if entry == 0:
-            at = np.searchsorted(aligned, window, side="right") - 1
-            entry = order[at] * 64 + lengths[at]
-        return entry
+    @numba.njit
+    def long_symbol(window, aligned, order, lengths):
+        at, beyond = 0, len(aligned)
+        while beyond - at > 1:
+            middle = (at + beyond) >> 1
+            if aligned[middle] <= window:
+                at = middle
+            else:
+                beyond = middle
+        return order[at] * 64 + lengths[at]
 
-    return symbol_at
+    return long_symbol
 
 
 @cache
 def _shac_kernel() -> Callable[..., bool]:
     import numba
 
-    symbol_at = _symbol_at()
+    long_symbol = _long_symbol()
 
     @numba.njit(nogil=True)
     def product(words, ends, counts, rows, table, aligned, order, lengths, codebook, transposed, out):
@@ -180,7 +183,12 @@ def _shac_kernel() -> Callable[..., bool]:
             position = ends[column]
             total = np.float32(0)
             for _ in range(counts[column]):
-                entry = symbol_at(words, position, last, table, aligned, order, lengths)
+                index = min(position >> 5, last)
+                pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
+                window = (pair >> np.uint64(32 - (position & 31))) & np.uint64(0xFFFFFFFF)
+                entry = table[window >> np.uint64(21)]
+                if entry == 0:
+                    entry = long_symbol(window, aligned, order, lengths)
                 value, row = codebook[entry >> 6], rows[place]
                 if batch == 1:
                     total += value * transposed[row, 0]
@@ -202,7 +210,7 @@ def _shac_kernel() -> Callable[..., bool]:
 def _hac_kernel() -> Callable[..., bool]:
     import numba
 
-    symbol_at = _symbol_at()
+    long_symbol = _long_symbol()
 
     @numba.njit(nogil=True)
     def product(words, ends, table, aligned, order, lengths, codebook, transposed, out):
@@ -211,7 +219,12 @@ def _hac_kernel() -> Callable[..., bool]:
             position = ends[column]
             total = np.float32(0)
             for row in range(transposed.shape[0]):
-                entry = symbol_at(words, position, last, table, aligned, order, lengths)
+                index = min(position >> 5, last)
+                pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
+                window = (pair >> np.uint64(32 - (position & 31))) & np.uint64(0xFFFFFFFF)
+                entry = table[window >> np.uint64(21)]
+                if entry == 0:
+                    entry = long_symbol(window, aligned, order, lengths)
                 value = codebook[entry >> 6]
                 if batch == 1:
                     total += value * transposed[row, 0]

@@ -100,6 +100,11 @@ class Code:
         length = self.lengths[symbol].astype(np.int64)
         return np.where(length <= _TABLE_BITS, symbol * 64 + length, 0)
 
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What compiled decoders need: the table, and codewords, symbols and lengths for what is longer than it."""
+        return self.table, self.aligned, self.order, self.lengths[self.order].astype(np.int64)
+
     def symbols_at(self, windows: np.ndarray) -> np.ndarray:
         """symbol·64 + length of the codeword that each 32-bit window begins with, int64."""
         found = self.table.take((windows >> np.uint64(MAX_LENGTH - _TABLE_BITS)).astype(np.int64))

@@ -8,7 +8,6 @@ that holds no decoded column; without it a tile is decoded by numpy and multipli
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -153,15 +152,11 @@ class CompressedMatrix:
             return
         words, ends = stream_of_columns(decoder.stream, decoder.ends, start, stop)
         if isinstance(decoder, HacDecoder):
-            complete = fast.product_hac(words, ends, self._code_tables, self._codebook, transposed, out)
+            complete = fast.product_hac(words, ends, decoder.code.tables, self._codebook, transposed, out)
         else:
             counts, rows = decoder.placed(start, stop)
-            complete = fast.product_shac(words, ends, counts, rows, self._code_tables, self._codebook, transposed, out)
+            complete = fast.product_shac(
+                words, ends, counts, rows, decoder.code.tables, self._codebook, transposed, out
+            )
         if not complete:
             raise PwtError(PwtFault.bad_stream, self.format, "a column does not end where it must")
-
-    @cached_property
-    def _code_tables(self) -> tuple[np.ndarray, ...]:
-        """What the kernels need of a code: the table, and the sorted codewords for what is longer than it."""
-        code = self._decoder.code
-        return code.table, code.aligned, code.order, code.lengths[code.order].astype(np.int64)
