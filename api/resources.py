@@ -128,12 +128,23 @@ class FinishedJob(JobResult):
     artifacts: list[Artifact]
 
 
+class ResumedFrom(BaseModel):
+    """The checkpoint that a job went on from: the attempt that left it, and when; in the middle of which step (`number` is
+    how far inside it), or after which."""
+
+    attempt: int
+    at: datetime
+    step: str
+    number: int | None
+
+
 class Job(BaseModel):
     id: str
     object: Literal["job"] = "job"
     status: JobStatus
     stage: str | None
     attempt: int
+    resumed_from: ResumedFrom | None = None
     name: str | None
     labels: dict[str, str]
     model: str
@@ -179,6 +190,7 @@ def job_fields(row: tables.Job, base_url: str) -> dict[str, Any]:
         "status": row.status,
         "stage": row.stage,
         "attempt": row.attempt,
+        "resumed_from": row.resumed_from,
         "name": row.name,
         "labels": row.labels,
         "model": row.model_id,

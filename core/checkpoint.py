@@ -7,6 +7,7 @@ finds another's starts from the beginning. What is cheap to compute again (intak
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -20,6 +21,17 @@ from torch import Tensor
 INTERVAL_S = 120.0
 _STEPS = "steps"
 _FINGERPRINT = "fingerprint"
+
+
+def fingerprint(request: Mapping[str, Any], device: str) -> str:
+    """Of everything that decides what a run computes: the request with the digests of its files, as JSON can say it; the
+    kind of device; the versions of the engine and of torch."""
+    import torch
+
+    from core.version import VERSION
+
+    parts = {"request": dict(request), "device": device, "engine": VERSION, "torch": torch.__version__}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pennyweight.terminal import console, print_error
 from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from pennyweightd import resuming
 from pennyweightd.failures import Refusal, require_engine
 from store.contract import Conversion, JobOptions, Normalization
 
@@ -54,6 +55,7 @@ def compress(
     method: arguments.MethodName = None,
     plan: arguments.PlanFile = None,
     epochs: arguments.Epochs = None,
+    recovery: arguments.Recovery = None,
     max_drop: arguments.MaxDrop = None,
     best_effort: arguments.BestEffort = False,
     encoding: arguments.Encoding = None,
@@ -79,6 +81,7 @@ def compress(
             method=method,
             plan=plan,
             epochs=epochs,
+            recovery=recovery,
             max_drop=max_drop,
             best_effort=best_effort,
             encoding=encoding,
@@ -97,8 +100,10 @@ def compress(
         for path in filter(None, (model, dataset, plan)):
             if not path.is_file():
                 raise OptionError(f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
-        if dataset is None and (epochs or max_drop is not None):
-            raise OptionError("--epochs and --max-drop need labelled images: give --dataset, or leave them out")
+        if dataset is None and (options.recovery.trains or max_drop is not None):
+            raise OptionError(
+                "--epochs and --recovery need images, --max-drop labelled ones: give --dataset, or leave them out"
+            )
         _require_empty(output)
         require_writable("--output", output)
         result = _run(options, model, architecture, args, shape, dataset, statistics, conversion, output)
@@ -176,18 +181,24 @@ def _run(
         output.parent.mkdir(parents=True, exist_ok=True)
         # Artifacts appear all at once or not at all.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging, _Stages() as stages:
-            result = run_engine(request, Path(staging), stages.show)
+            checkpoint = resuming.checkpoint_for(request, output)
+            if checkpoint.left_at is not None:
+                err.print("Going on from where this command was interrupted.")
+            result = run_engine(request, Path(staging), stages.show, checkpoint)
             output.mkdir(exist_ok=True)
             for path in Path(staging).iterdir():
                 path.replace(output / path.name)
+        resuming.forget(output)
     except EngineError as error:
+        resuming.forget(output)
         status = EXIT_USAGE if error.code in USAGE_CODES else exit_code(error.code)
         document = {"code": error.code, "message": error.message, "param": error.param, "details": error.details}
         raise Stopped(f"{error.code}: {error.message}", status, document) from error
     except OSError as error:
         raise _refused(f"{error.filename or output}: {error.strerror or error}", EXIT_FAILED) from error
     except KeyboardInterrupt:
-        raise _refused("interrupted; nothing was written", EXIT_INTERRUPTED) from None
+        kept = "the same command goes on from its last checkpoint" if resuming.place(output).exists() else ""
+        raise _refused(f"interrupted; {kept or 'nothing was written'}", EXIT_INTERRUPTED) from None
     return result
 
 

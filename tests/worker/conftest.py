@@ -36,13 +36,14 @@ class Bench:
         shutil.copy(migrated, data_dir / "pennyweight.db")
         # Fast enough for tests; the ratios are those of the defaults.
         self.settings = Settings(data_dir=data_dir, lease_s=3, heartbeat_s=0.6, sweep_s=0.3, poll_s=0.05)
+        self.commands = SCRIPTED_COMMANDS
         self.database = Database(self.settings.resolved_database_url)
         self.objects = LocalObjects(data_dir / "objects")
         self._supervisors: list[Supervisor] = []
 
     def supervisor(self, owner: str | None = None) -> Supervisor:
         """A started supervisor."""
-        supervisor = Supervisor(self.settings, self.database, self.objects, owner=owner, commands=SCRIPTED_COMMANDS)
+        supervisor = Supervisor(self.settings, self.database, self.objects, owner=owner, commands=self.commands)
         self._supervisors.append(supervisor)
         supervisor.start()
         return supervisor

@@ -33,14 +33,14 @@ READY = re.compile(r"Pennyweight is ready: (http://\S+)")
 class Server:
     """One `pennyweightd serve` on a free port."""
 
-    def __init__(self, data_dir: Path, *options: str) -> None:
+    def __init__(self, data_dir: Path, *options: str, **settings: str) -> None:
         self.data_dir = data_dir
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PENNYWEIGHT_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pennyweightd", "serve", "--port", "0", "--data-dir", str(data_dir), *options],
             stdout=subprocess.PIPE,
             stderr=(data_dir.parent / f"{data_dir.name}.log").open("ab"),
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment | {"OMP_NUM_THREADS": "1"} | settings,
             text=True,
         )
         match = READY.match(line := self.process.stdout.readline())
@@ -68,7 +68,7 @@ class Server:
         )
         return [event["type"] for event in data]
 
-    def when(self, id: str, condition: Callable[[dict], bool], timeout_s: float = 60) -> dict:
+    def when(self, id: str, condition: Callable[[dict], bool], timeout_s: float = 180) -> dict:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if condition(job := self.job(id)):
@@ -115,8 +115,8 @@ def checkpoint_and_dataset() -> tuple[bytes, bytes]:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(*options: str) -> Server:
-        servers.append(Server(tmp_path / "data", *options))
+    def start(*options: str, **settings: str) -> Server:
+        servers.append(Server(tmp_path / "data", *options, **settings))
         return servers[-1]
 
     yield start
@@ -134,10 +134,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_killed_in_the_middle_of_a_job_and_started_again_it_finishes_the_job_once(serve):
-    first = serve()
-    id = first.submit(epochs=8)
+def test_killed_in_the_middle_of_a_job_and_started_again_it_goes_on_and_finishes_the_job_once(serve):
+    first = serve(PENNYWEIGHT_CHECKPOINT_INTERVAL_S="0.2")
+    id = first.submit(epochs=30)
     first.when(id, lambda job: job["stage"] == "recover")
+    database = Database(f"sqlite:///{first.data_dir}/pennyweight.db")
+
+    def kept() -> str | None:
+        with database.read() as session:
+            return session.get_one(Job, id).checkpoint_key
+
+    first.when(id, lambda job: kept() is not None)
     runners = processes_naming(str(first.data_dir / "scratch"))
     assert runners
     first.kill()
@@ -148,7 +155,9 @@ def test_killed_in_the_middle_of_a_job_and_started_again_it_finishes_the_job_onc
 
     second = serve()
     job = second.when(id, lambda job: job["finished_at"] is not None)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
+    assert (job["status"], job["attempt"], kept()) == ("succeeded", 2, None), job["error"]
+    assert job["resumed_from"]["attempt"] == 1 and "job.resumed" in second.events(id)
+    database.dispose()
     events = second.events(id)
     assert events.count("job.running") == 2 and events.count("job.succeeded") == 1
     assert [e for e in events if e in ("job.succeeded", "job.failed", "job.cancelled")] == ["job.succeeded"]

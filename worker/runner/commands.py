@@ -7,9 +7,7 @@ which run confined.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -54,7 +52,8 @@ def run_job(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
 
 def _checkpoint(task: Task, request: CompressionRequest, folder: Path, tell: Tell) -> Checkpoint:
     """What an earlier attempt at this job left, or nothing yet; the supervisor hears of every new file."""
-    from core.checkpoint import Checkpoint
+    from core.checkpoint import Checkpoint, fingerprint
+    from core.engine import resolve_device
 
     if task.checkpoint_interval_s is None:
         return Checkpoint()
@@ -72,9 +71,14 @@ def _checkpoint(task: Task, request: CompressionRequest, folder: Path, tell: Tel
         tell.checkpoint_asked.clear()
         tell(CheckpointMessage(state="written"))
 
+    digests = {
+        "request": task.request_sha256,
+        "model": task.model.sha256,
+        "dataset": task.dataset.sha256 if task.dataset else None,
+    }
     checkpoint = Checkpoint(
         folder / CHECKPOINT_FILE,
-        _fingerprint(task, request),
+        fingerprint(digests, resolve_device(request.device).type),
         interval_s=task.checkpoint_interval_s,
         asked=asked,
         written=written,
@@ -83,24 +87,6 @@ def _checkpoint(task: Task, request: CompressionRequest, folder: Path, tell: Tel
         step, number = checkpoint.left_at
         tell(ResumedMessage(step=step, number=number))
     return checkpoint
-
-
-def _fingerprint(task: Task, request: CompressionRequest) -> str:
-    """Of everything that decides what a run computes, save its speed: another's checkpoint is not taken."""
-    import torch
-
-    from core.engine import resolve_device
-    from core.version import VERSION
-
-    parts = {
-        "request": task.request_sha256,
-        "model": task.model.sha256,
-        "dataset": task.dataset.sha256 if task.dataset else None,
-        "engine": VERSION,
-        "torch": torch.__version__,
-        "device": resolve_device(request.device).type,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
