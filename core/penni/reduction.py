@@ -11,7 +11,7 @@ to fit to: the singular vectors of the weights stand as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,10 @@ LATER_SWEEPS = 1
 PRUNING_STEPS = 3
 # What runtimes like: see `core.penni.search`.
 ROUND_TO = 16
+
+
+# (phase, network, costs of its delivered form).
+Watch = Callable[[str, Network, Costs], None]
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,14 @@ def reduce_columns(
     nearest: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
+    watch: Watch | None = None,
 ) -> Reduced:
     """Columns pruned until `network` meets `constraints` (dense counts). images: prepared inputs [n, …], or None.
 
     Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a cap; with
-    `nearest` these are taken instead.
+    `nearest` these are taken instead. watch: told of every phase, with the network as it stands and what it costs.
     """
-    program = _Program(network, constraints, bases, round_to, torch.device(device), progress)
+    program = _Program(network, constraints, bases, round_to, torch.device(device), progress, watch)
     selection = program.search.land()
     if selection is None and not nearest:
         raise refusal(program.search, constraints, program.network_costs)
@@ -114,8 +119,10 @@ class _Program:
         round_to: int,
         device: torch.device,
         progress: Progress,
+        watch: Watch | None,
     ) -> None:
         self._original = network
+        self._watch = watch
         self._network = network
         self._constraints = tuple(constraints)
         self._round_to = round_to
@@ -140,8 +147,11 @@ class _Program:
 
     def fitted(self, selection: Selection, images: Tensor) -> Selection:
         """All columns fitted, then pruned and fitted in steps; the last step is on the caps."""
+        everything = self.search.everything
+        self._seen("singular vectors", everything)
         self._fit(selection, images, START_SWEEPS, "Fitting shared kernels")
-        full = self.search.everything.costs
+        self._seen("fitted", everything)
+        full = everything.costs
         for step in range(1, PRUNING_STEPS + 1):
             self.search = self._searching()
             caps = [_between(cap, full, step / PRUNING_STEPS) for cap in self._constraints]
@@ -149,7 +159,9 @@ class _Program:
             selection = self.search.land(caps) or selection
             for weight, mask in selection.live.items():
                 self._factors[weight] = self._factors[weight].with_columns(mask)
+            self._seen(f"pruned, step {step}", selection)
             self._fit(selection, images, LATER_SWEEPS, f"Fitting what is left, step {step} of {PRUNING_STEPS}")
+            self._seen(f"fitted, step {step}", selection)
         return selection
 
     def reduced(self, selection: Selection, examples: int) -> Reduced:
@@ -167,6 +179,10 @@ class _Program:
             "fit": {"examples": examples, "steps": self._steps},
         }
         return Reduced(network, layers, self.search.exact(selection).costs, report)
+
+    def _seen(self, phase: str, selection: Selection) -> None:
+        if self._watch is not None:
+            self._watch(phase, self._written(selection), selection.costs)
 
     def _start(self, bases: Bases) -> tuple[dict[str, SharedKernels], ColumnSearch]:
         """The decompositions; enough shared kernels that the caps, and not their number, decide what is left."""

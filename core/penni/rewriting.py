@@ -2,7 +2,7 @@
 
 Training rebuilds the weight from its factors in every step and convolves as before, so that gradients reach both:
 
-    weight = view(matmul(view(index_select(cat(coefficients, 0), place), [O·C, d]), basis), [O, C, *kernel])
+    weight = reshape(matmul(reshape(index_select(cat(coefficients, 0), places), [O·C, d]), basis), [O, C, *kernel])
 
 Delivery has ordinary operators only, with the same tensors under the same names:
 
@@ -210,7 +210,7 @@ class _Rebuilt:
         site, layer, path = self.layer.site, self.layer, self.layer.site.path
         outputs, columns, shared, taps = site.outputs, layer.columns, layer.shared, site.taps
         coefficients = write.call(
-            aten.view.default, write.tensor(f"{path}.coefficients"), [outputs, columns], shape=(outputs, columns)
+            aten.reshape.default, write.tensor(f"{path}.coefficients"), [outputs, columns], shape=(outputs, columns)
         )
         if self.masked:
             mask = write.tensor(f"{path}.mask")
@@ -221,11 +221,11 @@ class _Rebuilt:
         width = site.inputs * shared
         full = write.call(aten.index_select.default, padded, 1, write.tensor(f"{path}.places"), shape=(outputs, width))
         rows = outputs * site.inputs
-        full = write.call(aten.view.default, full, [rows, shared], shape=(rows, shared))
-        basis = write.call(aten.view.default, write.tensor(f"{path}.basis"), [shared, taps], shape=(shared, taps))
+        full = write.call(aten.reshape.default, full, [rows, shared], shape=(rows, shared))
+        basis = write.call(aten.reshape.default, write.tensor(f"{path}.basis"), [shared, taps], shape=(shared, taps))
         kernels = write.call(aten.matmul.default, full, basis, shape=(rows, taps))
         shape = (outputs, site.inputs, *site.kernel)
-        weight = write.call(aten.view.default, kernels, list(shape), shape=shape)
+        weight = write.call(aten.reshape.default, kernels, list(shape), shape=shape)
         call = bind(node)
         return write.convolution(
             write.copies[call["input"]],
