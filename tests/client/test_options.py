@@ -11,10 +11,12 @@ from pennyweight.options import (
     parse_budget,
     parse_cap,
     parse_convert,
+    parse_encoding,
     parse_input_shape,
     parse_json_object,
     parse_method,
     parse_normalization,
+    parse_recovery,
 )
 
 
@@ -160,3 +162,29 @@ def test_json_option_must_be_an_object():
         parse_json_object("--architecture-args", "[1]")
     with pytest.raises(OptionError, match="JSON object"):
         parse_json_object("--architecture-args", "{depth: 20}")
+
+
+def test_training_options_are_pairs_or_json():
+    assert parse_recovery("epochs=3,optimizer=adamw,mixup=0.2,distill=false") == {
+        "epochs": 3,
+        "optimizer": "adamw",
+        "mixup": 0.2,
+        "distill": False,
+    }
+    assert parse_recovery('{"epochs": 3}') == {"epochs": 3}
+    with pytest.raises(OptionError, match=r"--recovery adamw: write options as name=value, for example epochs=10"):
+        parse_recovery("adamw")
+
+
+def test_encoding_words():
+    assert parse_encoding("ecsq") == {"quantizer": "ecsq"}
+    assert parse_encoding("cws:levels=16,prune=62.5,unified=true,format=shac") == {
+        "quantizer": "cws",
+        "levels": 16,
+        "prune": 62.5,
+        "unified": True,
+        "format": "shac",
+    }
+    assert parse_encoding('{"quantizer": "uq", "bits": 3}') == {"quantizer": "uq", "bits": 3}
+    with pytest.raises(OptionError, match="--encoding ecsq:16: write options as name=value"):
+        parse_encoding("ecsq:16")

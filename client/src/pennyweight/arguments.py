@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pennyweight.options import OptionError, parse_budget, parse_encoding, parse_method
+from pennyweight.options import OptionError, parse_budget, parse_encoding, parse_method, parse_recovery
 from pennyweight.plans import read_plan
 
 Architecture = Annotated[str | None, typer.Option(help="A name from `pennyweight architectures`.")]
@@ -37,6 +37,10 @@ PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="JSON with the widths to use, e.g. from `pennyweight plan -o`, edited.")
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of recovery training; chosen by the engine if left out.")]
+Recovery = Annotated[
+    str | None,
+    typer.Option(help="How to train: epochs=10,optimizer=adamw,ema_decay=0.999,mixup=0.2,precision=float32, or JSON."),
+]
 MaxDrop = Annotated[float | None, typer.Option(help="Largest loss of accuracy allowed, as a fraction: 0.01.")]
 BestEffort = Annotated[
     bool, typer.Option("--best-effort", help="Deliver the nearest result where a cap cannot be met.")
@@ -73,6 +77,7 @@ def job_options(
     method: str | None = None,
     plan: Path | None = None,
     epochs: int | None = None,
+    recovery: str | None = None,
     max_drop: float | None = None,
     best_effort: bool = False,
     encoding: str | None = None,
@@ -89,7 +94,7 @@ def job_options(
         budget=parse_budget(caps) or None,
         methods=[parse_method(method)] if method else None,
         plan=read_plan(plan) if plan else None,
-        recovery={"epochs": epochs} if epochs is not None else None,
+        recovery={**(parse_recovery(recovery) if recovery else {}), **given(epochs=epochs)} or None,
         accuracy={"max_drop": max_drop} if max_drop is not None else None,
         on_unmet="best_effort" if best_effort else None,
         encoding=parse_encoding(encoding) if encoding else None,

@@ -158,6 +158,13 @@ def parse_method(text: str) -> dict[str, Any]:
     return _named("--method", "type", text, "round_to=8")
 
 
+def parse_recovery(text: str) -> dict[str, Any]:
+    """`epochs=10,optimizer=adamw,mixup=0.2`, or a JSON object."""
+    if text.lstrip().startswith("{"):
+        return parse_json_object("--recovery", text)
+    return _pairs(f"--recovery {text}", text, "epochs=10,optimizer=adamw,ema_decay=0.999")
+
+
 def parse_encoding(text: str) -> dict[str, Any]:
     """`ecsq`, or `ecsq:levels=16,prune=50` with options, or a JSON object."""
     return _named("--encoding", "quantizer", text, "levels=16")
@@ -168,11 +175,16 @@ def _named(option: str, field: str, text: str, example: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         return parse_json_object(option, text)
     name, _, rest = text.partition(":")
-    found: dict[str, Any] = {field: name.strip()}
-    for pair in filter(None, rest.split(",")):
+    return {field: name.strip(), **_pairs(f"{option} {text}", rest, f"{name}:{example}")}
+
+
+def _pairs(option: str, text: str, example: str) -> dict[str, Any]:
+    """`key=value,…`, values as JSON where they are, else as text."""
+    found: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
         key, separator, value = pair.partition("=")
         if not separator:
-            raise OptionError(f"{option} {text}: write options as name=value, for example {name}:{example}")
+            raise OptionError(f"{option}: write options as name=value, for example {example}")
         try:
             found[key.strip()] = json.loads(value)
         except ValueError:
