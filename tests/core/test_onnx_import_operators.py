@@ -282,6 +282,9 @@ def instance_norm(maker, draw, operator):
 def layer_norm(maker, draw, operator):
     axis = draw(st.sampled_from([1, 2, 3, -1]))
     shape = (CHANNELS, SIZE, SIZE)[axis - 1 if axis > 0 else 2 :]
+    if draw(st.booleans()):
+        # One number for several positions.
+        shape = draw(st.sampled_from([(1,), (*shape[:-1], 1), shape[1:] or shape]))
     bias = [maker.weight(*shape)] if draw(st.booleans()) else []
     return maker.add(operator, maker.h, maker.weight(*shape), *bias, axis=axis)
 
@@ -566,3 +569,18 @@ def test_a_mismatch_names_the_first_node_that_differs(monkeypatch):
     with pytest.raises(EngineError, match=r"first difference is at node 'Sigmoid_3' \(Sigmoid\)") as error:
         read_onnx(bytes_of(maker.model(output)))
     assert error.value.code == "invalid_model"
+
+
+@pytest.mark.parametrize("batch", ["n", 1])
+@pytest.mark.parametrize("follows", ["nothing", "softmax", "reshape"])
+def test_a_squeeze_without_axes_means_what_makes_the_network_agree(batch, follows):
+    """At its end the batch goes where there is one image; in front of a reshape it was never meant."""
+    maker = GraphMaker(13, batch=batch)
+    output = maker.add("Squeeze", maker.add("GlobalAveragePool", maker.h))
+    if follows == "softmax":
+        output = maker.add("Softmax", output, axis=-1)
+    elif follows == "reshape":
+        output = maker.add("Reshape", output, maker.integers([-1, CHANNELS]))
+    network = read_onnx(bytes_of(maker.model(output)))
+    assert bool(network.interface.tail) == (follows != "reshape")
+    assert network.outputs[0].shape == ((CHANNELS, 1, 1) if network.interface.tail else (CHANNELS,))

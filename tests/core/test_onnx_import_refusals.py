@@ -120,6 +120,12 @@ def test_sparse_constants_and_lists_of_tensors_are_named_with_everything_else():
         assert words in error.message
 
 
+def test_dropout_in_training_mode_is_named():
+    maker = GraphMaker(13)
+    output = maker.add("Dropout", maker.h, maker.constant(0.5), maker.constant(np.array(True)))
+    assert "(Dropout): training mode; export the network in evaluation mode" in refusal(maker.model(output)).message
+
+
 def test_a_tensor_that_claims_more_than_it_has_allocates_nothing():
     model = plain()
     model.graph.initializer[0].dims[0] = 2**40

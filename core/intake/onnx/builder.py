@@ -25,9 +25,15 @@ MAX_ELEMENTS = 2**28
 
 
 class Builder:
-    """A graph in the making, its tensors by name, and which of them are trained."""
+    """A graph in the making, its tensors by name, and which of them are trained.
 
-    def __init__(self) -> None:
+    squeezes_batch: whether a Squeeze without axes takes the batch away where there is one image, as the operator says, or
+    leaves it, as whoever put it inside a network meant. kept_batch: that one did.
+    """
+
+    def __init__(self, *, squeezes_batch: bool = False) -> None:
+        self.squeezes_batch = squeezes_batch
+        self.kept_batch = False
         self.graph = Graph()
         self.tensors: dict[str, Tensor] = {}
         self.parameter_names: set[str] = set()

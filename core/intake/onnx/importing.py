@@ -44,17 +44,24 @@ def read_onnx(data: memoryview, input_shape: InputShape | None = None) -> Networ
     opset = require_readable(model)
     require_valid(model)
     binding = bind_inputs(model, input_shape)
-    return _Import(model, opset, binding).network()
+    attempt = _Import(model, opset, binding)
+    try:
+        return attempt.network()
+    except EngineError:
+        if not attempt.builder.kept_batch:
+            raise
+    # What the batch was kept for does not come: then the Squeeze means what it says, and is the end of the network.
+    return _Import(model, opset, binding, squeezes_batch=True).network()
 
 
 class _Import:
     """One pass over the nodes of a graph."""
 
-    def __init__(self, model: onnx.ModelProto, opset: int, binding: Binding) -> None:
+    def __init__(self, model: onnx.ModelProto, opset: int, binding: Binding, *, squeezes_batch: bool = False) -> None:
         self.model = model
         self.opset = opset
         self.binding = binding
-        self.builder = Builder()
+        self.builder = Builder(squeezes_batch=squeezes_batch)
         self.values: dict[str, Value] = {}
         self.operators: dict[str, str] = {}
         self.tail: list[onnx.NodeProto] = []

@@ -90,6 +90,18 @@ def _ones(call: Call, sizes: Any) -> str:
     return call.builder.tensor(torch.ones(*sizes, dtype=call.result.dtype), f"{call.node.name}.weight")
 
 
+def _instance_norm(call: Call) -> str:
+    call.require(bool(call["use_input_stats"]), "normalisation by stored statistics")
+    channels, dtype, builder = call.shape("input")[1], call.result.dtype, call.builder
+    vectors = []
+    for name, default in (("weight", 1.0), ("bias", 0.0)):
+        if call.given(name):
+            vectors.append(call.tensor(name))
+        else:
+            vectors.append(builder.tensor(torch.full((channels,), default, dtype=dtype), f"{call.node.name}.{name}"))
+    return builder.add("InstanceNormalization", call.tensor("input"), *vectors, epsilon=float(call["eps"]))
+
+
 def _group_norm(call: Call) -> str:
     """As an instance norm over images whose channels are the groups, then scale and shift per channel."""
     groups, shape, dtype = call["num_groups"], call.shape("input"), call.result.dtype
@@ -122,4 +134,5 @@ RULES = {
     "cumsum": _cumulative_sum,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
 }

@@ -232,6 +232,9 @@ def dropout(builder: Builder, node: OnnxNode) -> tuple[Value, ...] | Value:
     """Nothing at inference; kept, so that training drops again."""
     if len(node.outputs) > 1 and node.outputs[1]:
         raise Unsupported("the output mask")
+    training = node.known(2)
+    if training is not None and bool(training.one.reshape(-1).any()):
+        raise Unsupported("training mode; export the network in evaluation mode")
     ratio = node.get("ratio")
     if ratio is None:
         given = node.known(1)

@@ -35,10 +35,18 @@ def layer_norm(builder: Builder, node: OnnxNode) -> Value:
     axes = range(x.axis(node.get("axis", -1)), x.rank)
     x.require_whole_images(axes, "takes statistics")
     shape = [x.shape[axis] for axis in axes]
-    if scale.shape != tuple(shape) or (bias is not None and bias.shape != tuple(shape)):
-        raise Unsupported(f"a scale or bias that has not the normalised shape {shape}")
+    scale, bias = (one if one is None else _of_shape(builder, one, shape) for one in (scale, bias))
     builder.layer(node.label, {"weight": scale, "bias": bias})
     return builder.call(aten.layer_norm.default, x, shape, scale, bias, _epsilon(node), False)
+
+
+def _of_shape(builder: Builder, value: Value, shape: list[int]) -> Value:
+    """A scale or bias, which may be one number for several positions, with one for each."""
+    if value.shape == tuple(shape):
+        return value
+    if len(value.shape) > len(shape):
+        raise Unsupported(f"a scale or bias of shape {list(value.shape)} over the normalised shape {shape}")
+    return builder.call(aten.expand.default, value, shape)
 
 
 def rms_norm(builder: Builder, node: OnnxNode) -> Value:
@@ -46,8 +54,7 @@ def rms_norm(builder: Builder, node: OnnxNode) -> Value:
     axes = range(x.axis(node.get("axis", -1)), x.rank)
     x.require_whole_images(axes, "takes statistics")
     shape = [x.shape[axis] for axis in axes]
-    if scale.shape != tuple(shape):
-        raise Unsupported(f"a scale that has not the normalised shape {shape}")
+    scale = _of_shape(builder, scale, shape)
     builder.layer(node.label, {"weight": scale})
     return builder.call(aten.rms_norm.default, x, shape, scale, _epsilon(node))
 

@@ -102,8 +102,9 @@ def squeeze(builder: Builder, node: OnnxNode) -> Value:
     axes = (
         [axis for axis, size in enumerate(x.shape) if size == 1] if given is None else [x.axis(axis) for axis in given]
     )
-    if given is None and x.batch_axis in axes:
+    if given is None and x.batch_axis in axes and not builder.squeezes_batch:
         axes.remove(x.batch_axis)
+        builder.kept_batch = True
     x.require_whole_images(axes, "squeezes")
     if any(x.shape[axis] != 1 for axis in axes):
         raise Unsupported(f"axes {axes} of shape {list(x.shape)} are not all 1")
