@@ -51,7 +51,7 @@ console = Console(highlight=False)
 def main() -> None:
     arguments = _arguments()
     rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
-    dataset = _cifar10(arguments.data / "cifar10", arguments.shards)
+    dataset = _cifar10(arguments.data / "cifar10", arguments.shards) if arguments.networks else None
     for name in arguments.networks:
         network = load_network(
             arguments.data / "checkpoints" / f"{name}-cifar10.th", architecture=f"cifar_{name}", architecture_args={}
@@ -227,7 +227,7 @@ def _svg(rows: list[dict[str, Any]]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with checkpoints/ and cifar10/")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="none prints FILE")
     parser.add_argument("--quantizers", nargs="+", choices=sorted(QUANTIZERS), default=sorted(QUANTIZERS))
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.16, 0.12, 0.08], help="caps on model.pwt")
     parser.add_argument("--fine-tune", nargs="*", type=float, default=[0.08], help="caps at which to train the values")

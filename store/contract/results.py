@@ -175,6 +175,10 @@ class JobResult(Reported):
     layers: list[dict[str, Any]]
     frozen: list[dict[str, Any]]
     recovery: dict[str, Any] | None = None
+    encoding: dict[str, Any] | None = None
+    """Bits per weight and accuracy of shared values; None where no encoding and no `model.pwt` was asked for."""
+    int8: dict[str, Any] | None = None
+    """Accuracy of `model.int8.onnx` beside the float file's."""
     artifacts: list[ArtifactInfo]
     provenance: dict[str, Any]
 

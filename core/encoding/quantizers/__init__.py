@@ -15,20 +15,10 @@ from typing import Protocol
 
 from core.encoding.quantizers.clustering import Clustering
 from core.encoding.quantizers.entropy_constrained import EntropyConstrained
-from core.encoding.quantizers.levels import Levels
+from core.encoding.quantizers.levels import CURVE_LEVELS, MOST_LEVELS, Levels
 from core.encoding.quantizers.probabilistic import Probabilistic
 from core.encoding.quantizers.sorted_values import SortedValues
 from core.encoding.quantizers.uniform import Uniform
-
-MOST_LEVELS = 256
-# What a rate–distortion curve is made of: dense where a level more or less matters.
-CURVE_LEVELS = (
-    *range(2, 17),
-    *range(18, 33, 2),
-    *range(36, 65, 4),
-    *range(72, 129, 8),
-    *range(144, MOST_LEVELS + 1, 16),
-)
 
 
 class Quantizer(Protocol):

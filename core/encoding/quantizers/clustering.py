@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.encoding.quantizers.levels import Levels
+from core.encoding.quantizers.levels import CURVE_LEVELS, Levels
 from core.encoding.quantizers.sorted_values import SortedValues
 
 GRID = 2**12
@@ -49,8 +49,6 @@ class Clustering:
         return _settled(self._values, thresholds, 0 if self.exact else _LLOYD_STEPS)
 
     def curve(self) -> list[Levels]:
-        from core.encoding.quantizers import CURVE_LEVELS
-
         counts = sorted({min(count, self._most) for count in CURVE_LEVELS})
         return [self.at_levels(count) for count in counts]
 

@@ -8,6 +8,16 @@ import numpy as np
 
 from core.encoding.quantizers.sorted_values import SortedValues
 
+MOST_LEVELS = 256
+# What a rate–distortion curve is made of: dense where a level more or less matters.
+CURVE_LEVELS = (
+    *range(2, 17),
+    *range(18, 33, 2),
+    *range(36, 65, 4),
+    *range(72, 129, 8),
+    *range(144, MOST_LEVELS + 1, 16),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Levels:

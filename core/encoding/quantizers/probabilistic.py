@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.encoding.quantizers.levels import Levels
+from core.encoding.quantizers.levels import CURVE_LEVELS, Levels
 from core.encoding.quantizers.sorted_values import SortedValues
 
 
@@ -31,8 +31,6 @@ class Probabilistic:
         return self._expected(codebook)
 
     def curve(self) -> list[Levels]:
-        from core.encoding.quantizers import CURVE_LEVELS
-
         return [self.at_levels(count) for count in sorted({min(count, self._most) for count in CURVE_LEVELS})]
 
     def _expected(self, codebook: np.ndarray) -> Levels:
