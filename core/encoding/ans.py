@@ -85,6 +85,12 @@ def encode_body(tensor: QuantizedTensor) -> bytes:
     return head + _tables_bytes(choice.tables) + directory + b"".join(content for content, _ in coded)
 
 
+def header_bytes(body: memoryview, layout: Layout) -> int:
+    """The bytes of a body before its blocks: parameters, frequencies, directory."""
+    blocks = Decoder(body, layout).blocks
+    return blocks[0][0] if blocks else len(body)
+
+
 def _choice(flat: np.ndarray, levels: int, zero: int | None) -> _Choice:
     counts = np.bincount(flat, minlength=levels)
     if len(flat) == 0:
@@ -185,7 +191,7 @@ class Decoder:
         if self._block_columns < 1:
             raise PwtError(PwtFault.bad_model, "ans", "blocks of no columns")
         self._models, at = self._tables(at, sizes, parameters)
-        self._blocks: list[tuple[int, int, int]] = []  # where it begins and ends, and its survivors
+        self.blocks: list[tuple[int, int, int]] = []  # where it begins and ends, and its survivors
         self._read_directory(at)
 
     def columns(self, start: int, stop: int) -> np.ndarray:
@@ -203,7 +209,7 @@ class Decoder:
         return found
 
     def _block(self, number: int, entries: int) -> np.ndarray:
-        begin, end, survivors = self._blocks[number]
+        begin, end, survivors = self.blocks[number]
         content = self._body[begin:end]
         stream = Stream(content, self._lanes)
         if not self._runs:
@@ -259,7 +265,7 @@ class Decoder:
                 raise PwtError(PwtFault.bad_index, "ans", f"{survivors} survivors in a block")
             sizes.append((size, survivors))
         for size, survivors in sizes:
-            self._blocks.append((at, at + size, survivors))
+            self.blocks.append((at, at + size, survivors))
             at += size
         if at != len(self._body):
             raise PwtError(PwtFault.bad_extent, "ans", f"{len(self._body)} bytes, where {at} are declared")

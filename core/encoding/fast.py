@@ -125,6 +125,8 @@ def product_shac(
 
     transposed: x as [n, batch]; the rows must exist.
     """
+    if transposed.shape[1] == 1:
+        return bool(_shac_vector_kernel()(words, ends, counts, rows, *code, codebook, transposed[:, 0], out[:, 0]))
     return bool(_shac_kernel()(words, ends, counts, rows, *code, codebook, transposed, out))
 
 
@@ -181,7 +183,6 @@ def _shac_kernel() -> Callable[..., bool]:
         last, place, batch = len(words) - 2, 0, transposed.shape[1]
         for column in range(len(counts)):
             position = ends[column]
-            total = np.float32(0)
             for _ in range(counts[column]):
                 index = min(position >> 5, last)
                 pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
@@ -190,17 +191,52 @@ def _shac_kernel() -> Callable[..., bool]:
                 if entry == 0:
                     entry = long_symbol(window, aligned, order, lengths)
                 value, row = codebook[entry >> 6], rows[place]
-                if batch == 1:
-                    total += value * transposed[row, 0]
-                else:
-                    for item in range(batch):
-                        out[column, item] += value * transposed[row, item]
+                for item in range(batch):
+                    out[column, item] += value * transposed[row, item]
                 position += entry & 63
                 place += 1
-            if batch == 1:
-                out[column, 0] = total
             if position != ends[column + 1]:
                 return False
+        return True
+
+    return product
+
+
+@cache
+def _shac_vector_kernel() -> Callable[..., bool]:
+    """Of one x: four columns advance together, so that the waiting of one codeword's reading hides that of others."""
+    import numba
+
+    long_symbol = _long_symbol()
+
+    @numba.njit(nogil=True)
+    def product(words, ends, counts, rows, table, aligned, order, lengths, codebook, x, out):
+        last, beyond, first = len(words) - 2, len(counts), 0
+        position, place, left = np.empty(4, np.int64), np.empty(4, np.int64), np.empty(4, np.int64)
+        following = 0
+        while first < beyond:
+            together = min(4, beyond - first)
+            most = 0
+            for lane in range(together):
+                position[lane], place[lane], left[lane] = ends[first + lane], following, counts[first + lane]
+                following += left[lane]
+                most = max(most, left[lane])
+            for step in range(most):
+                for lane in range(together):
+                    if step < left[lane]:
+                        at = position[lane]
+                        index = min(at >> 5, last)
+                        pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
+                        window = (pair >> np.uint64(32 - (at & 31))) & np.uint64(0xFFFFFFFF)
+                        entry = table[window >> np.uint64(21)]
+                        if entry == 0:
+                            entry = long_symbol(window, aligned, order, lengths)
+                        out[first + lane] += codebook[entry >> 6] * x[rows[place[lane] + step]]
+                        position[lane] = at + (entry & 63)
+            for lane in range(together):
+                if position[lane] != ends[first + lane + 1]:
+                    return False
+            first += together
         return True
 
     return product
