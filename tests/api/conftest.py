@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import make_url
 
 from api.app import create_app
 from api.dependencies import Services
@@ -39,7 +40,7 @@ from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
 from store.work import cancel_job, claim, finish_job, finish_model, finish_plan, reject
-from tests.databases import Databases, databases
+from tests.databases import Databases, databases, execute_on_server
 
 CHECKPOINT = b"weights " * 1000
 HALF = {"flops": {"max_ratio": 0.5}}
@@ -105,6 +106,25 @@ class Service:
     def end_cancelled(self, claim: Claim) -> None:
         """What a worker does with a job that was cancelled under it."""
         cancel_job(self.database, claim)
+
+    @contextmanager
+    def database_lost(self) -> Iterator[None]:
+        """Nobody gets into the database while the block runs (and never again into a file)."""
+        url = make_url(self.settings.resolved_database_url)
+        self.database.dispose()
+        if url.get_backend_name() == "sqlite":
+            path = Path(url.database)
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            path.write_bytes(b"no database" * 1000)
+            yield
+            return
+        server_url = url.set(database="postgres").render_as_string(hide_password=False)
+        execute_on_server(server_url, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS false')
+        try:
+            yield
+        finally:
+            execute_on_server(server_url, f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
 
     def stop_waiting(self) -> None:
         """What a stopping server does."""

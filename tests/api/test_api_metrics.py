@@ -147,11 +147,8 @@ def test_workers_and_stored_bytes_and_the_build_are_told(service):
 
 def test_a_broken_database_does_not_break_the_scrape(service):
     service.client.get("/v1/jobs")
-    (service.settings.data_dir / "pennyweight.db").write_bytes(b"no database" * 1000)
-    service.database.dispose()
-    for suffix in ("-wal", "-shm"):
-        (service.settings.data_dir / f"pennyweight.db{suffix}").unlink(missing_ok=True)
-    samples = scrape_after(service.client, 1)
+    with service.database_lost():
+        samples = scrape_after(service.client, 1)
     assert value(samples, "database_up") == 0
     assert value(samples, "http_requests_total", method="GET", route="/v1/jobs", status="200") == 1
 

@@ -55,11 +55,8 @@ def test_an_old_schema_is_told_apart_from_a_database_that_is_down(service):
 
 
 def test_a_database_that_is_down_leaves_the_rest_of_its_parts_unknown(service):
-    service.database.dispose()
-    for suffix in ("", "-wal", "-shm"):
-        (service.settings.data_dir / f"pennyweight.db{suffix}").unlink(missing_ok=True)
-    (service.settings.data_dir / "pennyweight.db").mkdir()
-    answer = service.client.get("/readyz")
+    with service.database_lost():
+        answer = service.client.get("/readyz")
     assert answer.status_code == 503
     assert {name: answer.json()[name]["status"] for name in ("database", "migrations", "worker", "objects")} == {
         "database": "down",

@@ -1,14 +1,17 @@
-"""The OpenAPI document against the running service: schemathesis sends what it allows and what it forbids.
+"""The OpenAPI document against the running service, with API keys: schemathesis sends what it allows and what it forbids.
 
-No answer may be a 5xx, and every answer must have a status, a content type and a body that the document promises.
+No answer may be a 5xx, and every answer must have a status, a content type and a body that the document promises; without the
+key there is none. PENNYWEIGHT_TEST_FUZZ_EXAMPLES says how hard it tries at each operation.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import schemathesis
 from schemathesis.config import SchemathesisConfig
@@ -17,10 +20,12 @@ from api.app import create_app
 from store.settings import Settings
 from tests.api.conftest import CATALOGUE, Service, run_service
 
+EXAMPLES = int(os.environ.get("PENNYWEIGHT_TEST_FUZZ_EXAMPLES", "10"))
+
 
 def document() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        return create_app(Settings(data_dir=folder)).openapi()
+        return create_app(Settings(data_dir=folder, require_keys=True)).openapi()
 
 
 SCHEMA = schemathesis.openapi.from_dict(
@@ -28,10 +33,9 @@ SCHEMA = schemathesis.openapi.from_dict(
     config=SchemathesisConfig.from_dict(
         {
             "seed": 1,
-            "generation": {"mode": "all", "max-examples": 20, "deterministic": True, "database": "none"},
+            "generation": {"mode": "all", "max-examples": EXAMPLES, "deterministic": True, "database": "none"},
             # Some rules relate fields (mean and std have one length), and no JSON schema says those.
             "checks": {"positive_data_acceptance": {"enabled": False}},
-            "phases": {"stateful": {"enabled": False}},
         }
     ),
 )
@@ -41,7 +45,8 @@ SCHEMA = schemathesis.openapi.from_dict(
 def finished(tmp_path_factory, migrated) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service with one of everything, and the path parameters that name it."""
     folder = tmp_path_factory.mktemp("fuzzed") / "data"
-    with run_service(folder, migrated, max_upload_bytes=1 << 20) as service:
+    with run_service(folder, migrated, max_upload_bytes=1 << 20, require_keys=True, rate_limit_per_minute=0) as service:
+        service.client.headers["Authorization"] = f"Bearer {service.key()}"
         service.publish(CATALOGUE)
         dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK")}).json()["id"]
         job = service.job()
@@ -63,13 +68,44 @@ def finished(tmp_path_factory, migrated) -> Iterator[tuple[Service, dict[str, st
             yield service, ids
 
 
+def key_of(service: Service) -> dict[str, str]:
+    return {"Authorization": service.client.headers["Authorization"]}
+
+
 @SCHEMA.parametrize()
 def test_service_keeps_what_its_document_promises(finished, case):
-    case.call_and_validate(base_url=finished[0].url, timeout=20)
+    service, _ = finished
+    case.call_and_validate(base_url=service.url, headers=key_of(service), timeout=20)
 
 
 @SCHEMA.include(method="GET").parametrize()
 def test_service_keeps_its_promises_about_things_that_exist(finished, case):
     service, ids = finished
     case.path_parameters = {name: ids.get(name, value) for name, value in (case.path_parameters or {}).items()}
-    case.call_and_validate(base_url=service.url, timeout=20)
+    case.call_and_validate(base_url=service.url, headers=key_of(service), timeout=20)
+
+
+def test_service_keeps_its_promises_along_chains_of_calls(finished):
+    """What one call answers is what the next one asks about: made, looked at, changed, deleted, looked at again."""
+    service, _ = finished
+    calls: list[tuple[str, int]] = []
+
+    class Chains(SCHEMA.as_state_machine()):
+        def get_call_kwargs(self, case) -> dict[str, Any]:
+            return {"base_url": service.url, "headers": key_of(service), "timeout": 20}
+
+        def after_call(self, response, case) -> None:
+            calls.append((f"{case.method} {case.path}", response.status_code))
+
+    Chains.run(
+        settings=hypothesis.settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=8,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+    )
+    assert {status for _, status in calls} >= {200, 404}
+    assert len({operation for operation, _ in calls}) >= 15
