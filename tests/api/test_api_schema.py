@@ -99,7 +99,7 @@ def test_service_keeps_its_promises_along_chains_of_calls(finished):
 
     Chains.run(
         settings=hypothesis.settings(
-            max_examples=EXAMPLES,
+            max_examples=max(15, EXAMPLES),
             stateful_step_count=8,
             deadline=None,
             derandomize=True,
