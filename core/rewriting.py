@@ -29,7 +29,7 @@ from core.origin import Origin
 from core.planning import Plan, PlannedLayer
 from core.progress import Stages, silent
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
-from core.recovery.corrections import refit_examples
+from core.recovery.corrections import MIN_REFIT_EXAMPLES, refit_examples
 from core.request import CompressionRequest
 from core.surgery import Equivalence
 
@@ -135,10 +135,12 @@ class Rewriter:
         return self._method.rewrite(task, self._config)
 
     def _images(self, dataset: ImageDataset | None) -> Tensor | None:
+        """Prepared train images; None where so few fit the memory and the time of a fit that it would say nothing."""
         if dataset is None:
             return None
         count = refit_examples(self._origin.network, self._origin.network, self._device)
-        return dataset.prepare(dataset.train.sample(max(1, count)).images)
+        images = dataset.train.sample(max(1, count)).images
+        return dataset.prepare(images) if len(images) >= MIN_REFIT_EXAMPLES else None
 
     def _choice(self, rewriting: Rewriting, constraints: Sequence[Constraint]) -> Choice:
         """A plan in which every channel stays."""

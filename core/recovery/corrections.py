@@ -28,7 +28,7 @@ STATISTICS_EXAMPLES = 256
 MIN_STATISTICS_BATCH = 32
 # Images of a refit: more say little that is new. Both networks' live values of all of them are held at once.
 REFIT_EXAMPLES = 512
-_MIN_REFIT_EXAMPLES = 16
+MIN_REFIT_EXAMPLES = 16
 _REFIT_BYTES = {"cpu": 2 * 2**30, "cuda": 12 * 2**30}
 # Multiply-accumulates of the two forward passes, so that the time is bounded whatever is uploaded.
 _REFIT_MACS = {"cpu": 2e12, "cuda": 2e14}
@@ -75,10 +75,10 @@ def refitted(
     """Weights solved anew, layer by layer (`core.recovery.refit`)."""
     count = refit_examples(network, original, device)
     images = dataset.train.sample(count).images
-    if min(count, len(images)) < _MIN_REFIT_EXAMPLES:
+    if min(count, len(images)) < MIN_REFIT_EXAMPLES:
         return _nothing(
             LEAST_SQUARES_REFIT,
-            f"It needs {_MIN_REFIT_EXAMPLES} images at least; the train split has {len(dataset.train)}, and {count} of "
+            f"It needs {MIN_REFIT_EXAMPLES} images at least; the train split has {len(dataset.train)}, and {count} of "
             "them fit the memory and the time that a refit may take.",
         )
     started = time.monotonic()
