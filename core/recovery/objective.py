@@ -59,8 +59,7 @@ def output_loss(outputs: Sequence[Tensor], teacher: Sequence[Tensor], scales: Ou
     ):
         if weight is None:
             continue
-        # In units of the original's own size; beyond one of them an error counts linearly, so that no entry is everything.
-        loss = 2 * F.smooth_l1_loss(found * weight.sqrt(), target * weight.sqrt())
+        loss = ((found - target).square() * weight).mean()
         if probabilities:
             loss = loss + divergence(*(rows.clamp_min(_LEAST_PROBABILITY).log() for rows in (found, target)))
         elif found.ndim == 2 and found.shape[1] > 1:

@@ -86,7 +86,8 @@ class Trainer:
         self._network, self._lesson = network, lesson
         schedule, device = lesson.schedule, lesson.device
         self._layout = memory_format(network, lesson.original)
-        self._module = to_module(network).to(device=device, memory_format=self._layout).train()
+        self._module = to_module(network).to(device=device, memory_format=self._layout)
+        self._set_mode()
         self._train = lesson.dataset.train.to(device)
         self._teacher = teacher_for(lesson.original, self._train, lesson.dataset, schedule, lesson.augmentation, device)
         self._optimizer = optimizer_for(self._module, schedule)
@@ -185,7 +186,16 @@ class Trainer:
                 self._best = (value, epoch)
                 self._best_state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
             self._stopped = epoch - self._best[1] >= schedule.patience
+        self._set_mode()
         self.curve.skip()
+
+    def _set_mode(self) -> None:
+        """Training mode; where the original is only imitated, batch-norms keep the statistics that the refit suits."""
+        self._module.train()
+        if not self._lesson.dataset.labelled:
+            for module in self._module.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
 
 class Batches:
