@@ -1,6 +1,6 @@
 """What every coding of shared weights takes, against the entropy of the indices and general compressors.
 
-    python -m benchmarks.coding [--data DIR] [--small] [--rounds 3]
+    python -m benchmarks.coding [--data DIR] [--small] [--only 512] [--rounds 3]
 
 Layers: 512×4096 and 192×1024 with k equally likely values among the survivors of pruning p percent, a 4096×4096 and a
 512×512×3×3 layer of normal weights; with --data, the kernels of the checkpoints in DIR/checkpoints, pruned per layer by
@@ -45,6 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Folder with checkpoints/.")
     parser.add_argument("--small", action="store_true", help="Leave out the layers of 2 million weights and more.")
+    parser.add_argument("--only", default="", help="Only layers whose name begins so, e.g. 512.")
     parser.add_argument("--rounds", type=int, default=3, help="Decodings, of which the fastest counts.")
     arguments = parser.parse_args()
     console = Console(width=170)
@@ -52,7 +53,9 @@ def main() -> int:
     for heading in ("entropy", "ans", "hac", "shac", "im", "csc", "gzip", "zstd", "xz", "ans/entropy", "ans/xz", "enc MB/s", "dec MB/s", "ψ hac (spec.)", "ψ shac (spec.)"):  # fmt: skip
         table.add_column(heading, justify="right")
     over_entropy, over_xz, over_xz_sparse, decoding = [], [], [], []
-    for name, pruned, levels, tensor in layers(arguments.data, arguments.small):
+    for name, pruned, levels, tensor in layers(arguments.data, arguments.small, arguments.only):
+        if not name.startswith(arguments.only):
+            continue
         bits = measured(tensor)
         encode_speed, decode_speed = speeds(tensor, arguments.rounds)
         ratio = bits["ans"] / bits["entropy"] if bits["entropy"] else float("nan")
@@ -92,7 +95,7 @@ def main() -> int:
     return 0
 
 
-def layers(data: Path | None, small: bool) -> Iterator[tuple[str, int, int, QuantizedTensor]]:
+def layers(data: Path | None, small: bool, only: str = "") -> Iterator[tuple[str, int, int, QuantizedTensor]]:
     """Name, pruned percent, asked levels, and the layer."""
     generator = np.random.default_rng(0)
     for rows, columns in ((512, 4096), (192, 1024)):
@@ -102,7 +105,7 @@ def layers(data: Path | None, small: bool) -> Iterator[tuple[str, int, int, Quan
             for levels in (32, 256):
                 yield f"{rows}×{columns}", pruned, levels, equiprobable(rows, columns, levels, pruned, generator)
     for name, shape in (("VGG-19 FC", (4096, 4096)), ("VGG-19 conv", (512, 512, 3, 3))):
-        if small:
+        if small or not name.startswith(only):
             continue
         for pruned in (60, 95):
             weights = generator.normal(size=shape).astype(np.float32)

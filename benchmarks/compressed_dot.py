@@ -1,6 +1,6 @@
 """Products in compressed form against dense float32 products of the same matrix in the same run.
 
-    python -m benchmarks.compressed_dot [--rows 512] [--columns 4096] [--levels 32] [--batch 1] [--threads 1] [--rounds 15]
+    python -m benchmarks.compressed_dot [--rows 512] [--columns 4096] [--levels 32] [--batch 1] [--threads 1] [--rounds 15] [--pruned 97 99]
 
 For pruning of p percent: the time of y = xᵀW (best of rounds that take turns) dense by BLAS and in HAC, sHAC and IM, each
 relative to dense; the stored bytes; and the peak that a product allocates, by tracemalloc, beside the stored bytes. Run it
@@ -37,6 +37,7 @@ def main() -> int:
         ("rounds", 15),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--pruned", type=int, nargs="+", default=PRUNED_PERCENT, help="Percent of pruned weights.")
     arguments = parser.parse_args()
     generator = np.random.default_rng(0)
     x = generator.normal(size=(arguments.batch, arguments.rows)).astype(np.float32)
@@ -45,7 +46,7 @@ def main() -> int:
         for heading in (f"{format} ms", "× dense", "stored kB", "held kB"):
             table.add_column(heading, justify="right")
     faster = {}
-    for pruned in PRUNED_PERCENT:
+    for pruned in arguments.pruned:
         tensor = _layer(arguments.rows, arguments.columns, arguments.levels, 1 - pruned / 100, generator)
         dense = np.ascontiguousarray(tensor.values().T)
         matrices = [CompressedMatrix.of(tensor, format) for format in PRODUCT_FORMATS]
@@ -74,7 +75,7 @@ def main() -> int:
         f"{arguments.threads} thread(s), tile {TILE_BYTES / 1e3:.0f} kB, {'numba' if fast.available() else 'numpy'}"
     )
     console.print(table)
-    sparse = [pruned for pruned in PRUNED_PERCENT if pruned >= 97]
+    sparse = [pruned for pruned in arguments.pruned if pruned >= 97]
     met = all(faster[pruned, "shac"] for pruned in sparse)
     console.print(f"sHAC faster than dense at p ≥ 97: {'yes' if met else 'no'}")
     return 0
