@@ -5,7 +5,7 @@
 FOLDER holds `cifar10/*.parquet` and, for resnet20 and resnet56, `checkpoints/{net}-cifar10.th`; resnet18 and vgg16 are trained
 first (`--baseline-epochs`), or read from `--baseline FILE` (safetensors), where they are also written. Accuracy is on test
 images (`--test-images` of them, all by default), which decide nothing. `--train-images` trains on part of the train split.
-Latency is of the ONNX file on one thread of this machine; the peak is of a process that loads and runs it.
+Latency is of the ONNX file on one thread of this machine; the peak is what loading and running it adds to a process (Linux).
 """
 
 from __future__ import annotations
@@ -47,15 +47,18 @@ ARCHITECTURES = {
     "vgg16": "cifar_vgg16_bn",
 }
 _PEAK = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import numpy, onnxruntime
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def kib(field):
+    return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = kib("VmRSS")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 shape = [1, *session.get_inputs()[0].shape[1:]]
 session.run(None, {session.get_inputs()[0].name: numpy.zeros(shape, numpy.float32)})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kib("VmHWM") - before)
 """
 
 
