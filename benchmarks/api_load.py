@@ -3,9 +3,11 @@
     python -m benchmarks.api_load [--rows 100000] [--seconds 5] [--connections 8] [--keys]
     python -m benchmarks.api_load --rows 1000000 --database-url postgresql://…/empty
 
-Fills a database with jobs (SQLite in a temporary folder, or an empty one that the URL names), starts the API alone and a
-bare application, each in a process of its own, and asks each in turn over keep-alive connections. The bare application's
-only route is a `def` that returns the same status and the same bytes. `--keys` asks with an API key.
+Fills a database with jobs (SQLite in a temporary folder, or an empty one that the URL names), starts `pennyweightd api` and a
+bare application, each in a process of its own, and asks each in turn over keep-alive connections: `--connections` at a time
+for polls and creations, `--list-connections` for lists. The bare application's only route is a `def` that returns the same
+status and the same bytes. `--keys` asks with an API key. Two out of three jobs carry one label, one out of a hundred another,
+and those that have succeeded a result with `--layers` layers.
 """
 
 from __future__ import annotations
@@ -14,23 +16,25 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
-from store.contract import JobRequest
+from store.contract import JobRequest, JobResult
 from store.database import Database
 from store.identifiers import new_id
 from store.keys import KeyRepository
@@ -38,20 +42,6 @@ from store.tables import LOCAL_TENANT, Job, JobLabel, Model, Work
 
 BATCH = 5000
 STATUSES = ("succeeded",) * 17 + ("failed", "cancelled", "queued")
-
-_API = """
-import socket, sys
-import uvicorn
-from api.app import create_app
-from store.settings import Settings
-
-listener = socket.create_server(("127.0.0.1", 0))
-listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-print(listener.getsockname()[1], flush=True)
-settings = Settings(data_dir=sys.argv[1], database_url=sys.argv[2], require_keys=sys.argv[3] == "keys",
-                    rate_limit_per_minute=10_000_000)
-uvicorn.Server(uvicorn.Config(create_app(settings), access_log=False, log_level="warning")).run(sockets=[listener])
-"""
 
 _BARE = """
 import socket, sys
@@ -67,7 +57,7 @@ def bare() -> Response:
 
 listener = socket.create_server(("127.0.0.1", 0))
 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-print(listener.getsockname()[1], flush=True)
+print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
 uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run(sockets=[listener])
 """
 
@@ -113,8 +103,9 @@ class Asked:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + self.body
 
 
-def fill(database: Database, rows: int) -> tuple[str, list[str]]:
-    """Jobs over one ready model; returns the model's id and the ids of all jobs, oldest first."""
+def fill(database: Database, rows: int, layers: int) -> tuple[str, list[str]]:
+    """Jobs over one ready model; returns the model's id and the ids of all jobs, oldest first. layers: of the networks
+    whose results the succeeded ones have."""
     now, model = datetime.now(UTC), new_id("mdl")
     with database.transaction() as session:
         session.execute(
@@ -124,22 +115,25 @@ def fill(database: Database, rows: int) -> tuple[str, list[str]]:
             )
         )  # fmt: skip
     request = JobRequest.model_validate({"model": model, "budget": {"flops": {"max_ratio": 0.5}}})
+    result = _result(layers)
     ids: list[str] = []
     while len(ids) < rows:
         jobs, labels, work = [], [], []
         for index in range(len(ids), min(len(ids) + BATCH, rows)):
             id, status = new_id("job"), STATUSES[index % len(STATUSES)]
-            given = {"team": str(index % 100)}
+            given = {"team": str(index % 100), "env": "prod" if index % 3 else "test"}
             jobs.append(
                 {
                     "id": id, "tenant_id": LOCAL_TENANT, "name": f"job {index}", "model_id": model, "status": status,
                     "attempt": 1, "request": {**request.model_dump(mode="json"), "labels": given}, "created_at": now,
                     "queued_at": now, "version": 3, "last_event_seq": 3,
                     "finished_at": None if status == "queued" else now,
+                    "result": result if status == "succeeded" else None,
                     "error": {"code": "internal", "message": "It broke."} if status == "failed" else None,
                 }
             )  # fmt: skip
-            labels.append({"job_id": id, "key": "team", "value": given["team"]})
+            whose = {"job_id": id, "tenant_id": LOCAL_TENANT, "status": status}
+            labels += [{**whose, "key": key, "value": value} for key, value in given.items()]
             state = "queued" if status == "queued" else "done"
             work.append(
                 {
@@ -155,13 +149,47 @@ def fill(database: Database, rows: int) -> tuple[str, list[str]]:
     return model, ids
 
 
+def found(database: Database) -> tuple[str, list[str]]:
+    """What `fill` has returned."""
+    with database.read() as session:
+        return session.scalars(select(Model.id)).one(), list(session.scalars(select(Job.id).order_by(Job.id)))
+
+
+def _result(layers: int) -> dict[str, Any]:
+    """What a job on a network with so many layers is told."""
+    costs = dict.fromkeys(("params", "macs", "flops", "weight_bytes", "peak_activation_bytes"), 1234567)
+    costs |= {"memory_bytes": 1_234_567, "size_bytes": 1_234_567}
+    width = {"out": 16, "params": 2304, "macs": 2359296}
+    constraint = {"metric": "flops", "kind": None, "limit": 32440832, "value": 32400128, "met": True}
+    names = ("model.onnx", "model.safetensors", "report.json")
+    return JobResult.model_validate(
+        {
+            "met": True, "constraints": [constraint], "baseline": costs, "compressed": costs,
+            "equivalence": {"max_relative_error": 3.1e-14, "passed": True}, "frozen": [],
+            "layers": [{"name": f"layer1.{index}.conv1", "before": width, "after": width} for index in range(layers)],
+            "artifacts": [{"name": name, "media_type": "x/y", "size": 123, "sha256": "ab" * 32} for name in names],
+            "provenance": {"version": "0.1.0"},
+        }
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def api(folder: str, url: str, keys: bool) -> AbstractContextManager[Server]:
+    """The service's own API process, without a limit on requests."""
+    environment = {
+        "PENNYWEIGHT_DATA_DIR": folder, "PENNYWEIGHT_DATABASE_URL": url, "PENNYWEIGHT_REQUIRE_KEYS": str(keys),
+        "PENNYWEIGHT_RATE_LIMIT_PER_MINUTE": "0" if not keys else "100000000", "PENNYWEIGHT_LOG_LEVEL": "warning",
+    }  # fmt: skip
+    return process(["-m", "pennyweightd", "api", "--port", "0"], environment)
+
+
 @contextmanager
-def process(code: str, *arguments: str) -> Iterator[Server]:
-    """A server in a process of its own."""
-    server = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+def process(arguments: list[str], environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Server]:
+    """A server in a process of its own, which prints a line with its port."""
+    command, environment = [sys.executable, *arguments], {**os.environ, **environment}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None
-        port = int(server.stdout.readline())
+        port = int(re.search(r"(\d+)(?:\s|$)", server.stdout.readline().partition("127.0.0.1:")[2])[1])
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -209,8 +237,9 @@ async def _load(server: Server, wires: list[bytes], status: int, seconds: float,
     return Measured(len(latencies) / elapsed_s, cpu_s / len(latencies), sorted(latencies))
 
 
-def load(server: Server, wires: list[bytes], status: int, options: argparse.Namespace) -> Measured:
-    return asyncio.run(_load(server, wires, status, options.seconds, options.connections))
+def load(server: Server, asked: Asked, wires: list[bytes], options: argparse.Namespace) -> Measured:
+    connections = options.list_connections if asked.name.startswith("list") else options.connections
+    return asyncio.run(_load(server, wires, asked.status, options.seconds, connections))
 
 
 def main() -> None:
@@ -218,7 +247,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--list-connections", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="API and bare route in turn, so often; medians are shown")
+    parser.add_argument("--layers", type=int, default=20, help="of the networks whose results are listed")
+    parser.add_argument("--filled", action="store_true", help="the database is one that this has filled before")
     parser.add_argument("--database-url", help="an empty database; left out, SQLite in a temporary folder")
     parser.add_argument("--keys", action="store_true")
     options = parser.parse_args()
@@ -227,11 +259,11 @@ def main() -> None:
         database = Database(url)
         database.migrate()
         started = time.monotonic()
-        model, ids = fill(database, options.rows)
+        model, ids = found(database) if options.filled else fill(database, options.rows, options.layers)
         with database.transaction() as session:
             secret = KeyRepository(session, LOCAL_TENANT).create("load")[1] if options.keys else None
-        print(f"{options.rows} jobs in {database_name(url)} after {time.monotonic() - started:.0f} s")
-        with process(_API, folder, url, "keys" if options.keys else "open") as server:
+        print(f"{len(ids)} jobs in {database_name(url)} after {time.monotonic() - started:.0f} s")
+        with api(folder, url, options.keys) as server:
             measure(server, folder, model, ids, secret, options)
         database.dispose()
 
@@ -259,9 +291,12 @@ def measure(
         Asked("list, one status", "GET", f"/v1/jobs?status=failed&after={middle}", 200, base),
         Asked("list, two statuses", "GET", "/v1/jobs?status=failed&status=queued", 200, base),
         Asked("list, one label", "GET", f"/v1/jobs?label.team=7&after={middle}", 200, base),
+        Asked("list, label and status", "GET", f"/v1/jobs?label.team=7&status=failed&after={middle}", 200, base),
+        Asked("list, two labels", "GET", f"/v1/jobs?label.team=7&label.env=test&after={middle}", 200, base),
+        Asked("list, label, 100 entries", "GET", f"/v1/jobs?label.env=prod&limit=100&after={middle}", 200, base),
         Asked("list, no such label", "GET", "/v1/jobs?label.team=none", 200, base),
     ]
-    print(f"{'':20}  requests/s  bare /s  ratio   p50 ms   p99 ms   CPU ms  bare CPU ms")
+    print(f"{'':24}  requests/s  bare /s  ratio   p50 ms   p99 ms   CPU ms  bare CPU ms")
     some = ids[:: max(1, len(ids) // 500)]
     for asked in kinds:
         paths = [asked.path.format(job=id) for id in some] if "{job}" in asked.path else [asked.path]
@@ -273,13 +308,13 @@ def measure(
             raise RuntimeError(f"{asked.name}: {sample.status_code} {sample.text[:300]}")
         file = Path(folder) / "bare"
         file.write_bytes(sample.content)
-        api: list[Measured] = []
+        ours: list[Measured] = []
         bare: list[Measured] = []
-        with process(_BARE, str(asked.status), str(file)) as bare_server:
+        with process(["-c", _BARE, str(asked.status), str(file)]) as bare_server:
             for _ in range(options.rounds):
-                api.append(load(server, wires, asked.status, options))
-                bare.append(load(bare_server, [asked.wire("/bare")], asked.status, options))
-        print(_row(asked.name, api, bare), flush=True)
+                ours.append(load(server, asked, wires, options))
+                bare.append(load(bare_server, asked, [asked.wire("/bare")], options))
+        print(_row(asked.name, ours, bare), flush=True)
 
 
 def _row(name: str, api: list[Measured], bare: list[Measured]) -> str:
@@ -289,7 +324,7 @@ def _row(name: str, api: list[Measured], bare: list[Measured]) -> str:
     ours, theirs = median([one.per_second for one in api]), median([one.per_second for one in bare])
     p50, p99 = (median([one.quantile_ms(fraction) for one in api]) for fraction in (0.5, 0.99))
     cpu, bare_cpu = (median([one.cpu_s * 1000 for one in many]) for many in (api, bare))
-    return f"{name:20}  {ours:10.0f}  {theirs:7.0f}  {ours / theirs:5.2f}  {p50:7.2f}  {p99:7.2f}  {cpu:7.2f}  {bare_cpu:11.2f}"
+    return f"{name:24}  {ours:10.0f}  {theirs:7.0f}  {ours / theirs:5.2f}  {p50:7.2f}  {p99:7.2f}  {cpu:7.2f}  {bare_cpu:11.2f}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -172,6 +173,9 @@ def _run(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], on
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    # What is there by now stays: looking through it for garbage again and again would be a third of a long list's time.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[listener])
 
 
