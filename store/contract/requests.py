@@ -168,12 +168,6 @@ class WidthPlan(Request):
         return self
 
 
-class OnnxOptions(Request):
-    """How `model.onnx` is written."""
-
-    opset: Annotated[int, Field(ge=13, le=23, description="Of the standard operators.")] = 20
-
-
 class Encoding(Request):
     """How weights share values, and how `model.pwt` stores them; every artifact then has the shared values.
 
@@ -216,6 +210,12 @@ class Encoding(Request):
     @property
     def shared_values(self) -> int | None:
         return 2**self.bits if self.bits is not None else self.levels
+
+
+class OnnxOptions(Request):
+    """How `model.onnx` is written."""
+
+    opset: Annotated[int, Field(ge=13, le=23, description="Of the standard operators.")] = 20
 
 
 OutputName = Literal["onnx", "onnx-int8", "pt2", "safetensors", "pwt", "report"]
