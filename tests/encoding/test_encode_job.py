@@ -101,8 +101,7 @@ def test_the_pwt_file_turns_back_into_the_very_onnx_file(job, tmp_path):
     _, folder = job
     with pwt.open(folder / "model.pwt") as file:
         pwt_onnx.write(tmp_path / "back.onnx", file.onnx_skeleton, {name: file[name] for name in file.names})
-    original, back = onnx.load(folder / "model.onnx"), onnx.load(tmp_path / "back.onnx")
-    assert original.SerializeToString(deterministic=True) == back.SerializeToString(deterministic=True)
+    assert (folder / "model.onnx").read_bytes() == (tmp_path / "back.onnx").read_bytes()
     images = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
     one, two = (
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"input": images})[0]
