@@ -26,12 +26,12 @@ from rich.table import Table
 
 from benchmarks.scores import cifar10
 from core.analysis import profile
+from core.architectures import build
 from core.budget import Budget, Cap
 from core.checkpoint import Checkpoint
 from core.choice import Chooser
 from core.intake import load_network
 from core.measure import independent_costs
-from core.module_form import to_module
 from core.network import Network
 from core.progress import ProgressEvent
 from core.recovery import ImageDataset, RecoveryConfig, accuracy, recover
@@ -118,12 +118,17 @@ def _torch_pruning(
 
 
 def _pruned_by_torch_pruning(original: Network, ratio: float) -> Network:
-    """By group magnitude, globally, in small steps until the count of MACs is within the ratio."""
+    """By group magnitude, globally, in small steps until the count of MACs is within the ratio.
+
+    Only inside the blocks: the padding of these shortcuts has fixed widths, which Torch-Pruning does not follow.
+    """
     import torch_pruning
 
-    module, example = to_module(original), torch.zeros(1, *original.inputs[0].shape)
+    module, example = build("cifar_resnet20", {}), torch.zeros(1, *original.inputs[0].shape)
+    module.load_state_dict({name: original.tensors.get(name, value) for name, value in module.state_dict().items()})
+    module.eval()
     whole = profile(original).costs.macs
-    classifier = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    stream = [layer for name, layer in module.named_modules() if name in ("conv1", "linear") or name.endswith(".conv2")]
     pruner = torch_pruning.pruner.MetaPruner(
         module,
         example,
@@ -131,7 +136,7 @@ def _pruned_by_torch_pruning(original: Network, ratio: float) -> Network:
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=STEPS,
-        ignored_layers=classifier,
+        ignored_layers=stream,
     )
     shapes = {original.inputs[0].name: original.inputs[0].shape}
     for _ in range(STEPS):
