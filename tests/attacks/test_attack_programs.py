@@ -80,6 +80,8 @@ def test_the_honest_archive_is_read(entries, tmp_path):
         "torch.ops.mylib.launch.default",
         "torch.ops.aten.relu.out",
         "torch.ops.aten.relu.__class__",
+        "torch.ops.aten.mul.left_t",
+        "torch.ops.aten.split.str",
         "torch.ops.aten.__class__.default",
         "torch.ops.higher_order.cond",
         "os.system",
@@ -260,6 +262,83 @@ def test_a_call_that_would_make_a_huge_tensor_is_refused_by_its_shape(entries, t
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert error.code in ("unsafe_model", "invalid_model") and peak < 50 << 20
+
+
+def argument(name, **value):
+    return {"name": name, "arg": value, "kind": 1}
+
+
+def value(kind, name):
+    return {f"as_{kind}": {"name" if kind == "tensor" else "as_name": name}}
+
+
+def call(target, *inputs, output=None):
+    outputs = [output or value("sym_int", "made")]
+    return {"target": target, "inputs": list(inputs), "outputs": outputs, "metadata": {}}
+
+
+def input_name(document):
+    (spec,) = (one for one in document["graph_module"]["signature"]["input_specs"] if "user_input" in one)
+    return spec["user_input"]["arg"]["as_tensor"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "first", "second"),
+    [
+        ("mul", {"as_string": "x"}, {"as_int": 2**33}),
+        ("mul", {"as_ints": [1]}, {"as_int": 2**33}),
+        ("mod", {"as_string": "%9999999999d"}, {"as_int": 5}),
+        ("mul", {"as_int": 2**62}, {"as_int": 2**62}),
+        ("add", value("tensor", "INPUT"), value("tensor", "INPUT")),
+        ("eq", value("tensor", "INPUT"), {"as_int": 1}),
+    ],
+)
+def test_arithmetic_is_of_sizes_alone(operation, first, second, entries, tmp_path):
+    def change(document):
+        node = call(f"_operator.{operation}", argument("a", **first), argument("b", **second))
+        node = json.loads(json.dumps(node).replace("INPUT", input_name(document)))
+        graph_of(document)["nodes"].append(node)
+
+    tracemalloc.start()
+    error = refusal(edited(entries, change), tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.code == "invalid_model" and "is no size" in error.message and peak < 50 << 20
+
+
+@pytest.mark.parametrize(
+    ("target", "inputs"),
+    [
+        ("unbind.int", {"dim": 0}),
+        ("split.Tensor", {"split_size": 1}),
+        ("chunk.default", {"chunks": 10**6}),
+        ("tensor_split.sections", {"sections": 10**9}),
+    ],
+)
+def test_a_tensor_is_not_taken_into_more_pieces_than_are_named(target, inputs, entries, tmp_path):
+    def change(document):
+        nodes = graph_of(document)["nodes"]
+        rows = [argument("self", **nodes[-1]["outputs"][0]), argument("repeats", as_ints=[10**6, 1])]
+        nodes.append(call("torch.ops.aten.repeat.default", *rows, output=value("tensor", "rows")))
+        given = [argument(name, as_int=number) for name, number in inputs.items()]
+        pieces = {"as_tensors": [{"name": "piece"}]}
+        rows = argument("self", **value("tensor", "rows"))
+        nodes.append(call(f"torch.ops.aten.{target}", rows, *given, output=pieces))
+
+    tracemalloc.start()
+    error = refusal(edited(entries, change), tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.code == "invalid_model" and "1 results" in error.message and peak < 50 << 20
+
+
+def test_two_inputs_of_one_name_are_refused(entries, tmp_path):
+    def change(document):
+        specs = document["graph_module"]["signature"]["input_specs"]
+        specs.append(specs[-1])
+
+    error = refusal(edited(entries, change), tmp_path)
+    assert error.code == "invalid_model" and "one name" in error.message
 
 
 def test_a_training_program_is_refused_with_what_to_do(tmp_path):

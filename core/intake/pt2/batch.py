@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from core.analysis.schema import operator_name
-from core.intake.pt2.calls import Made
+from core.intake.pt2.calls import Made, follows_batch
 
 MANY = 3
 # By operator, its argument that is a list of sizes.
@@ -38,7 +38,8 @@ def readings(
     follows: whether what the call reads follows the batch.
     """
     operator = operator_name(target)
-    reshapes = follows and operator in _RESHAPES
+    operand = arguments.get("self")
+    reshapes = follows and operator in _RESHAPES and isinstance(operand, Made) and follows_batch(operand)
     name = (_RESHAPES if reshapes else _MAKERS).get(operator, "")
     sizes = arguments.get(name)
     if not isinstance(sizes, list) or (follows and operator == "repeat"):
@@ -46,7 +47,7 @@ def readings(
         return
     able = [at for at, size in enumerate(sizes) if type(size) is int and size > 0 and size % fixed == 0]
     if reshapes:
-        likely = _place(operator, arguments["self"], sizes, fixed)
+        likely = _place(operator, operand, sizes, fixed)
     else:
         likely = 0 if sizes and sizes[0] == fixed and len(sizes) > 1 else None
     if likely in able:

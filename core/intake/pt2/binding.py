@@ -65,6 +65,8 @@ def read_signature(module: Mapping[str, Any], given: Sequence[int] | Mapping[str
             raise unsupported(f"The .pt2 file takes an input of kind {kind[:40]!r} (a custom object or a token).")
     if not names:
         raise invalid("The program in the .pt2 file has no inputs.")
+    if len(set(names)) < len(names):
+        raise invalid("Two inputs of the .pt2 file have one name; the file is damaged.")
     sizes, types = {}, set()
     for name in names:
         meta = values.get(name)

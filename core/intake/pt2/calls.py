@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from core.analysis.schema import operator_name
+from core.intake.pt2.fields import LARGEST
 from core.intake.refusals import invalid
 
 
@@ -50,9 +52,41 @@ def evaluated(target: Callable[..., Any], args: Any, kwargs: Any, what: str) -> 
     try:
         with torch.no_grad():
             return target(*args, **kwargs)
-    except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise invalid(f"{what} of the .pt2 file cannot be computed: {reason[:200]}.") from error
+
+
+def require_numbers(items: Sequence[Any], what: str) -> None:
+    """Arithmetic is of sizes: `"%9999999999d" % 1` is none, and squares of squares fill any memory.
+
+    Raises EngineError("invalid_model").
+    """
+    for item in items:
+        for value in (item.one, item.many) if isinstance(item, Made) else (item,):
+            if not isinstance(value, (bool, int, float)) or (isinstance(value, int) and abs(value) > LARGEST):
+                raise invalid(f"{what} of the .pt2 file computes with what is no size.")
+
+
+def require_few(target: torch._ops.OpOverload, args: Any, kwargs: Any, results: int, what: str) -> None:
+    """A call may not take a tensor into more pieces than the program names: a short file could ask for millions.
+
+    args, kwargs: at one batch. Raises EngineError("invalid_model").
+    """
+    given = {one.name: value for one, value in zip(target._schema.arguments, args, strict=False)} | kwargs
+    operand, axis = given.get("self"), given.get("dim", 0)
+    if not isinstance(operand, Tensor) or not operand.ndim or type(axis) is not int:
+        return
+    size, width, chunks = operand.shape[axis % operand.ndim], given.get("split_size"), given.get("chunks")
+    pieces = given.get("sections", 0)
+    if operator_name(target) == "unbind":
+        pieces = size
+    elif type(width) is int and width > 0:
+        pieces = -(-size // width)
+    elif type(chunks) is int:
+        pieces = min(chunks, size)
+    if type(pieces) is int and pieces > results:
+        raise invalid(f"{what} of the .pt2 file has {results} results and computes {pieces}.")
 
 
 def _has_device(args: Any) -> bool:

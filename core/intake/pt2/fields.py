@@ -9,7 +9,7 @@ from core.intake.refusals import invalid, too_large
 
 MAX_JSON_BYTES = 64 << 20
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 
 
 def parse(data: memoryview, what: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def take(mapping: object, name: str, kind: type, what: str) -> Any:
     """A field of a kind. Raises EngineError("invalid_model") where it is missing or another thing."""
     value = mapping.get(name) if isinstance(mapping, dict) else None
     is_kind = type(value) is kind
-    if not is_kind or (kind is int and abs(value) > _LARGEST):
+    if not is_kind or (kind is int and abs(value) > LARGEST):
         raise invalid(f"{what} of the .pt2 file has no field {name!r} that is {_KINDS[kind]}; the file is damaged.")
     return value
 
@@ -43,7 +43,7 @@ def union(value: object, what: str) -> tuple[str, Any]:
 
 def whole(value: object, what: str) -> int:
     """A whole number that PyTorch can hold."""
-    if type(value) is not int or abs(value) > _LARGEST:
+    if type(value) is not int or abs(value) > LARGEST:
         raise invalid(f"{what} of the .pt2 file has {str(value)[:40]!r} where a whole number belongs.")
     return value
 

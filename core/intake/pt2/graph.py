@@ -18,7 +18,17 @@ from torch.fx import Graph, Node
 from core.errors import EngineError
 from core.intake.pt2.archive import SCALAR_TYPES
 from core.intake.pt2.batch import MANY, readings
-from core.intake.pt2.calls import Made, at_batch, bound, evaluated, follows_batch, in_graph, leaves
+from core.intake.pt2.calls import (
+    Made,
+    at_batch,
+    bound,
+    evaluated,
+    follows_batch,
+    in_graph,
+    leaves,
+    require_few,
+    require_numbers,
+)
 from core.intake.pt2.fields import number, take, union, whole
 from core.intake.pt2.operators import AUTOCAST, SET_GRADIENT, is_arithmetic, is_assertion, resolve
 from core.intake.refusals import invalid, unsafe
@@ -92,7 +102,7 @@ class GraphReader:
             raise invalid("The network computes under torch.autocast; export it in float32, with autocast off.")
         body = take(given[position][1], "graph", dict, what)
         outside = dict(self.values)
-        inner = [self._name(one, what) for one in take(body, "inputs", list, what)]
+        inner = [_name(one, what) for one in take(body, "inputs", list, what)]
         if len(inner) != len(given) - position - 1:
             raise invalid(f"{what} in the .pt2 file gives its graph other inputs than that has; the file is damaged.")
         for name, (kind, value) in zip(inner, given[position + 1 :], strict=True):
@@ -111,25 +121,29 @@ class GraphReader:
             if not isinstance(one, dict):
                 raise invalid(f"{what} of the .pt2 file has an argument that is no object; the file is damaged.")
             given[take(one, "name", str, what)] = self._argument(*union(one.get("arg"), what), what)
-        path = _path(node)
+        path, outputs = _path(node), take(node, "outputs", list, what)
         if is_arithmetic(target):
             results = self._arithmetic(target, list(given.values()), what)
         else:
             _require_inference(target, given, what)
-            results = self._operator(target, given, path, what)
-        self._keep(take(node, "outputs", list, what), results, what, recorded)
+            results = self._operator(target, given, path, what, len(_output_names(outputs, what)))
+        self._keep(outputs, results, what, recorded)
 
     def _arithmetic(self, target: Callable[..., Any], given: list[Any], what: str) -> list[Made]:
+        require_numbers(given, what)
         one, many = (
             evaluated(target, [at_batch(item, which) for item in given], {}, what) for which in ("one", "many")
         )
+        require_numbers([one, many], what)
         if one == many:
             return [Made(None, one, many)]
         made = self.graph.call_function(target, tuple(in_graph(item) for item in given))
         made.meta = {"path": "", "value": one}
         return [Made(made, one, many)]
 
-    def _operator(self, target: torch._ops.OpOverload, given: dict[str, Any], path: str, what: str) -> list[Made]:
+    def _operator(
+        self, target: torch._ops.OpOverload, given: dict[str, Any], path: str, what: str, results: int
+    ) -> list[Made]:
         args, kwargs = bound(target, given, what)
         choices = [("", 0, 0)]
         if self._fixed is not None:
@@ -144,10 +158,10 @@ class GraphReader:
             elif choices[0][0]:
                 args, kwargs = bound(target, given, what)
             try:
-                one, many = (
-                    evaluated(target, *(at_batch(part, which) for part in (args, kwargs)), what)
-                    for which in ("one", "many")
-                )
+                parts = [tuple(at_batch(part, which) for part in (args, kwargs)) for which in ("one", "many")]
+                for part in parts:
+                    require_few(target, *part, results, what)
+                one, many = (evaluated(target, *part, what) for part in parts)
             except EngineError as error:
                 reason = reason or error
                 continue
@@ -194,14 +208,8 @@ class GraphReader:
     def _keep(
         self, outputs: list[Any], results: list[Made], what: str, recorded: Mapping[str, Any] | None = None
     ) -> None:
-        """Results under the names that the program gives them. A list of tensors is one output of several names."""
-        names: list[str | None] = []
-        for output in outputs:
-            kind, value = union(output, what)
-            if kind == "as_tensors" and isinstance(value, list):
-                names += [take(one, "name", str, what) for one in value if isinstance(one, dict)]
-            else:
-                names.append(None if kind == "as_none" else self._name(output, what))
+        """Results under the names that the program gives them."""
+        names = _output_names(outputs, what)
         if len(names) != len(results):
             raise invalid(f"{what} of the .pt2 file has {len(names)} results and computes {len(results)}.")
         for name, made in zip(names, results, strict=True):
@@ -277,17 +285,30 @@ class GraphReader:
         raise invalid(f"{what} of the .pt2 file has an argument of unknown kind {tag[:40]!r}.")
 
     def _known(self, kind: str, value: Any, what: str, values: Mapping[str, Made] | None = None) -> str:
-        name = self._name({kind: value}, what)
+        name = _name({kind: value}, what)
         if name not in (self.values if values is None else values):
             raise invalid(f"{what} of the .pt2 file reads {name[:80]!r} before anything computes it.")
         return name
 
-    def _name(self, value: object, what: str) -> str:
-        kind, inner = union(value, what)
-        field = "name" if kind == "as_tensor" else "as_name"
-        if kind not in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool") or not isinstance(inner, dict):
-            raise invalid(f"{what} of the .pt2 file has {kind[:40]!r} where the name of a value belongs.")
-        return take(inner, field, str, what)
+
+def _name(value: object, what: str) -> str:
+    kind, inner = union(value, what)
+    field = "name" if kind == "as_tensor" else "as_name"
+    if kind not in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool") or not isinstance(inner, dict):
+        raise invalid(f"{what} of the .pt2 file has {kind[:40]!r} where the name of a value belongs.")
+    return take(inner, field, str, what)
+
+
+def _output_names(outputs: list[Any], what: str) -> list[str | None]:
+    """A list of tensors is one output of several names; None is an output that nobody reads."""
+    names: list[str | None] = []
+    for output in outputs:
+        kind, value = union(output, what)
+        if kind == "as_tensors" and isinstance(value, list):
+            names += [take(one, "name", str, what) for one in value]
+        else:
+            names.append(None if kind == "as_none" else _name(output, what))
+    return names
 
 
 def _require_inference(target: torch._ops.OpOverload, given: Mapping[str, Any], what: str) -> None:

@@ -97,7 +97,9 @@ def resolve(target: str) -> Callable[..., Any] | None:
     found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload) or any(one.is_out for one in found._schema.arguments):
         return None
-    return found
+    # `aten.mul.left_t` repeats lists and `aten.split.str` cuts texts.
+    makes = {str(one.type) for one in found._schema.returns}
+    return found if plain == "sym_size" or (makes and makes <= {"Tensor", "List[Tensor]"}) else None
 
 
 def is_arithmetic(target: Callable[..., Any]) -> bool:
