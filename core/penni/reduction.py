@@ -155,8 +155,8 @@ class _Program:
         for step in range(1, PRUNING_STEPS + 1):
             self.search = self._searching()
             caps = [_between(cap, full, step / PRUNING_STEPS) for cap in self._constraints]
-            # Columns that died in the fit may have made room.
-            selection = self.search.land(caps) or selection
+            # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest columns.
+            selection = self.search.land(caps) or self.search.smallest
             for weight, mask in selection.live.items():
                 self._factors[weight] = self._factors[weight].with_columns(mask)
             self._seen(f"pruned, step {step}", selection)

@@ -60,21 +60,27 @@ class Lesson:
 
 
 def fine_tune(
-    network: Network, lesson: Lesson, *, progress: Progress, steps: Steps, about: dict[str, Any] | None = None
+    network: Network,
+    lesson: Lesson,
+    *,
+    progress: Progress,
+    steps: Steps,
+    left: Saved | None,
+    about: dict[str, Any],
 ) -> Trained:
     """Train a copy of `network` on the train split; deterministic for a seed on one device, precision and thread count.
 
-    steps: where the state is kept when it is due, and found if there is one. about: what is kept with it for the caller.
+    steps: where the state is kept when it is due. left: the state in which an interrupted process left this training.
+    about: what is kept with it for the caller.
     """
     with reproducible(lesson.device, lesson.seed):
         trainer = Trainer(network, lesson, progress)
-        found = steps.partial(STEP)
-        if found is not None:
-            trainer.restore(found)
+        if left is not None:
+            trainer.restore(left)
         for step in trainer:
             if steps.due:
                 values, tensors = trainer.state(step)
-                steps.save(STEP, {**values, **(about or {})}, tensors)
+                steps.save(STEP, {**values, **about}, tensors)
                 trainer.curve.skip()
         return trainer.result()
 
@@ -141,6 +147,7 @@ class Trainer:
         self._best = tuple(values["best"]) if values["best"] else None
         self._best_state = parts.get("best", {})
         self.curve.restore(values["curve"], parts["sums"])
+        self._stopped = self._out_of_patience()
         self.batches.restore(values["step"], parts["batches"])
 
     def learn(self, step: int, rows: Tensor, images: Tensor) -> None:
@@ -185,9 +192,13 @@ class Trainer:
             if self._best is None or (judge.no_worse(value, self._best[0]) and value != self._best[0]):
                 self._best = (value, epoch)
                 self._best_state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-            self._stopped = epoch - self._best[1] >= schedule.patience
+            self._stopped = self._out_of_patience()
         self._set_mode()
         self.curve.skip()
+
+    def _out_of_patience(self) -> bool:
+        patience = self._lesson.schedule.patience
+        return patience is not None and self._best is not None and len(self.curve.epochs) - self._best[1] >= patience
 
     def _set_mode(self) -> None:
         """Training mode; where the original is only imitated, batch-norms keep the statistics that the refit suits."""

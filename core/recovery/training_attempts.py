@@ -82,7 +82,9 @@ def train(
             about = {"attempt": number, "threads": threads, "threads_timed": timed, "bfloat16": schedule.bfloat16}
             began = time.monotonic()
             lesson = replace(lesson, schedule=attempts[number])
-            trained = fine_tune(network, lesson, progress=progress, steps=steps, about=about)
+            # What this process saved of the try before is not where the next one begins.
+            begun = left if number == attempt else None
+            trained = fine_tune(network, lesson, progress=progress, steps=steps, left=begun, about=about)
             seconds = time.monotonic() - began
             reached = None
             if trained.network is not None:

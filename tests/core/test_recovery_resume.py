@@ -147,6 +147,29 @@ def test_the_second_try_is_resumed_as_the_second(labelled, tmp_path, monkeypatch
     assert [event.epoch.epoch for event in told if event.epoch] == [1, 2]
 
 
+def test_the_second_try_begins_anew_whatever_was_saved_of_the_first(labelled, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("core.recovery.schedule", fromlist=["x"]).LEARNING_RATES, "sgd", 1e5)
+    monkeypatch.setattr("core.recovery.training_attempts.RETRY_FACTOR", 2e-7)
+    whole = run(labelled)
+    saved = run(labelled, Dying(tmp_path / "checkpoint", None))
+    for found in (whole, saved):
+        assert found.details["training"]["retried"] and not found.details["training"]["diverged"]
+    assert same(whole.network, saved.network)
+
+
+def test_a_run_out_of_patience_stays_so(labelled, tmp_path):
+    # The best epoch is the first: at this rate later ones are no better.
+    options = {"epochs": 3, "patience": 1, "learning_rate": 1e-9}
+    whole = run(labelled, **options)
+    records = whole.details["training"]["epoch_records"]
+    assert len(records) == 2
+    with pytest.raises(Killed):
+        run(labelled, Dying(tmp_path / "checkpoint", 2 * (whole.details["training"]["steps"] // 3)), **options)
+    resumed = run(labelled, Checkpoint(tmp_path / "checkpoint", "request"), **options)
+    assert len(resumed.details["training"]["epoch_records"]) == 2
+    assert same(whole.network, resumed.network)
+
+
 def test_finished_steps_are_not_done_again(labelled, tmp_path, monkeypatch):
     whole = run(labelled, Checkpoint(tmp_path / "checkpoint", "request"))
 
