@@ -262,7 +262,9 @@ def _chooser(
 
 def _steering(request: CompressionRequest, origin: Origin) -> Steering:
     options = EncodingOptions(**request.encoding)
-    return Steering.of(options, request.outputs, origin.network, capped=request.budget.has("size"))
+    return Steering.of(
+        options, request.outputs, origin.network, capped=request.budget.has("size"), opset=request.onnx_opset
+    )
 
 
 def _choose(chooser: Chooser | Rewriter, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
@@ -385,6 +387,7 @@ def _compress_onto(
                     steering.options,
                     stored=steering.stored,
                     size_limit=steering.size_limit(caps),
+                    opset=request.onnx_opset,
                     seed=request.seed,
                     device=device,
                     progress=stages.listener,

@@ -57,11 +57,11 @@ def write_onnx(
         _write(_by_torch(network, reason, opset), network, path, compare)
 
 
-def onnx_bytes(network: Network, *, fold: bool = True) -> bytes:
+def onnx_bytes(network: Network, *, fold: bool = True, opset: int | None = None) -> bytes:
     """The file that `write_onnx` writes, uncompared."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.onnx"
-        write_onnx(network, path, compare=False, fold=fold)
+        write_onnx(network, path, compare=False, fold=fold, opset=opset)
         return path.read_bytes()
 
 

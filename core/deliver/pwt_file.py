@@ -31,10 +31,10 @@ class Compact:
     format: str = "auto"
 
 
-def skeleton_of(network: Network) -> bytes | None:
-    """The same for any values of the kernels, unless the file holds something computed from them."""
+def skeleton_of(network: Network, opset: int | None = None) -> bytes | None:
+    """It belongs to these very values: what the ONNX file holds that was computed from them stays in it."""
     try:
-        proto = onnx.load_from_string(onnx_bytes(network, fold=False))
+        proto = onnx.load_from_string(onnx_bytes(network, fold=False, opset=opset))
     except EngineError:
         return None
     for initializer in proto.graph.initializer:

@@ -17,6 +17,7 @@ import torch
 
 from core.deliver.pwt_file import Compact, measured_pwt, skeleton_of
 from core.encoding.allocation import allocate, curve
+from core.encoding.container import PwtSummary
 from core.encoding.description import describe_encoding
 from core.encoding.fine_tuning import fine_tune_shared, plan_run
 from core.encoding.judge import Judge
@@ -32,6 +33,8 @@ from core.recovery import ImageDataset, Recovered
 # A file between these shares of its cap has landed.
 _LANDED = 0.985
 _ATTEMPTS = 10
+# Of each tensor: what a header with the checksums of other values may take more.
+_SPARE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,17 @@ def encode(
     *,
     stored: bool,
     size_limit: int | None,
+    opset: int | None = None,
     seed: int,
     device: torch.device,
     progress: Progress,
 ) -> Encoded:
-    """Encode what recovery left; there is something to do (`Steering.encodes`). stored: whether `model.pwt` is asked for. size_limit: bytes that it may take.
+    """Encode what recovery left; there is something to do (`Steering.encodes`). stored: whether `model.pwt` is asked for. size_limit: bytes that it may take. opset: of the ONNX file that it turns back into.
 
     A limit that cannot be reached gives the smallest file there is; whoever asked has to look.
     """
     network = recovered.network
-    skeleton = skeleton_of(network) if stored else None
+    skeleton = skeleton_of(network, opset) if stored else None
     if not options.lossy:
         compact = Compact({}, skeleton, options.format)
         details = describe_encoding(options, compact, measured_pwt(network, compact))
@@ -80,6 +84,11 @@ def encode(
 
     def tell(message: str, step: int | None = None, steps: int | None = None) -> None:
         progress(ProgressEvent("encode", message=message, step=step, steps=steps))
+
+    def stored_as(found: Network, shared_tensors: Mapping[str, QuantizedTensor]) -> tuple[Compact, PwtSummary]:
+        """How the finished network is stored, with the skeleton of its own values."""
+        compact = Compact(shared_tensors, skeleton_of(found, opset) if stored else None, options.format)
+        return compact, measured_pwt(found, compact)
 
     groups = grouped(find_kernels(network, options.prune), unified=options.unified)
     if size_limit is None or not stored:
@@ -93,13 +102,15 @@ def encode(
         def size(found: Mapping[str, QuantizedTensor]) -> int:
             return measured_pwt(network, Compact(found, skeleton, options.format)).file_bytes
 
-        tensors = quantized_within(groups, options, sensitivity, size, size_limit, seed)
+        room = _SPARE_BYTES * len(network.tensors) if dataset is not None and options.epochs != 0 else 0
+        tensors = quantized_within(groups, options, sensitivity, size, size_limit - room, seed)
     judge = Judge(original, network, dataset, device)
     tell("Measuring what sharing costs")
     shared = with_values(network, tensors)
     before, after = judge.score(network), judge.score(shared)
     scores = {"before": before, "shared": after}
     final, tuning = shared, {"epochs": 0}
+    compact, summary = stored_as(shared, tensors)
     if dataset is not None and options.epochs != 0 and tensors:
         run = plan_run(network, len(dataset.train), options.epochs, device)
         learnt = fine_tune_shared(
@@ -116,11 +127,13 @@ def encode(
         tuning["kept"] = False
         if learnt is not None:
             scores["fine_tuned"] = judge.score(learnt[0])
-            if not judge.worse(scores["fine_tuned"], after):
-                (final, tensors), after, tuning["kept"] = learnt, scores["fine_tuned"], True
+            tuned = stored_as(*learnt)
+            fits = size_limit is None or tuned[1].file_bytes <= max(size_limit, summary.file_bytes)
+            if fits and not judge.worse(scores["fine_tuned"], after):
+                final, after, tuning["kept"] = learnt[0], scores["fine_tuned"], True
+                compact, summary = tuned
     tell("Measuring the result")
-    compact = Compact(tensors, skeleton, options.format)
-    details = describe_encoding(options, compact, measured_pwt(final, compact))
+    details = describe_encoding(options, compact, summary)
     details |= {"fine_tuning": tuning, judge.measure: scores}
     if not judge.labelled:
         return Encoded(final, compact, details)

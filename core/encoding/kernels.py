@@ -76,8 +76,16 @@ def find_kernels(network: Network, prune: float) -> list[Kernel]:
 
 
 def _survivors(values: np.ndarray, prune: float) -> np.ndarray:
-    magnitudes = np.abs(values)
-    return magnitudes > (np.percentile(magnitudes, prune) if prune else 0.0)
+    """Of equal magnitudes only as many go as the percentage says, the first in memory order."""
+    magnitudes = np.abs(values).reshape(-1)
+    alive = magnitudes > 0
+    if prune:
+        count = int(prune / 100 * (magnitudes.size - 1)) + 1
+        largest = np.partition(magnitudes, count - 1)[count - 1]
+        ties = np.flatnonzero(magnitudes == largest)
+        alive &= magnitudes >= largest
+        alive[ties[: count - int((magnitudes < largest).sum())]] = False
+    return alive.reshape(values.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,12 +35,14 @@ class Steering:
     overhead_bytes: int = 0
 
     @staticmethod
-    def of(options: EncodingOptions, outputs: Sequence[str], original: Network, *, capped: bool) -> Steering:
-        """capped: whether there is a cap on the file."""
+    def of(
+        options: EncodingOptions, outputs: Sequence[str], original: Network, *, capped: bool, opset: int | None = None
+    ) -> Steering:
+        """capped: whether there is a cap on the file. opset: of the ONNX file that it turns back into."""
         stored = "pwt" in outputs
         overhead = 0
         if stored and capped and not options.lossy:
-            plain = measured_pwt(original, Compact({}, skeleton_of(original), options.format))
+            plain = measured_pwt(original, Compact({}, skeleton_of(original, opset), options.format))
             overhead = max(0, plain.file_bytes - safetensors_bytes(original)) + _SLACK_BYTES
         return Steering(options, stored, overhead)
 

@@ -29,8 +29,9 @@ _ELEMENT_TYPES = {
 class GraphBuilder:
     """Collects nodes and initializers; every name is given out once. What an older opset says otherwise is said so."""
 
-    def __init__(self, inputs: Sequence[TensorSpec], opset: int = DEFAULT_OPSET) -> None:
-        self.opset = opset
+    def __init__(self, inputs: Sequence[TensorSpec], opset: int = DEFAULT_OPSET, *, own_weights: bool = False) -> None:
+        """own_weights: whether matrices are stored as the network has them and turned while it runs."""
+        self.opset, self.own_weights = opset, own_weights
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: set[str] = set()

@@ -34,7 +34,8 @@ _NEW = frozenset({"new_zeros", "new_ones", "new_full"})
 def emit(network: Network, *, fold: bool = True, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """The network as a model whose initializers have the network's tensor names. Raises Uncovered.
 
-    Inputs and outputs have the network's names and a dynamic batch axis. fold: batch-norms into convolutions.
+    Inputs and outputs have the network's names and a dynamic batch axis. fold: batch-norms into convolutions, and
+    transposed matrices into what is stored.
     """
     return _Emitter(network, fold, opset).model()
 
@@ -43,7 +44,7 @@ class _Emitter:
     def __init__(self, network: Network, fold: bool, opset: int) -> None:
         self._network = network
         self._inputs = iter(network.inputs)
-        self._builder = GraphBuilder(network.inputs, opset)
+        self._builder = GraphBuilder(network.inputs, opset, own_weights=not fold)
         self._builder.reserve([spec.name for spec in network.outputs])
         self._aliases = Aliases(network.graph)
         self._fusions = fusions(network) if fold else Fusions({}, frozenset())

@@ -14,7 +14,7 @@ def _linear(call: Call) -> str:
     weight, bias = call["weight"], call.tensor("bias") if call.given("bias") else ""
     if call.rank("input") == 2:
         return call.builder.add("Gemm", call.tensor("input"), call.tensor("weight"), bias, transB=1)
-    if isinstance(weight, Tensor):
+    if isinstance(weight, Tensor) and not call.builder.own_weights:
         transposed = call.operand(weight.T, call.raw["weight"])
     else:
         transposed = call.builder.add("Transpose", call.tensor("weight"), perm=[1, 0])
