@@ -24,6 +24,7 @@ _LANE_BYTES = 3  # what a lane costs: two bytes of its first state, and about on
 _LANE_SHARE = 0.005  # of the coded bytes that lanes may cost
 _SPARSE = 0.25  # below this share of survivors runs decode faster, so that a tie goes to them
 _TIE = 1.002
+_PLACED_AT_ONCE = 1 << 18  # survivors, for each of which some 60 bytes are held while they are placed
 
 
 @dataclass(frozen=True)
@@ -218,16 +219,21 @@ class Decoder:
             return flat
         tokens = stream.symbols(survivors, self._models[0])
         values = stream.symbols(survivors, self._models[1])
-        widths = gaps.widths_of(np.arange(gaps.TOKENS))[tokens]
+        width_of, smallest = gaps.widths_of(np.arange(gaps.TOKENS)), gaps.smallest_gaps(np.arange(gaps.TOKENS))
+        chunks = [slice(first, first + _PLACED_AT_ONCE) for first in range(0, survivors, _PLACED_AT_ONCE)]
         used = stream.finish()
-        self._ends(used + bits.stream_bytes(int(widths.sum())), len(content))
-        distances = gaps.smallest_gaps(np.arange(gaps.TOKENS))[tokens]
-        distances += bits.unpack_varying(bits.words_of(content[used:]), widths).astype(np.int64)
-        places = np.cumsum(distances + 1) - 1
-        if survivors and (int(places[-1]) >= entries or int(distances.max()) >= entries):
-            raise PwtError(PwtFault.bad_index, "ans", "a survivor lies beyond its block")
+        extra_bits = sum(int(width_of[tokens[chunk]].sum()) for chunk in chunks)
+        self._ends(used + bits.stream_bytes(extra_bits), len(content))
         flat = np.full(entries, self._background, index_type(self._layout.levels))
-        flat[places] = values
+        words, position, place = bits.words_of(content[used:]), 0, -1
+        for chunk in chunks:
+            widths = width_of[tokens[chunk]]
+            distances = smallest[tokens[chunk]] + bits.unpack_varying(words, widths, position).astype(np.int64)
+            places = place + np.cumsum(distances + 1)
+            if int(places[-1]) >= entries or int(distances.max()) >= entries:
+                raise PwtError(PwtFault.bad_index, "ans", "a survivor lies beyond its block")
+            flat[places] = values[chunk]
+            position, place = position + int(widths.sum()), int(places[-1])
         return flat
 
     def _ends(self, used: int, size: int) -> None:

@@ -62,8 +62,8 @@ def unpack(words: np.ndarray, first: int, count: int, width: int) -> np.ndarray:
     return found
 
 
-def unpack_varying(words: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Numbers of these `widths` (each 0 to 32) from the stream's beginning, uint64."""
+def unpack_varying(words: np.ndarray, widths: np.ndarray, first: int = 0) -> np.ndarray:
+    """Numbers of these `widths` (each 0 to 32) from the bit position `first` on, uint64."""
     widths = widths.astype(np.int64, copy=False)
-    position = np.cumsum(widths) - widths
+    position = first + np.cumsum(widths) - widths
     return np.where(widths > 0, peek(words, position) >> (32 - widths).astype(np.uint64), np.uint64(0))

@@ -65,6 +65,10 @@ def write_pwt(
     packed = zlib.compress(header, 9)
     if len(header) > MAX_HEADER_BYTES:
         raise formats.EncodingError(f"the header has {len(header)} bytes; at most {MAX_HEADER_BYTES} can be read again")
+    try:
+        parse_header(header)
+    except PwtError as error:
+        raise formats.EncodingError(f"what was written could not be read again: {error}") from error
     prelude = PRELUDE.pack(MAGIC, VERSION, len(packed), len(header), zlib.crc32(packed))
     payloads = [payload for _, payload in coded.values()] + ([bare] if skeleton else [])
     with Path(path).open("wb") as file:

@@ -38,8 +38,13 @@ class CompressedMatrix:
             raise ValueError(f"no products on {format!r}; there are {', '.join(PRODUCT_FORMATS)}")
         self.format, self.layout, self.stored_bytes = format, layout, len(payload)
         self._codebook, self._decoder = formats.open_payload(payload, format, layout)
+        symbols = layout.entries
         if isinstance(self._decoder, ShacDecoder):
             self._decoder.check_rows()
+            symbols = len(self._decoder.placed(0, layout.columns)[1])
+        # Compiled loops look nothing up before they read it.
+        if symbols and not isinstance(self._decoder, ImDecoder) and len(self._decoder.code.order) == 0:
+            raise PwtError(PwtFault.bad_code, format, "symbols to decode, and no codeword")
 
     @classmethod
     def of(cls, tensor: QuantizedTensor, format: str | None = None) -> CompressedMatrix:

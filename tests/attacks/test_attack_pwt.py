@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pennyweight import pwt
 
 from benchmarks import fuzz_pwt
+from core.encoding import fast
 from core.encoding.container import read_pwt, write_pwt
 from core.encoding.errors import PwtError, PwtFault
 from core.encoding.header import MAGIC, MAX_HEADER_BYTES, PRELUDE
@@ -198,6 +199,32 @@ def test_an_index_that_is_no_level_is_refused(tmp_path):
     with pytest.raises(pwt.PwtError) as theirs:
         pwt.load(path)
     assert ours.value.code == theirs.value.code == "bad_index"
+
+
+def test_survivors_that_cost_no_bits_take_little_more_memory_than_they_unpack_to(tmp_path, monkeypatch):
+    """Two hundred bytes that say "two million times the same": 64 bytes were once held for each."""
+    monkeypatch.setattr(fast, "worthwhile", lambda count: False)  # compiling takes memory of its own
+    entries = 2_000_000
+    path = tmp_path / "x.pwt"
+    write_pwt(path, {"w": QuantizedTensor(np.array([[1, 0]]), CODEBOOK[:2], 0)}, {}, "ans")
+    document, _ = fuzz_pwt.parted(path.read_bytes())
+    document["tensors"][0] |= {"shape": [1, entries], "levels": 2, "zero": 0}
+    survivors = bytes([entries & 127 | 128, entries >> 7 & 127 | 128, entries >> 14])
+    lanes = 32
+    # Runs, the lanes, two tables (one token of all, one level of all), their frequencies, and one block of nothing but states.
+    tables = bytes([1, 5, 1, 0, 1, 0, 0, 1, 1, 0b01110110, 128, 1])
+    states = np.full(lanes, 1 << 16, "<u4").tobytes()
+    body = tables + survivors + states
+    path.write_bytes(fuzz_pwt.joined(document, [CODEBOOK[:2].tobytes() + body]))
+    for read in (lambda: pwt.load(path)["w"], lambda: read_pwt(path)[0]["w"].values()):
+        tracemalloc.start()
+        try:
+            found = read()
+            held = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert found.shape == (1, entries) and (found == 1).all()
+        assert held < 3.5 * found.nbytes + 32_000_000
 
 
 SEEDS = fuzz_pwt.corpus()

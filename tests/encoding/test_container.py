@@ -108,6 +108,16 @@ def test_what_cannot_be_stored_is_refused_with_the_tensors_name(tmp_path):
         write_pwt(tmp_path / "x.pwt", {"layer.weight": shared((2, 2), 2, 1.0)}, {}, "zip")
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "told"),
+    [("w", np.zeros(3, np.uint16), "unknown_type"), ("w", np.zeros([1] * 9), "bad_shape"), ("a\n", np.zeros(3), "bad_name")],
+)  # fmt: skip
+def test_nothing_is_written_that_no_reader_would_take(tmp_path, name, array, told):
+    with pytest.raises(EncodingError, match=told):
+        write_pwt(tmp_path / "x.pwt", {name: array}, {})
+    assert not (tmp_path / "x.pwt").exists()
+
+
 def test_reader_needs_numpy_and_nothing_else(tmp_path):
     """The folder works alone, in a Python that can import nothing but the standard library and numpy."""
     write_pwt(tmp_path / "x.pwt", network(), {})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from core.encoding import fast, formats
 from core.encoding.errors import PwtError, PwtFault
-from core.encoding.layout import layout_of
+from core.encoding.layout import Layout, layout_of
 from core.encoding.products import PRODUCT_FORMATS, CompressedMatrix
 from core.encoding.quantized import QuantizedTensor
 
@@ -118,6 +118,17 @@ def test_damage_is_found_while_multiplying(monkeypatch, compiled):
         with pytest.raises(PwtError) as caught:
             CompressedMatrix(bytes(payload), format, layout_of(tensor)).multiply(x)
         assert caught.value.code is code
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("format", ["hac", "shac"])
+def test_symbols_without_a_codeword_are_refused_before_a_loop_looks_one_up(monkeypatch, compiled, format):
+    monkeypatch.setattr(fast, "worthwhile", lambda count: compiled)
+    rows = b"" if format == "hac" else bytes([5] * 4) + bytes(range(5)) * 4
+    payload = np.array([0, 1], "<f4").tobytes() + bytes(2) + bytes(4) + rows
+    with pytest.raises(PwtError) as caught:
+        CompressedMatrix(payload, format, Layout((4, 5), 2, 0)).multiply(np.ones(5, np.float32))
+    assert caught.value.code is PwtFault.bad_code
 
 
 def test_what_does_not_fit_is_refused():

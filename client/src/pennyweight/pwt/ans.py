@@ -13,6 +13,7 @@ _LARGEST_PRECISION = 15
 _MOST_LANES = 4096
 _FEW_LANES = 24  # below this, numbers one by one are faster than arrays of them
 _DIRECT, _RUNS = 0, 1
+_CHUNK = 1 << 18  # survivors placed at a time, for each of which some 60 bytes are held
 
 # A distance below 16 is its own token; above, eight tokens share an octave and the rest follows as extra bits.
 _TOKENS = 16 + 8 * 28
@@ -192,13 +193,19 @@ class AnsColumns:
             require(lanes.end() == len(block), PwtFault.bad_stream, "ans", "a block has bytes that nothing uses")
             return flat
         tokens, values = lanes.decode(survivors, self._models[0]), lanes.decode(survivors, self._models[1])
-        used, widths = lanes.end(), _EXTRA_BITS[tokens]
-        whole = len(block) == used + stream_bytes(int(widths.sum()))
+        used, chunks = lanes.end(), [slice(first, first + _CHUNK) for first in range(0, survivors, _CHUNK)]
+        extra_bits = sum(int(_EXTRA_BITS[tokens[chunk]].sum()) for chunk in chunks)
+        whole = len(block) == used + stream_bytes(extra_bits)
         require(whole, PwtFault.bad_stream, "ans", "a block is not as long as its parts")
-        distances = _DISTANCES[tokens] + Bits(block[used:]).at(np.cumsum(widths) - widths, widths).astype(np.int64)
-        places = np.cumsum(distances + 1) - 1
-        inside = not survivors or (places[-1] < entries and distances.max() < entries)
-        require(inside, PwtFault.bad_index, "ans", "a survivor lies beyond its block")
         flat = np.full(entries, self._background, unsigned(max(0, self._matrix.levels - 1)))
-        flat[places] = values
+        stream, position, place = Bits(block[used:]), 0, -1
+        for chunk in chunks:
+            widths = _EXTRA_BITS[tokens[chunk]]
+            ends = position + np.cumsum(widths)
+            distances = _DISTANCES[tokens[chunk]] + stream.at(ends - widths, widths).astype(np.int64)
+            places = place + np.cumsum(distances + 1)
+            inside = places[-1] < entries and distances.max() < entries
+            require(inside, PwtFault.bad_index, "ans", "a survivor lies beyond its block")
+            flat[places] = values[chunk]
+            position, place = int(ends[-1]), int(places[-1])
         return flat
