@@ -131,6 +131,14 @@ def test_the_step_of_uq_is_the_smallest_with_so_many_levels(levels):
     np.testing.assert_allclose(found.codebook / step, np.round(found.codebook / step), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("most", [1, 2, 8, 32])
+def test_no_point_of_a_curve_has_more_values_than_allowed(name, most):
+    for seed, count in ((0, 340), (3, 324), (11, 55), (14, 61)):
+        points = quantizer(name, SortedValues.of(normal(count, seed)), most).curve()
+        assert points and max(map(len, points)) <= most
+
+
 def test_uq_keeps_weights_of_any_magnitude_apart():
     values = normal(500) * 1e-7
     assert len(Uniform(SortedValues.of(values), 64).at_levels(16)) > 8

@@ -37,7 +37,9 @@ class Uniform:
         if not self._largest:
             return [self.at_step(0)]
         finest = self._step(self._most)
-        return [self.at_step(step) for step in np.geomspace(max(finest, 1.2 * self._largest), finest, _CURVE_POINTS)]
+        steps = np.geomspace(max(finest, 1.2 * self._largest), finest, _CURVE_POINTS)
+        # A coarser step may use one value more, where its multiples happen to part what a finer one joins.
+        return [found for found in map(self.at_step, steps) if len(found) <= self._most]
 
     def _step(self, levels: int) -> float:
         """The smallest Δ found: at twice the largest magnitude and a little, everything rounds to zero."""
