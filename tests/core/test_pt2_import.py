@@ -144,6 +144,76 @@ def test_networks_of_another_precision_become_float32(dtype, tmp_path):
     assert_runs_like(network, module.float())
 
 
+def test_constants_of_another_precision_become_float32_with_the_weights(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.scale = torch.linspace(0.5, 2, 3, dtype=torch.float64).view(3, 1, 1)
+
+        def forward(self, image):
+            return self.conv(image * self.scale)
+
+    module = Scaled().double().eval()
+    axes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (torch.zeros(2, 3, 8, 8, dtype=torch.float64),), dynamic_shapes=axes)
+    torch.export.save(program, tmp_path / "model.pt2")
+    network = load(tmp_path / "model.pt2")
+    assert {tensor.dtype for tensor in network.tensors.values()} == {torch.float32}
+    module.scale = module.scale.float()
+    assert_runs_like(network, module.float())
+
+
+def test_a_number_that_follows_the_batch_is_no_literal_where_few_images_give_the_same(tmp_path):
+    class Quarter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, image):
+            return self.conv(image) + image.shape[0] // 4
+
+    module = Quarter()
+    assert_runs_like(load(saved(module, tmp_path / "model.pt2")), module, batch=8)
+
+
+def test_every_output_has_a_name_of_its_own(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, image):
+            features = self.conv(image)
+            return {"output_1": features.mean((2, 3))}, features.amax((2, 3))
+
+    network = load(saved(Named(), tmp_path / "model.pt2"))
+    assert [spec.name for spec in network.outputs] == ["output_1", "output_1_"]
+
+
+@pytest.mark.parametrize("kind", ["instance norm", "attention"])
+def test_what_is_random_or_changes_statistics_when_it_runs_is_refused_as_training(kind, tmp_path):
+    class Active(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.norm = nn.InstanceNorm2d(4, track_running_stats=True)
+
+        def forward(self, image):
+            features = self.conv(image)
+            if kind == "instance norm":
+                return self.norm(features)
+            tokens = features.flatten(2)
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.5)
+
+    axes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Active().train(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=axes)
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(EngineError, match=r"is active: .* training mode\. Call model\.eval") as caught:
+        load(tmp_path / "model.pt2")
+    assert caught.value.code == "invalid_model"
+
+
 def test_tied_weights_stay_one_tensor(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
     module[2].weight = module[0].weight

@@ -135,7 +135,8 @@ class GraphReader:
             evaluated(target, [at_batch(item, which) for item in given], {}, what) for which in ("one", "many")
         )
         require_numbers([one, many], what)
-        if one == many:
+        # Of a number that follows the batch only its node is right for all: 1 // 4 and 3 // 4 are both 0, and 8 // 4 is not.
+        if one == many and not any(isinstance(item, Made) and item.node is not None for item in given):
             return [Made(None, one, many)]
         made = self.graph.call_function(target, tuple(in_graph(item) for item in given))
         made.meta = {"path": "", "value": one}
@@ -316,13 +317,15 @@ def _require_inference(target: torch._ops.OpOverload, given: Mapping[str, Any], 
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     # A norm without stored statistics standardises weights, in training and in use.
     trains = "dropout" in name or (name == "batch_norm" and given.get("running_mean") is not None)
+    updates = name == "instance_norm" and given.get("use_input_stats") is True and given.get("running_mean") is not None
     written = [
         given.get(one.name)
         for one in target._schema.arguments
         if one.alias_info is not None and one.alias_info.is_write and isinstance(given.get(one.name), Made)
     ]
     stored = next((made.node.target for made in written if made.node is not None and made.node.op == "get_attr"), None)
-    if stored is not None or (trains and (given.get("training") is True or given.get("train") is True)):
+    active = updates or given.get("dropout_p", 0.0) != 0.0
+    if stored is not None or active or (trains and (given.get("training") is True or given.get("train") is True)):
         does = f"writes into {stored!r}" if stored is not None else "is active"
         raise invalid(
             f"{what} of the .pt2 file {does}: the network was exported in training mode. Call model.eval() before "

@@ -84,7 +84,10 @@ def _tensors(program: Program, signature: Signature) -> dict[str, Tensor]:
     """The state under its own names, then the constants that the graph reads."""
     read = set(signature.stored.values())
     constants = {
-        name: value for name, value in program.constants.items() if name in read and name not in program.weights
+        # Those in the element type of the inputs become float32 with them and with the weights.
+        name: value.to(torch.float32) if value.dtype is signature.float_type else value
+        for name, value in program.constants.items()
+        if name in read and name not in program.weights
     }
     tensors = {**program.weights, **constants}
     missing = sorted(read - tensors.keys())
@@ -123,6 +126,8 @@ def _finish(reader: GraphReader, signature: Signature) -> tuple[TensorSpec, ...]
     for index, (made, (_, name)) in enumerate(zip(found, signature.outputs, strict=True)):
         default = "output" if len(found) == 1 else f"output_{index}"
         plain = name if name and name.isprintable() and len(name) <= MAX_NAME and name not in names else default
+        while plain in names:
+            plain += "_"
         names.add(plain)
         specs.append(TensorSpec(plain, tuple(made.one.shape[1:]), made.one.dtype))
     return tuple(specs)
