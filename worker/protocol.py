@@ -87,8 +87,8 @@ class ProgressMessage(_Strict):
     type: Literal["progress"] = "progress"
     stage: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
     status: Literal["running", "succeeded", "skipped"]
-    step: int | None = None
-    steps: int | None = None
+    step: Annotated[int, Field(ge=0, lt=2**53)] | None = None
+    steps: Annotated[int, Field(ge=0, lt=2**53)] | None = None
     message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)] | None = None
 
 

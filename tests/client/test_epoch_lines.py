@@ -3,6 +3,7 @@
 import io
 
 from pennyweight.epochs import EpochLines, epoch_line
+from pennyweight.errors import ServiceUnreachable
 from pennyweight.stage_bar import StageBar
 from rich.console import Console
 
@@ -54,3 +55,21 @@ def test_every_epoch_is_told_once_and_the_last_one_after_the_stage():
     told = [line for line in text.getvalue().splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in told] == ["2/10", "3/10", "4/10"]
     assert client.asked == [0, 3, 3]
+
+
+def test_a_service_that_is_away_for_a_look_costs_no_line():
+    class Events:
+        away = True
+
+        def events(self, job_id, *, after):
+            if self.away:
+                raise ServiceUnreachable("No answer.")
+            return iter([{"seq": 1, "type": "job.epoch", "data": EPOCH}] if after < 1 else [])
+
+    client, text = Events(), io.StringIO()
+    lines = EpochLines(client, StageBar(Console(file=text, width=200)))
+    job = {"id": "job_1", "status": "running", "progress": None}
+    lines({**job, "stage": "recover"})
+    client.away = False
+    lines({**job, "stage": "deliver"})
+    assert [line.split()[1] for line in text.getvalue().splitlines() if line.startswith("epoch")] == ["3/10"]

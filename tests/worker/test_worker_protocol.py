@@ -122,6 +122,12 @@ def test_a_running_stage_says_what_it_does_and_nothing_that_a_terminal_would_act
     assert {stage.message for stage in board.snapshot().stages} == {None}
 
 
+@pytest.mark.parametrize("steps", [f'"step":{10**400},"steps":1', '"step":-1,"steps":4'])
+def test_steps_that_no_engine_counts_are_refused(steps):
+    with pytest.raises(ProtocolError, match="step"):
+        decode(f'{{"type":"progress","stage":"recover","status":"running",{steps}}}'.encode())
+
+
 def test_endless_stages_are_not_progress():
     board = ProgressBoard()
     with pytest.raises(ProtocolError):

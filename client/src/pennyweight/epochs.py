@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pennyweight.client import Client
+from pennyweight.errors import ApiError, ServiceUnreachable, is_passing
 from pennyweight.stage_bar import StageBar, duration
 
 _TRAINING_STAGE = "recover"
@@ -25,11 +26,20 @@ class EpochLines:
         training = job.get("stage") == _TRAINING_STAGE
         # Once more after the stage, for what was written between the last look and its end.
         if training or self._training:
-            for event in self._client.events(job["id"], after=self._seen):
-                self._seen = event["seq"]
-                if event["type"] == "job.epoch":
-                    self._bar.say(epoch_line(event["data"]))
+            try:
+                self._tell_new(job["id"])
+            except (ServiceUnreachable, ApiError) as error:
+                # The wait itself goes through this; the next look tells what this one could not see.
+                if not is_passing(error):
+                    raise
+                training = True
         self._training = training
+
+    def _tell_new(self, job_id: str) -> None:
+        for event in self._client.events(job_id, after=self._seen):
+            self._seen = event["seq"]
+            if event["type"] == "job.epoch":
+                self._bar.say(epoch_line(event["data"]))
 
 
 def epoch_line(epoch: Mapping[str, Any]) -> str:
