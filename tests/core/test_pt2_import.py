@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from core.analysis import profile
+from core.deliver.onnx_file import write_onnx
 from core.errors import EngineError
 from core.intake import file_format, load_network
 from core.network import Network
@@ -189,6 +190,20 @@ def test_every_output_has_a_name_of_its_own(tmp_path):
 
     network = load(saved(Named(), tmp_path / "model.pt2"))
     assert [spec.name for spec in network.outputs] == ["output_1", "output_1_"]
+
+
+def test_an_output_is_not_called_like_an_input(tmp_path):
+    class Restoring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, image):
+            return {"image": self.conv(image), "mean": image.mean((2, 3))}
+
+    network = load(saved(Restoring(), tmp_path / "model.pt2"))
+    assert [spec.name for spec in network.outputs] == ["output_0", "mean"]
+    write_onnx(network, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("kind", ["instance norm", "attention"])

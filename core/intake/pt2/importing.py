@@ -122,7 +122,8 @@ def _finish(reader: GraphReader, signature: Signature) -> tuple[TensorSpec, ...]
     _without_empty_conversions(reader.graph)
     reader.graph.eliminate_dead_code(_matters)
     specs = []
-    names: set[str] = set()
+    # In ONNX an input and an output of one name would be one value.
+    names = {node.target for node in reader.graph.nodes if node.op == "placeholder"}
     for index, (made, (_, name)) in enumerate(zip(found, signature.outputs, strict=True)):
         default = "output" if len(found) == 1 else f"output_{index}"
         plain = name if name and name.isprintable() and len(name) <= MAX_NAME and name not in names else default
