@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 INTERVAL_S = 120.0
 _STEPS = "steps"
@@ -43,7 +46,8 @@ class Saved:
 
 
 class Checkpoint:
-    """The steps of one run that are behind it. Every method may be called at any time; without a path nothing is kept.
+    """The steps of one run that are behind it. Every method may be called at any time; without a path nothing is kept, and
+    what cannot be written is not kept, either: the run goes on.
 
     interval_s: how often `due` asks for the state of an unfinished step. asked: whether somebody wants it at once, because
     this process is about to end. written: told after each new file.
@@ -107,6 +111,7 @@ class Checkpoint:
     def _write(self) -> None:
         if self._path is None:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         steps = [(name, True, saved) for name, saved in self._finished.items()]
@@ -120,10 +125,16 @@ class Checkpoint:
                 tensors[f"{index}/{key}"] = tensor.detach().to("cpu", copy=True).contiguous()
         about = {_FINGERPRINT: self._fingerprint, _STEPS: json.dumps(described)}
         beside = self._path.with_name(self._path.name + ".new")
-        save_file(tensors, beside, metadata=about)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(self._path)
+        try:
+            save_file(tensors, beside, metadata=about)
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            beside.replace(self._path)
+        except (OSError, SafetensorError) as error:
+            logger.warning("A checkpoint could not be written: %s", error)
+            beside.unlink(missing_ok=True)
+            self._at = time.monotonic()
+            return
         self._at = time.monotonic()
         self._written()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.budget import Budget
+from core.errors import EngineError
 from core.recovery.encoded_images import Conversion
 
 
@@ -15,7 +16,7 @@ from core.recovery.encoded_images import Conversion
 class CompressionRequest:
     """One checkpoint, its budget, and how to get there.
 
-    methods: one mapping per step of the chain, each with its `type`. plan: `{"layers": [{"name", "out"}, …]}`, widths
+    methods: exactly one mapping, with its `type`; EngineError otherwise. plan: `{"layers": [{"name", "out"}, …]}`, widths
     that the planner takes as they are. recovery, encoding: keyword arguments of `RecoveryConfig` and `EncodingOptions`.
     max_accuracy_drop: largest allowed loss of accuracy, as a fraction; needs a labelled dataset.
     onnx_opset: of model.onnx; None for the default.
@@ -41,3 +42,11 @@ class CompressionRequest:
     on_unmet: Literal["fail", "best_effort"] = "fail"
     max_accuracy_drop: float | None = None
     request_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.methods) != 1:
+            raise EngineError(
+                "invalid_request",
+                f"methods holds {len(self.methods)} entries; a run takes exactly one. Give one, or run one after another.",
+                param="/methods",
+            )

@@ -46,3 +46,16 @@ def test_it_is_due_after_its_interval_and_tells_when_it_was_written(tmp_path):
     assert told == [1]
     assert not Checkpoint(interval_s=0.0).due
     assert not Checkpoint(tmp_path / "other", interval_s=60.0).due
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    told = []
+    checkpoint = Checkpoint(tmp_path / "state", "a", written=lambda: told.append(True))
+    checkpoint.save("train", Saved({"step": 1}))
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    checkpoint.save("train", Saved({"step": 2}))
+    assert len(told) == 1 and [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert Checkpoint(tmp_path / "state", "a").partial("train").values == {"step": 1}

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from core.analysis import analyse
+from core.budget import Budget, Cap
 from core.errors import EngineError
 from core.methods import Method, get_method, method_infos
 from core.network import Network
+from core.request import CompressionRequest
 
 
 class Chain(nn.Module):
@@ -155,3 +157,14 @@ def test_bad_limits_of_a_layer_are_pointed_at(layers, param, words):
     with pytest.raises(EngineError, match=words) as refusal:
         method.plan_options(method.config({"layers": layers}))
     assert (refusal.value.code, refusal.value.param) == ("invalid_request", param)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_run_takes_one_method_and_ignores_none(tmp_path, count):
+    with pytest.raises(EngineError, match=f"{count} entries") as refusal:
+        CompressionRequest(
+            tmp_path / "model.safetensors",
+            Budget((Cap("macs", max_ratio=0.5),)),
+            methods=({"type": "magnitude"},) * count,
+        )
+    assert refusal.value.param == "/methods"
