@@ -31,8 +31,8 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-# What starts no servers runs on several cores, a thread each; the rest watches clocks and has the machine to itself.
-ALONE := tests/attacks tests/core tests/encoding
+# What starts no process of the service runs on several cores, a thread each; the rest has the machine to itself.
+ALONE := tests/api tests/attacks tests/core tests/encoding
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ALONE)

@@ -40,7 +40,7 @@ def test_a_runner_killed_at_random_points_repeats_no_finished_interval_and_gives
     bench.settings = bench.settings.model_copy(update={"checkpoint_interval_s": 0.1})
     bench.commands = TELLING_COMMANDS
     bench.supervisor()
-    ids = [add_training_job(bench.database, bench.objects, digits_files, epochs=12, seed=3) for _ in range(2)]
+    ids = [add_training_job(bench.database, bench.objects, digits_files, epochs=6, seed=3) for _ in range(2)]
 
     undisturbed = bench.ended(ids[0], timeout_s=240)
     assert undisturbed.status is JobStatus.succeeded, undisturbed.error
