@@ -216,3 +216,24 @@ def test_half_precision_files_are_widened():
         one.type.tensor_type.elem_type = TensorProto.FLOAT16
     network = read_onnx(bytes_of(model))
     assert np.abs(network.run(noise(2, 3, 6, 6))[0].numpy() - wide).max() < 1e-2
+
+
+def test_what_stands_behind_a_squeeze_without_axes_is_refused_for_its_own_reason():
+    make = helper.make_node
+    nodes = [
+        make("Conv", ["x", "kernel"], ["features"]),
+        make("GlobalAveragePool", ["features"], ["pooled"]),
+        make("Squeeze", ["pooled"], ["vector"]),
+        make("Dropout", ["vector"], ["kept", "mask"], name="drop"),
+        make("MatMul", ["kept", "matrix"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(noise(*shape).numpy(), name)
+        for shape, name in (((4, 3, 3, 3), "kernel"), ((4, 5), "matrix"))
+    ]
+    values = [("x", TensorProto.FLOAT, [1, 3, 8, 8]), ("y", TensorProto.FLOAT, [5]), ("mask", TensorProto.BOOL, [4])]
+    image, scores, mask = (helper.make_tensor_value_info(*value) for value in values)
+    graph = helper.make_graph(nodes, "graph", [image], [scores, mask], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    error = refusal(model)
+    assert error.code == "unsupported_format" and "'drop' (Dropout): the output mask" in error.message

@@ -47,11 +47,16 @@ def read_onnx(data: memoryview, input_shape: InputShape | None = None) -> Networ
     attempt = _Import(model, opset, binding)
     try:
         return attempt.network()
-    except EngineError:
+    except EngineError as error:
         if not attempt.builder.kept_batch:
             raise
+        first = error
     # What the batch was kept for does not come: then the Squeeze means what it says, and is the end of the network.
-    return _Import(model, opset, binding, squeezes_batch=True).network()
+    try:
+        return _Import(model, opset, binding, squeezes_batch=True).network()
+    except EngineError as error:
+        # Where that is no reading either, the reason is what stopped the first one.
+        raise first from error
 
 
 class _Import:
