@@ -12,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +20,26 @@ import torch
 
 from core.agreement import require_agreement, require_equal, require_same_function
 from core.analysis import profile
-from core.budget import Constraint, Costs
+from core.candidate import choose, compress_onto
 from core.checkpoint import Checkpoint
-from core.choice import Choice, Chooser, given_widths
+from core.choice import Chooser, given_widths
 from core.deliver import NO_CALIBRATION, deliver
-from core.encoding.encode import Encoded, encode
 from core.encoding.options import EncodingOptions
 from core.encoding.steering import Steering
 from core.errors import EngineError
-from core.latency import REPLANS, analytic, delivered_latency, exported_latency, guide_for, guided
+from core.latency import analytic, delivered_latency, guide_for, guided
 from core.methods import RewritingMethod, get_method
 from core.network import Network
 from core.origin import Origin, load_origin
 from core.progress import Progress, Stages, silent
 from core.proposal import compose_proposal
-from core.recovery import ImageDataset, Recovered, RecoveryConfig, check_baseline, check_fits, load_dataset, recover
+from core.recovery import ImageDataset, RecoveryConfig, check_baseline, check_fits, load_dataset
 from core.report import compose_result
 from core.request import CompressionRequest
 from core.rewriting import Rewriter
-from core.surgery import Equivalence, apply, kept_indices, verify
+from core.surgery import apply
 
 __all__ = ["CompressionRequest", "compress", "propose", "resolve_device"]
-
-# With `on_unmet: best_effort`, an accuracy floor that the budget breaks is kept by moving the caps this far towards the
-# original costs, one attempt after another; the last one delivers the original network.
-RELAXATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A compressed network before delivery."""
-
-    network: Network
-    choice: Choice
-    equivalence: Equivalence
-    recovered: Recovered
-    encoded: Encoded
-    sparse: Mapping[str, int] | None = None
 
 
 def compress(
@@ -87,11 +69,11 @@ def compress(
         # Unless scores look at images, an infeasible budget is refused before a single one is read.
         dataset = _load_dataset(request, origin.upload, device) if scored_by_data else None
         chooser = _chooser(request, origin, dataset, device)
-        choice = _choose(chooser, steering.planned(constraints), request)
+        choice = choose(chooser, steering.planned(constraints), request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
-    candidate = _compress_onto(
-        constraints, choice, chooser, request, origin, dataset, device, stages, checkpoint, recovery
+    candidate = compress_onto(
+        constraints, choice, chooser, steering, request, origin, dataset, device, stages, checkpoint, recovery
     )
 
     with stages.run("deliver"):
@@ -264,172 +246,6 @@ def _steering(request: CompressionRequest, origin: Origin) -> Steering:
     options = EncodingOptions(**request.encoding)
     return Steering.of(
         options, request.outputs, origin.network, capped=request.budget.has("size"), opset=request.onnx_opset
-    )
-
-
-def _choose(chooser: Chooser | Rewriter, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
-    """The plan within the caps that can be planned for; with best effort the nearest one."""
-    capped = analytic(constraints)
-    try:
-        return chooser.choose(capped)
-    except EngineError as error:
-        if error.code == "target_infeasible" and request.on_unmet == "best_effort":
-            return chooser.nearest(capped)
-        raise
-
-
-def _applied(origin: Origin, choice: Choice) -> Network:
-    pruned = apply(origin.network, choice.analysis, choice.plan.keep)
-    require_agreement(pruned, choice.plan.predicted, "The plan")
-    return pruned
-
-
-def _apply_within_latency(
-    constraints: Sequence[Constraint],
-    choice: Choice,
-    chooser: Chooser,
-    request: CompressionRequest,
-    origin: Origin,
-    stages: Stages,
-) -> tuple[Choice, Network]:
-    """Apply `choice`; under a cap on latency measure what comes out and, after a miss, plan again with fewer MACs."""
-    guide = guide_for(constraints, origin.costs)
-    if guide is None:
-        with stages.run("apply"):
-            return choice, _applied(origin, choice)
-    capped = analytic(constraints)
-    for _ in range(1 + REPLANS):
-        with stages.run("plan"):
-            choice = guided(chooser, capped, guide, choice)
-        with stages.run("apply"):
-            pruned = _applied(origin, choice)
-            latency = exported_latency(pruned)
-        smaller = choice.plan.predicted.macs < guide.points[-1][0]
-        guide.learn(choice.plan.predicted.macs, latency.p50)
-        if guide.met or not smaller:
-            break
-    if not guide.met and request.on_unmet == "fail":
-        reached = dataclasses.replace(choice.plan.predicted, latency_ms=latency.p50)
-        raise EngineError(
-            "target_unmet",
-            f"latency_ms at most {guide.limit_ms:g} was not reached: the original takes {origin.costs.latency_ms:g} ms, "
-            f"and with {reached.macs:,} of {origin.costs.macs:,} MACs the network takes {latency.p50:g} ms on this "
-            "worker. Raise the cap, or ask for round_to 8, which hardware likes.",
-            param="/budget/latency_ms",
-            details={
-                "costs": reached.as_dict(),
-                "attempts": [{"macs": macs, "latency_ms": latency_ms} for macs, latency_ms in guide.points],
-            },
-        )
-    return choice, pruned
-
-
-def _compress_onto(
-    constraints: Sequence[Constraint],
-    choice: Choice,
-    chooser: Chooser | Rewriter,
-    request: CompressionRequest,
-    origin: Origin,
-    dataset: ImageDataset | None,
-    device: torch.device,
-    stages: Stages,
-    checkpoint: Checkpoint,
-    recovery: RecoveryConfig,
-) -> Candidate:
-    """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
-    steering = _steering(request, origin)
-    relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
-    for index, relaxation in enumerate(relaxations):
-        caps = tuple(_relax(constraint, origin.costs, relaxation) for constraint in constraints)
-        if relaxation:
-            with stages.run("plan"):
-                choice = _choose(chooser, steering.planned(caps), request)
-        sparse = None
-        if isinstance(chooser, Rewriter):
-            made = chooser.make(steering.planned(caps), dataset, stages, checkpoint, f"recover_{index}")
-            choice, equivalence, recovered, sparse = made.choice, made.equivalence, made.recovered, made.sparse
-        else:
-            choice, pruned = _apply_within_latency(steering.planned(caps), choice, chooser, request, origin, stages)
-            with stages.run("verify"):
-                equivalence = verify(origin.network, choice.analysis, choice.plan.keep, pruned, seed=request.seed)
-                if not equivalence.passed:
-                    raise EngineError(
-                        "equivalence_failed",
-                        "The pruned network does not agree with its masked reference "
-                        f"({_disagreement(equivalence)}), so it is not delivered. This is a fault of the service, not of the "
-                        "checkpoint; please report it with the model's architecture.",
-                        details={
-                            "layer": equivalence.worst,
-                            "problem": equivalence.problem,
-                            "insensitive": list(equivalence.insensitive),
-                        },
-                    )
-            with stages.run("recover"):
-                recovered = recover(
-                    pruned,
-                    origin.network,
-                    dataset,
-                    recovery,
-                    kept=kept_indices(choice.analysis, choice.plan.keep),
-                    seed=request.seed,
-                    device=device,
-                    progress=stages.listener,
-                    checkpoint=checkpoint,
-                    step=f"recover_{index}",
-                )
-        encoded = Encoded.unchanged(recovered)
-        if steering.encodes:
-            with stages.run("encode"):
-                encoded = encode(
-                    recovered,
-                    origin.network,
-                    dataset,
-                    steering.options,
-                    stored=steering.stored,
-                    size_limit=steering.size_limit(caps),
-                    opset=request.onnx_opset,
-                    seed=request.seed,
-                    device=device,
-                    progress=stages.listener,
-                )
-        drop = _accuracy_drop(recovered, encoded, request)
-        if drop is None or drop <= request.max_accuracy_drop:
-            return Candidate(encoded.network, choice, equivalence, recovered, encoded, sparse)
-    raise EngineError(
-        "accuracy_floor",
-        f"Within the budget, test accuracy falls by {drop:.4f}, more than accuracy.max_drop = "
-        f"{request.max_accuracy_drop:g}. Raise the caps, allow a larger drop, train longer (recovery.epochs), or use "
-        'on_unmet "best_effort" to have the budget relaxed until the floor holds.',
-        param="/accuracy/max_drop",
-        details={"accuracy_drop": drop, "costs": choice.plan.predicted.as_dict()},
-    )
-
-
-def _disagreement(equivalence: Equivalence) -> str:
-    """Why verification failed, in words."""
-    if equivalence.problem is not None:
-        return equivalence.problem
-    return f"relative error {equivalence.max_relative_error:.1e} at {equivalence.worst}"
-
-
-def _accuracy_drop(recovered: Recovered, encoded: Encoded, request: CompressionRequest) -> float | None:
-    """What the accuracy floor limits; None without a floor.
-
-    One network is held against the floor by its test accuracy, which decides nothing but whether it is delivered. Where
-    networks of several budgets are tried until one passes, that is a selection, so it looks at validation only: careful
-    where the original was trained on those images, since it then scores better on them than on any others.
-    """
-    if request.max_accuracy_drop is None or recovered.accuracy_original is None:
-        return None
-    if request.on_unmet == "best_effort":
-        return encoded.validation_drop
-    return recovered.accuracy_original - encoded.accuracy_after
-
-
-def _relax(constraint: Constraint, baseline: Costs, fraction: float) -> Constraint:
-    distance = max(0, constraint.value(baseline) - constraint.limit) * fraction
-    return dataclasses.replace(
-        constraint, limit=constraint.limit + (round(distance) if constraint.analytic else distance)
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import core.engine as engine
+import core.candidate as candidate
 from core.analysis import ChannelAnalysis, analyse, profile
 from core.architectures import build
 from core.budget import Budget, Cap
@@ -275,7 +275,7 @@ def fake_clock(monkeypatch, fixed_ms: float, ms_per_mac: float) -> list[float]:
         asked.append(found)
         return Latency(found, found, batch=1, threads=1, runtime="a machine of the test")
 
-    for module in ("core.engine", "core.origin", "core.latency"):
+    for module in ("core.candidate", "core.origin", "core.latency"):
         monkeypatch.setattr(f"{module}.exported_latency", measured)
     return asked
 
@@ -302,7 +302,7 @@ def test_a_latency_that_is_never_reached_is_said_with_what_was(request_at_half, 
         compress(job, tmp_path)
     assert (failed.value.code, failed.value.param) == ("target_unmet", "/budget/latency_ms")
     attempts = failed.value.details["attempts"]
-    assert 2 <= len(attempts) <= 1 + 1 + engine.REPLANS and len(asked) == len(attempts)
+    assert 2 <= len(attempts) <= 1 + 1 + candidate.REPLANS and len(asked) == len(attempts)
     assert failed.value.details["costs"]["latency_ms"] == attempts[-1]["latency_ms"] > 9.0
     assert list(tmp_path.iterdir()) == []
     result = compress(dataclasses.replace(job, on_unmet="best_effort"), tmp_path)
