@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy import Connection
 
 from store.database import Database
 from store.jobs import JobMark, job_marks
@@ -42,6 +43,8 @@ class Marks:
         self._database = database
         self._asked: list[_Question] = []
         self._task: asyncio.Task[None] | None = None
+        # One of its own: the others may all be busy with requests, and a poll must not wait for them.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="marks")
 
     async def ask(self, secret: str | None = None, job_id: str | None = None) -> Answer:
         """Whom the secret of an API key belongs to, and where the job stands, whoever that belongs to."""
@@ -55,7 +58,7 @@ class Marks:
         while self._asked:
             asked, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
             try:
-                answers = await run_in_threadpool(self._read, asked)
+                answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, asked)
             except Exception as error:
                 for question in asked:
                     if not question.answer.done():  # who asked may be gone
@@ -68,7 +71,9 @@ class Marks:
     def _read(self, asked: Sequence[_Question]) -> list[Answer]:
         secrets = {question.secret for question in asked if question.secret is not None}
         ids = {question.job_id for question in asked if question.job_id is not None}
-        with self._database.read() as session:
-            keys = key_holders(session, secrets) if secrets else {}
-            jobs = job_marks(session, ids) if ids else {}
+
+        def read(connection: Connection) -> tuple[dict[str, KeyHolder], dict[str, JobMark]]:
+            return key_holders(connection, secrets) if secrets else {}, job_marks(connection, ids) if ids else {}
+
+        keys, jobs = self._database.look(read)
         return [Answer(keys.get(question.secret or ""), jobs.get(question.job_id or "")) for question in asked]

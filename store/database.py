@@ -1,15 +1,17 @@
 """The job database: one object that hands out transactions and owns the schema.
 
 Writes go through `transaction()`, which serialises on SQLite (BEGIN IMMEDIATE) and never has to be retried; reads go
-through `read()`, which sees one consistent snapshot, blocks nobody and cannot write.
+through `read()`, which sees one consistent snapshot, blocks nobody and cannot write. What a single statement can tell
+and many ask for goes through `look()`: no transaction, so one round trip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -17,8 +19,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic_core import from_json
 from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 import migrations
@@ -28,6 +30,11 @@ from store.errors import SchemaOutdated
 POOL_SIZE = 8
 POOL_OVERFLOW = 56
 """Beyond the pool: 40 request threads and the worker's own must never wait for one another's connections."""
+
+LOOKS_AT_ONCE = 2
+"""Connections that are kept for `look()`: whoever looks for many has one thread."""
+
+T = TypeVar("T")
 
 
 class Database:
@@ -68,6 +75,15 @@ class Database:
                 "Run: pip install 'pennyweight-server[postgres]'"
             ) from error
         dialect.prepare(self._engine)
+        self._looker = create_engine(
+            parsed,
+            pool_size=LOOKS_AT_ONCE,
+            max_overflow=POOL_OVERFLOW,
+            isolation_level="AUTOCOMMIT",
+            pool_reset_on_return=None,  # nothing to undo; a rollback would be a round trip
+            connect_args=dialect.connect_args(parsed),
+        )
+        dialect.prepare_looks(self._looker)
         self._shard = tallies.new_shard()
         self._reader = self._engine.execution_options(**dialect.read_options(parsed))
         self._writer = self._engine.execution_options(**dialect.WRITE)
@@ -84,6 +100,20 @@ class Database:
         """A read-only snapshot; rows stay usable after the block."""
         with Session(self._reader, expire_on_commit=False, autoflush=False) as session, session.begin():
             yield session
+
+    def look(self, read: Callable[[Connection], T]) -> T:
+        """What `read` finds by statements that each see a snapshot of their own, not older than this call, and cannot write.
+
+        `read` may be called twice: nobody asks beforehand whether the server has closed a connection meanwhile.
+        """
+        try:
+            with self._looker.connect() as connection:
+                return read(connection)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with self._looker.connect() as connection:
+            return read(connection)
 
     def now(self, session: Session) -> datetime:
         """Database time (aware UTC): the only clock for leases."""
@@ -121,6 +151,7 @@ class Database:
     def dispose(self) -> None:
         """Close all pooled connections."""
         self._engine.dispose()
+        self._looker.dispose()
 
     def _revision(self) -> str | None:
         with self._reader.connect() as connection:

@@ -100,14 +100,7 @@ def prepare(engine: Engine) -> None:
     """Give a fresh engine the connection settings that the store relies on."""
     if engine.dialect.name != "sqlite":
         return
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: sqlite3.Connection, _record: object) -> None:
-        # The driver must not open transactions by itself: it would open deferred ones, too late, and none for reads.
-        connection.isolation_level = None
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
+    event.listen(engine, "connect", _prepare_sqlite)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -116,6 +109,27 @@ def prepare(engine: Engine) -> None:
         read_only = connection.get_execution_options().get("pennyweight_access") == "read"
         connection.exec_driver_sql(f"PRAGMA query_only = {int(read_only)}")
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver must not open transactions by itself: it would open deferred ones, too late, and none for reads.
+    connection.isolation_level = None
+    _use_wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def prepare_looks(engine: Engine) -> None:
+    """Give a fresh engine whose connections commit by themselves the settings of those that only look."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        only_reads = "PRAGMA query_only = 1"
+    else:
+        only_reads = "SET default_transaction_read_only = on"
+
+    @event.listens_for(engine, "connect")
+    def _only_read(connection: Any, _record: object) -> None:
+        connection.cursor().execute(only_reads)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_urlsafe
 
-from sqlalchemy import Select, exists, or_, select
+from sqlalchemy import Connection, Select, bindparam, exists, or_, select
 from sqlalchemy.orm import Session
 
 from store import dialect
@@ -75,11 +75,16 @@ class KeyRepository:
         return select(ApiKey).where(ApiKey.tenant_id == self._tenant_id)
 
 
-def key_holders(session: Session, secrets: Collection[str]) -> dict[str, KeyHolder]:
+# Built once: building it would cost more than asking it.
+_HOLDERS = select(*(ApiKey.__table__.c[name] for name in ("sha256", "id", "tenant_id", "scope"))).where(
+    ApiKey.sha256.in_(bindparam("digests", expanding=True)), *_VALID
+)
+
+
+def key_holders(session: Session | Connection, secrets: Collection[str]) -> dict[str, KeyHolder]:
     """The valid keys among these secrets, in one query. It looks by digest, so its timing says nothing about any stored key."""
     digests = {_digest(secret): secret for secret in secrets}
-    columns = (ApiKey.sha256, ApiKey.id, ApiKey.tenant_id, ApiKey.scope)
-    rows = session.execute(select(*columns).where(ApiKey.sha256.in_(digests), *_VALID))
+    rows = session.execute(_HOLDERS, {"digests": list(digests)})
     return {digests[sha256]: KeyHolder(*holder) for sha256, *holder in rows}
 
 

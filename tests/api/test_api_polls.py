@@ -5,9 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import update
 
 from store.keys import KeyRepository
-from store.tables import LOCAL_TENANT
+from store.tables import LOCAL_TENANT, Job
 from tests.api.conftest import Service, problem
 
 OTHER = "other"
@@ -91,3 +92,21 @@ def test_many_polls_at_once_each_get_their_own_answer(serve):
 
         with ThreadPoolExecutor(16) as threads:
             assert all(expected == found for expected, found in threads.map(ask, range(200)))
+
+
+def test_poll_after_a_change_is_never_told_that_nothing_changed(serve):
+    with serve() as service:
+        jobs = [service.job()["id"] for _ in range(4)]
+
+        def change_and_ask(job: str) -> list[int]:
+            statuses = []
+            for _ in range(25):
+                known = {"If-None-Match": service.client.get(f"/v1/jobs/{job}").headers["etag"]}
+                statuses.append(service.client.get(f"/v1/jobs/{job}", headers=known).status_code)
+                with service.database.transaction() as session:
+                    session.execute(update(Job).where(Job.id == job).values(version=Job.version + 1))
+                statuses.append(service.client.get(f"/v1/jobs/{job}", headers=known).status_code)
+            return statuses
+
+        with ThreadPoolExecutor(len(jobs)) as threads:
+            assert list(threads.map(change_and_ask, jobs)) == [[304, 200] * 25] * len(jobs)

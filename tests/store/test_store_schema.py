@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from store.contract import JobStatus
@@ -21,6 +21,7 @@ from store.database import Database
 from store.errors import NotFound, SchemaOutdated
 from store.jobs import JobRepository
 from store.tables import LOCAL_TENANT, Base, Tenant, Worker
+from tests.databases import DIALECTS
 from tests.store.house import House
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,29 @@ def test_a_read_sees_one_snapshot_and_cannot_write(house: House) -> None:
     with house.database.transaction() as session:  # the same pooled connection writes again
         assert session.scalars(select(Worker.id)).all() == ["w1"]
         session.execute(text("DELETE FROM workers"))
+
+
+def test_a_look_sees_what_is_committed_by_now_and_cannot_write(house: House) -> None:
+    workers = select(Worker.id).order_by(Worker.id)
+    for count in range(20):
+        assert len(house.database.look(lambda connection: connection.scalars(workers).all())) == count
+        with house.database.transaction() as writer:
+            writer.add(_worker(f"w{count:02}", datetime.now(UTC)))
+    with pytest.raises(DBAPIError, match=r"read-?only"):
+        house.database.look(lambda connection: connection.execute(text("DELETE FROM workers")))
+
+
+if "postgresql" in DIALECTS:  # files have no server that could close anything
+
+    @pytest.mark.parametrize("dialect_name", ["postgresql"], indirect=True, scope="session")
+    def test_a_look_through_a_connection_that_the_server_has_closed_takes_another(house: House) -> None:
+        own = select(func.pg_backend_pid())
+        for _ in range(3):
+            first = house.database.look(lambda connection: connection.scalar(own))
+            with house.database.read() as session:
+                assert session.scalar(select(func.pg_terminate_backend(first)))
+            time.sleep(0.1)
+            assert house.database.look(lambda connection: connection.scalar(own)) != first
 
 
 def test_an_exception_rolls_the_whole_transaction_back(house: House) -> None:
