@@ -1,18 +1,20 @@
 """What recovery brings back of ResNet-20 on CIFAR-10 at half of its MACs, stage by stage, beside Torch-Pruning.
 
     python -m benchmarks.recovery_cpu --data FOLDER [--epochs 3] [--ratio 0.5] [--seeds 0] [--method JSON] [--json F]
-        [--train-images N] [--test-images N]
+        [--ways ours torch-pruning] [--distill yes no] [--train-images N] [--test-images N]
 
 FOLDER holds `checkpoints/resnet20-cifar10.th` and `cifar10/*.parquet`. Accuracy before and after each stage is that of the
 test split; after each epoch it is that of validation images, as the test split decides nothing. Every way goes through the
 same training loop, with and without distillation; Torch-Pruning's network (MagnitudeImportance, global, no refit, as its
-users prune) too, where it can be imported. `--train-images` and `--test-images` shorten a trial; its figures are its own.
+users prune) too, where it can be imported. A row that F already has is not measured again, so that the table can be made
+in pieces. `--train-images` and `--test-images` shorten a trial; its figures are its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ from core.measure import independent_costs
 from core.network import Network
 from core.progress import ProgressEvent
 from core.recovery import ImageDataset, RecoveryConfig, accuracy, recover
+from core.recovery.corrections import refitted
 from core.recovery.judges import AccuracyJudge
 from core.recovery.steps import Steps
 from core.recovery.training_attempts import train
@@ -48,73 +51,78 @@ def main() -> None:
     arguments = _arguments()
     original = load_network(arguments.data / "checkpoints" / "resnet20-cifar10.th", architecture="cifar_resnet20")
     dataset = _shortened(cifar10(arguments.data / "cifar10"), arguments)
-    rows = []
-    for seed in arguments.seeds:
-        rows += _ours(original, dataset, seed, arguments)
-        if importlib.util.find_spec("torch_pruning") is not None:
-            rows += _torch_pruning(original, dataset, seed, arguments)
-    _print(rows, accuracy(original, dataset.test, dataset), arguments.epochs)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    shared = {
+        "method": arguments.method,
+        "ratio": arguments.ratio,
+        "epochs": arguments.epochs,
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        "original": accuracy(original, dataset.test, dataset),
+    }
+    rows = _measured_before(arguments.json, shared)
+    for seed, way, distill in itertools.product(arguments.seeds, arguments.ways, arguments.distill):
+        key = {"way": way, "distill": distill == "yes", "seed": seed}
+        if any(row.items() >= key.items() for row in rows):
+            continue
+        row = WAYS[way](original, dataset, seed, key["distill"], arguments)
+        rows.append({**key, **row, **shared})
+        print(f"{way}, distillation {distill}, seed {seed}: {row['after']:.4f}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    _print(rows, shared["original"], arguments.epochs)
 
 
-def _ours(original: Network, dataset: ImageDataset, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _measured_before(path: Path | None, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else []
+    if not all(row.items() >= shared.items() for row in rows):
+        raise SystemExit(f"{path} has rows of other settings than {dict(shared)}; name another file.")
+    return rows
+
+
+def _ours(
+    original: Network, dataset: ImageDataset, seed: int, distill: bool, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Pruned, refitted and trained as a job would."""
     constraints = Budget((Cap("macs", max_ratio=arguments.ratio),)).constraints(profile(original).costs)
     choice = Chooser(original, arguments.method, seed=seed, dataset=dataset, device=CPU).choose(constraints)
     network = apply(original, choice.analysis, choice.plan.keep)
     kept = kept_indices(choice.analysis, choice.plan.keep)
-    refit = recover(network, original, dataset, RecoveryConfig(epochs=0), kept=kept, seed=seed)
-    rows = []
-    for distill in (True, False):
-        started = time.perf_counter()
-        config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
-        found = recover(network, original, dataset, config, kept=kept, seed=seed, progress=_told)
-        rows.append(
-            {
-                "way": f"refit + training, {arguments.method['type']}",
-                "distill": distill,
-                "seed": seed,
-                "macs_ratio": profile(network).costs.macs / profile(original).costs.macs,
-                "before": found.details["accuracy"]["before"]["test"],
-                "refit": refit.accuracy_after,
-                "after": found.accuracy_after,
-                **_trained(found.details["training"]),
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        print(f"ours, distill {distill}: {rows[-1]['after']:.4f}", flush=True)
-    return rows
+    refit = refitted(network, original, dataset, kept, CPU)
+    started = time.perf_counter()
+    config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
+    found = recover(network, original, dataset, config, kept=kept, seed=seed, progress=_told)
+    return {
+        "macs_ratio": profile(network).costs.macs / profile(original).costs.macs,
+        "before": found.details["accuracy"]["before"]["test"],
+        "refit": accuracy(refit.network or network, dataset.test, dataset),
+        "refit_s": refit.details.get("seconds"),
+        "after": found.accuracy_after,
+        **_trained(found.details["training"]),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def _torch_pruning(
-    original: Network, dataset: ImageDataset, seed: int, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+    original: Network, dataset: ImageDataset, seed: int, distill: bool, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """The same loop from what Torch-Pruning leaves."""
     network = _pruned_by_torch_pruning(original, arguments.ratio)
-    before = accuracy(network, dataset.test, dataset)
     judge = AccuracyJudge(original, dataset, CPU)
-    rows = []
-    for distill in (True, False):
-        started = time.perf_counter()
-        config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
-        steps = Steps(Checkpoint(), "torch_pruning", network)
-        start = judge.value(network)
-        found = train(network, "pruned", start, original, dataset, config, judge, seed, CPU, _told, steps)
-        rows.append(
-            {
-                "way": "Torch-Pruning + training",
-                "distill": distill,
-                "seed": seed,
-                "macs_ratio": independent_costs(network).macs / profile(original).costs.macs,
-                "before": before,
-                "refit": None,
-                "after": accuracy(found.network, dataset.test, dataset) if found.network is not None else None,
-                **_trained(found.details),
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        print(f"Torch-Pruning, distill {distill}: {rows[-1]['after']}", flush=True)
-    return rows
+    started = time.perf_counter()
+    config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
+    steps, start = Steps(Checkpoint(), "torch_pruning", network), judge.value(network)
+    found = train(network, "pruned", start, original, dataset, config, judge, seed, CPU, _told, steps)
+    return {
+        "macs_ratio": independent_costs(network).macs / profile(original).costs.macs,
+        "before": accuracy(network, dataset.test, dataset),
+        "refit": None,
+        "after": accuracy(found.network or network, dataset.test, dataset),
+        **_trained(found.details),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+WAYS = {"ours": _ours, "torch-pruning": _torch_pruning}
 
 
 def _pruned_by_torch_pruning(original: Network, ratio: float) -> Network:
@@ -149,9 +157,9 @@ def _pruned_by_torch_pruning(original: Network, ratio: float) -> Network:
 def _trained(training: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "validation": [epoch["validation_accuracy"] for epoch in training.get("epoch_records", ())],
-        "images_per_s": training.get("images_per_s"),
-        "threads": training.get("threads"),
-        "precision": training.get("precision"),
+        **{
+            name: training.get(name) for name in ("images_per_s", "threads", "precision", "batch_size", "learning_rate")
+        },
     }
 
 
@@ -188,7 +196,10 @@ def _print(rows: list[dict[str, Any]], original: float, epochs: int) -> None:
         table.add_row(row["way"], "yes" if row["distill"] else "no", str(row["seed"]), *cells, rate)
     console = Console(highlight=False, width=180)
     console.print(table)
-    console.print(f"The original: {_percent(original)} on the same test images.")
+    used = {f"{row['threads']} threads, {row['precision']}, batch {row['batch_size']}" for row in rows}
+    console.print(
+        f"The original: {_percent(original)} on the same test images. Training on the CPU: {'; '.join(used)}."
+    )
 
 
 def _percent(value: float | None) -> str:
@@ -204,8 +215,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--method", type=json.loads, default={"type": "magnitude"}, help="as in a job")
     parser.add_argument("--train-images", type=int, help="fewer of them, for a trial")
     parser.add_argument("--test-images", type=int, help="fewer of them, of validation and test, for a trial")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--distill", nargs="+", choices=("yes", "no"), default=["yes", "no"])
+    parser.add_argument("--json", type=Path, help="every row; those that it has are not measured again")
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("torch_pruning") is None and "torch-pruning" in arguments.ways:
+        print("Torch-Pruning cannot be imported; its rows are left out.")
+        arguments.ways.remove("torch-pruning")
+    return arguments
 
 
 if __name__ == "__main__":
