@@ -1,8 +1,9 @@
 """What a run needs to go on after its process has died: the results of finished steps, and the state of one unfinished.
 
 A checkpoint is one safetensors file, written whole beside its place and moved onto it, so that a reader finds the old one
-or the new one and never half of one. It belongs to one request on one version of the engine (`fingerprint`); a run that
-finds another's starts from the beginning. What is cheap to compute again (intake, plan, surgery) is not kept.
+or the new one and never half of one. It belongs to one request on one version of the engine (`fingerprint`) and carries a
+digest of what is in it; a run that finds another's, or a damaged one, starts from the beginning. What is cheap to compute
+again (intake, plan, surgery) is not kept.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 120.0
-_STEPS = "steps"
-_FINGERPRINT = "fingerprint"
+_STEPS, _FINGERPRINT, _DIGEST = "steps", "fingerprint", "digest"
+# Of what the engine keeps in a checkpoint; a checkpoint of another form is another request's.
+_FORM = 2
 
 
 def fingerprint(request: Mapping[str, Any], device: str) -> str:
     """Of everything that decides what a run computes: the request with the digests of its files, as JSON can say it; the
     kind of device; the versions of the engine and of torch."""
-    import torch
-
     from core.version import VERSION
 
-    parts = {"request": dict(request), "device": device, "engine": VERSION, "torch": torch.__version__}
+    parts = {"request": dict(request), "device": device, "engine": VERSION, "torch": torch.__version__, "form": _FORM}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -50,7 +51,8 @@ class Checkpoint:
     what cannot be written is not kept, either: the run goes on.
 
     interval_s: how often `due` asks for the state of an unfinished step. asked: whether somebody wants it at once, because
-    this process is about to end. written: told after each new file.
+    this process is about to end. written: told after each new file. resumed: told once, with a step and how far that was,
+    when what an earlier process left has been put to use.
     """
 
     def __init__(
@@ -61,17 +63,21 @@ class Checkpoint:
         interval_s: float = INTERVAL_S,
         asked: Callable[[], bool] = lambda: False,
         written: Callable[[], None] = lambda: None,
+        resumed: Callable[[str, int | None], None] = lambda step, number: None,
     ) -> None:
         self._path = path
         self._fingerprint = fingerprint
         self._interval_s = interval_s
         self._asked = asked
         self._written = written
+        self._resumed = resumed
+        self._used: tuple[str, int | None] | None = None
         self._at = time.monotonic()
         self._finished: dict[str, Saved] = {}
         self._partial: tuple[str, Saved] | None = None
         if path is not None and path.exists():
             self._read(path)
+        self._unused = self.left_at
 
     def finished(self, step: str) -> Saved | None:
         """The result of a step that an earlier process, or this one, finished."""
@@ -81,6 +87,7 @@ class Checkpoint:
         """Keep the result of a step; the state of the unfinished one is no longer needed."""
         self._finished[step] = result
         self._partial = None
+        self._tell_resumed()
         self._write()
 
     def partial(self, step: str) -> Saved | None:
@@ -96,6 +103,23 @@ class Checkpoint:
             return name, number if isinstance(number, int) else None
         return (list(self._finished)[-1], None) if self._finished else None
 
+    def use(self, step: str, number: int | None = None) -> None:
+        """Say that the run has gone on from what was left of this step, from `number` inside it or from its end.
+
+        `resumed` hears of the step at which the earlier process was, or, if the run takes another way, of the last step
+        that it did not have to repeat.
+        """
+        if self._unused is None:
+            return
+        self._used = (step, number)
+        if step == self._unused[0]:
+            self._tell_resumed()
+
+    def _tell_resumed(self) -> None:
+        if self._unused is not None and self._used is not None:
+            self._unused = None
+            self._resumed(*self._used)
+
     @property
     def due(self) -> bool:
         """Whether `save` should be called now."""
@@ -106,6 +130,7 @@ class Checkpoint:
     def save(self, step: str, state: Saved) -> None:
         """Keep the state of an unfinished step."""
         self._partial = (step, state)
+        self._tell_resumed()
         self._write()
 
     def _write(self) -> None:
@@ -123,7 +148,8 @@ class Checkpoint:
             for key, tensor in saved.tensors.items():
                 # A file holds no two names for one storage: each is a copy of its own.
                 tensors[f"{index}/{key}"] = tensor.detach().to("cpu", copy=True).contiguous()
-        about = {_FINGERPRINT: self._fingerprint, _STEPS: json.dumps(described)}
+        said = json.dumps(described)
+        about = {_FINGERPRINT: self._fingerprint, _STEPS: said, _DIGEST: _digest(said, tensors)}
         beside = self._path.with_name(self._path.name + ".new")
         try:
             save_file(tensors, beside, metadata=about)
@@ -146,17 +172,30 @@ class Checkpoint:
                 about = file.metadata() or {}
                 if about.get(_FINGERPRINT) != self._fingerprint:
                     return
-                steps = json.loads(about[_STEPS])
-                tensors: list[dict[str, Tensor]] = [{} for _ in steps]
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    index, _, key = name.partition("/")
-                    tensors[int(index)][key] = file.get_tensor(name)
-        except (SafetensorError, KeyError, ValueError, IndexError):
-            # A damaged checkpoint costs its steps and nothing else.
+                names = list(file.keys())
+                found = {name: file.get_tensor(name) for name in names}
+            if about.get(_DIGEST) != _digest(about.get(_STEPS, ""), found):
+                raise ValueError("its digest is not that of its content")
+            steps = [(step["name"], step["finished"], step["values"]) for step in json.loads(about[_STEPS])]
+            tensors: list[dict[str, Tensor]] = [{} for _ in steps]
+            for name, tensor in found.items():
+                index, _, key = name.partition("/")
+                tensors[int(index)][key] = tensor
+        except (SafetensorError, OSError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            # It costs its steps and nothing else.
+            logger.warning("The checkpoint is damaged, so the run begins anew: %s", error)
             return
-        for step, found in zip(steps, tensors, strict=True):
-            saved = Saved(step["values"], found)
-            if step["finished"]:
-                self._finished[step["name"]] = saved
+        for (name, finished, values), own in zip(steps, tensors, strict=True):
+            if finished:
+                self._finished[name] = Saved(values, own)
             else:
-                self._partial = (step["name"], saved)
+                self._partial = (name, Saved(values, own))
+
+
+def _digest(steps: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of a file's content: its steps as they are written, and its tensors (on the CPU, contiguous)."""
+    digest = hashlib.sha256(steps.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

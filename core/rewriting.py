@@ -30,6 +30,7 @@ from core.planning import Plan, PlannedLayer
 from core.progress import Stages, silent
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
 from core.recovery.corrections import MIN_REFIT_EXAMPLES, refit_examples
+from core.recovery.steps import Steps
 from core.request import CompressionRequest
 from core.surgery import Equivalence
 
@@ -103,6 +104,7 @@ class Rewriter:
                 self._request.on_unmet == "best_effort",
                 self._device,
                 stages.listener,
+                Steps(checkpoint, step, self._origin.network),
             )
             rewriting = self._method.rewrite(task, self._config)
         with stages.run("verify"):
@@ -131,7 +133,9 @@ class Rewriter:
         )
 
     def _planned(self, constraints: Sequence[Constraint], *, nearest: bool) -> Rewriting:
-        task = RewritingTask(self._origin.network, tuple(constraints), None, nearest, self._device, silent)
+        network = self._origin.network
+        nowhere = Steps(Checkpoint(), "plan", network)
+        task = RewritingTask(network, tuple(constraints), None, nearest, self._device, silent, nowhere)
         return self._method.rewrite(task, self._config)
 
     def _images(self, dataset: ImageDataset | None) -> Tensor | None:

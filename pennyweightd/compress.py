@@ -181,9 +181,9 @@ def _run(
         output.parent.mkdir(parents=True, exist_ok=True)
         # Artifacts appear all at once or not at all.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging, _Stages() as stages:
-            checkpoint = resuming.checkpoint_for(request, output)
-            if checkpoint.left_at is not None:
-                err.print("Going on from where this command was interrupted.")
+            checkpoint = resuming.checkpoint_for(
+                request, output, lambda: err.print("Going on from where this command was interrupted.")
+            )
             result = run_engine(request, Path(staging), stages.show, checkpoint)
             output.mkdir(exist_ok=True)
             for path in Path(staging).iterdir():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,15 @@ def place(output: Path) -> Path:
     return output.parent / f".{output.name}.checkpoint"
 
 
-def checkpoint_for(request: CompressionRequest, output: Path) -> Checkpoint:
+def checkpoint_for(request: CompressionRequest, output: Path, resumed: Callable[[], object]) -> Checkpoint:
+    """resumed: told once something of the interrupted run has been put to use."""
     from core.checkpoint import Checkpoint, fingerprint
     from core.engine import resolve_device
 
     files = {name: _digest(getattr(request, name)) for name in ("model_path", "dataset_path")}
     asked = {**dataclasses.asdict(request), **files}
     mark = fingerprint(asked, resolve_device(request.device).type)
-    return Checkpoint(place(output), mark, interval_s=INTERVAL_S)
+    return Checkpoint(place(output), mark, interval_s=INTERVAL_S, resumed=lambda step, number: resumed())
 
 
 def forget(output: Path) -> None:

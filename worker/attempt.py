@@ -95,7 +95,10 @@ CANCEL_GRACE_S = 5.0
 STOP_NOTICE_S = 2.0
 # A checkpoint that a runner left when it died is stored for this long at most, before its job waits for the next attempt.
 LAST_CHECKPOINT_S = 60.0
-LEAST_STORING_S = 5.0
+# Of the time that a stopping worker has: to store a checkpoint that was asked for, and to end the runner and give its job
+# back.
+STORING_S = 5.0
+LEAVING_S = 4.0
 TROUBLE_DELAY_S = 2.0
 LONGEST_TROUBLE_DELAY_S = 300.0
 _ID_FIELDS = {
@@ -111,8 +114,8 @@ class Services:
     """What every attempt of a worker shares.
 
     scratch_bytes: what one runner's folder may hold. checkpoint_interval_s: how often training is kept;
-    checkpoint_grace_s: how long a stopping worker waits until that is done once more. crashes: the signal that last ended
-    each work item's runner here.
+    checkpoint_grace_s: how long a stopping worker waits until that is done once more. stop_timeout_s: after which a stopping
+    worker ends, whatever is still going on. crashes: the signal that last ended each work item's runner here.
     """
 
     database: Database
@@ -122,6 +125,7 @@ class Services:
     scratch_bytes: int
     checkpoint_interval_s: float
     checkpoint_grace_s: float
+    stop_timeout_s: float
     crashes: dict[str, int] = field(default_factory=dict)
 
 
@@ -136,7 +140,8 @@ class Attempt:
         self._lease = Lease(services.database, claim, services.timing)
         self._phases = tracing.Phases()
         self._keeper: CheckpointKeeper
-        self._leave_by: float | None = None
+        self._stop_seen: float | None = None
+        self._asked_to_write = False
         self._written_before_leaving = 0
 
     def nudge(self) -> None:
@@ -249,11 +254,20 @@ class Attempt:
         keeper = self._keeper
         if not keeper.possible:
             return False
-        if self._leave_by is None:
-            self._leave_by = time.monotonic() + self._services.checkpoint_grace_s
+        if not self._asked_to_write:
+            self._asked_to_write = True
             self._written_before_leaving = keeper.written
             runner.ask_for_checkpoint()
-        return keeper.written == self._written_before_leaving and time.monotonic() < self._leave_by
+        grace_s = min(self._services.checkpoint_grace_s, self._services.stop_timeout_s - LEAVING_S - STORING_S)
+        return keeper.written == self._written_before_leaving and self._stopping_for() < grace_s
+
+    def _stopping_for(self) -> float:
+        """Seconds since this worker was seen to be stopping; 0 while it is not."""
+        if not self._services.stopping.is_set():
+            return 0.0
+        if self._stop_seen is None:
+            self._stop_seen = time.monotonic()
+        return time.monotonic() - self._stop_seen
 
     # --- how it ended ---
 
@@ -268,14 +282,18 @@ class Attempt:
         if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
             return verdicts.failed(self._claim, MEMORY_USED_UP, runner)
         if status < 0:
-            further = self._store_last_checkpoint(LAST_CHECKPOINT_S)
+            further = self._store_last_checkpoint(LAST_CHECKPOINT_S) or self._services.stopping.is_set()
             again = self._services.crashes.get(self._claim.id) == -status and not further
             return verdicts.crashed(self._claim, -status, runner, again=again)
         return verdicts.ended_with(self._claim, status, runner)
 
     def _store_last_checkpoint(self, timeout_s: float) -> bool:
-        """Store what the runner, which has ended, wrote last; whether this attempt got further than the one before."""
-        self._keeper.flush(timeout_s, keep_waiting=lambda: not self._lease.lost)
+        """Store what the runner, which has ended, wrote last; whether this attempt got further than the one before.
+
+        Once the worker stops, no longer than it has time for.
+        """
+        most_s = self._services.stop_timeout_s - LEAVING_S
+        self._keeper.flush(timeout_s, keep_waiting=lambda: not self._lease.lost and self._stopping_for() < most_s)
         return self._keeper.recorded > 0
 
     # --- the last write ---
@@ -300,8 +318,7 @@ class Attempt:
             case Cancelled():
                 lease.settle(lambda: cancel_job(database, claim))
             case Stopped():
-                remaining_s = (self._leave_by or 0.0) - time.monotonic()
-                self._store_last_checkpoint(max(LEAST_STORING_S, remaining_s))
+                self._store_last_checkpoint(LAST_CHECKPOINT_S)
                 lease.settle(lambda: release(database, claim))
             case Crashed(signal_number=number):
                 self._services.crashes[claim.id] = number

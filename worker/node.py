@@ -145,6 +145,7 @@ class Child:
             scratch_bytes=settings.max_scratch_bytes,
             checkpoint_interval_s=settings.checkpoint_interval_s,
             checkpoint_grace_s=settings.checkpoint_grace_s,
+            stop_timeout_s=settings.stop_timeout_s,
         )
         job_spec = crew.jobs(job_slot, scratch=scratch, succeeds=True)
         self.slot = Slot(job_spec, services, settings.worker_poll_s, crew.confinement)

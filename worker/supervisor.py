@@ -92,6 +92,7 @@ class Supervisor:
             scratch_bytes=limit,
             checkpoint_interval_s=self._settings.checkpoint_interval_s,
             checkpoint_grace_s=self._settings.checkpoint_grace_s,
+            stop_timeout_s=self._settings.stop_timeout_s,
         )
         specs = [self.crew.short_work(), *(self.crew.jobs(slot) for slot in self._slots_here)]
         self._slots = [Slot(spec, services, self._settings.poll_s, confinement, self._tell_everyone) for spec in specs]

@@ -22,6 +22,7 @@ from core.network import Network
 from core.planning import PlanOptions
 from core.progress import Progress
 from core.recovery.dataset import ImageDataset
+from core.recovery.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Method:
 class RewritingTask:
     """What a rewriting method works on. images: prepared inputs [n, …] to fit to, None without a dataset.
 
-    nearest: where the caps are out of reach, come as near as possible instead of raising.
+    nearest: where the caps are out of reach, come as near as possible instead of raising. steps: where a long fit is kept,
+    so that an interrupted run need not fit again.
     """
 
     network: Network
@@ -119,6 +121,7 @@ class RewritingTask:
     nearest: bool
     device: torch.device
     progress: Progress
+    steps: Steps
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,7 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         nearest=task.nearest,
         device=task.device,
         progress=task.progress,
+        steps=task.steps,
     )
     layers = reduced.layers
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core.budget import Constraint, Costs
+from core.checkpoint import Saved
 from core.errors import EngineError
 from core.network import Network
 from core.penni.decomposition import SharedKernels, decompose, kernels_for_energy
@@ -28,6 +29,7 @@ from core.penni.search import ColumnSearch, Selection, shared_layers
 from core.penni.sites import Site, sites
 from core.progress import Progress, ProgressEvent, silent
 from core.recovery.refit import refit
+from core.recovery.steps import Steps
 
 # Of a kernel's taps: 5 shared kernels for 3×3.
 _FIRST_SHARE = 5 / 9
@@ -40,6 +42,7 @@ PRUNING_STEPS = 3
 ROUND_TO = 16
 
 
+STEP = "fit"
 # (phase, network, costs of its delivered form).
 Watch = Callable[[str, Network, Costs], None]
 
@@ -75,12 +78,14 @@ def reduce_columns(
     nearest: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
+    steps: Steps | None = None,
     watch: Watch | None = None,
 ) -> Reduced:
     """Columns pruned until `network` meets `constraints` (dense counts). images: prepared inputs [n, …], or None.
 
     Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a cap; with
-    `nearest` these are taken instead. watch: told of every phase, with the network as it stands and what it costs.
+    `nearest` these are taken instead. steps: where the fit is kept once it is done, and found by a run that goes on after
+    it. watch: told of every phase, with the network as it stands and what it costs.
     """
     program = _Program(network, constraints, bases, round_to, torch.device(device), progress, watch)
     selection = program.search.land()
@@ -88,8 +93,19 @@ def reduce_columns(
         raise refusal(program.search, constraints, program.network_costs)
     selection = selection or program.search.smallest
     if images is not None:
-        selection = program.fitted(selection, images)
+        selection = _fitted(program, selection, images, steps)
     return program.reduced(selection, len(images) if images is not None else 0)
+
+
+def _fitted(program: _Program, selection: Selection, images: Tensor, steps: Steps | None) -> Selection:
+    """The fit that an interrupted run had finished, or a new one."""
+    kept = steps.finished(STEP) if steps is not None else None
+    if kept is not None:
+        return program.restored(kept)
+    selection = program.fitted(selection, images)
+    if steps is not None:
+        steps.finish(STEP, *program.state(selection))
+    return selection
 
 
 def refusal(search: ColumnSearch, constraints: Sequence[Constraint], original: Costs) -> EngineError:
@@ -163,6 +179,29 @@ class _Program:
             self._fit(selection, images, LATER_SWEEPS, f"Fitting what is left, step {step} of {PRUNING_STEPS}")
             self._seen(f"fitted, step {step}", selection)
         return selection
+
+    def state(self, selection: Selection) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Values and tensors of everything that a fit has found."""
+        tensors = {f"network/{name}": tensor for name, tensor in self._network.tensors.items()}
+        tensors |= {f"live/{weight}": mask for weight, mask in selection.live.items()}
+        for weight, factors in self._factors.items():
+            tensors |= {f"coefficients/{weight}": factors.coefficients, f"basis/{weight}": factors.basis}
+        return {"steps": self._steps}, tensors
+
+    def restored(self, kept: Saved) -> Selection:
+        """Take up what `state` gave, in place of a fit."""
+        parts: dict[str, dict[str, Tensor]] = {"live": {}}
+        for name, tensor in kept.tensors.items():
+            part, _, own = name.partition("/")
+            parts.setdefault(part, {})[own] = tensor
+        self._steps = list(kept.values["steps"])
+        self._network = self._network.with_tensors(parts["network"])
+        self._factors = {
+            weight: replace(factors, coefficients=parts["coefficients"][weight], basis=parts["basis"][weight])
+            for weight, factors in self._factors.items()
+        }
+        self.search = self._searching()
+        return self.search.exact(Selection(parts["live"], self.search.original))
 
     def reduced(self, selection: Selection, examples: int) -> Reduced:
         layers = shared_layers(self._sites, self._factors, selection.live)

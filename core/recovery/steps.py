@@ -35,13 +35,22 @@ class Steps:
         return self._checkpoint.due
 
     def finished(self, step: str) -> Saved | None:
-        return self._own(self._checkpoint.finished(f"{self._name}/{step}"))
+        """The result of a step that need not be done again."""
+        found = self._own(self._checkpoint.finished(f"{self._name}/{step}"))
+        if found is not None:
+            self.went_on(step)
+        return found
 
     def finish(self, step: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._checkpoint.finish(f"{self._name}/{step}", Saved({**values, _START: self._start}, tensors))
 
     def partial(self, step: str) -> Saved | None:
+        """The state in which this step was left; `went_on` is to be called once the step goes on from it."""
         return self._own(self._checkpoint.partial(f"{self._name}/{step}"))
+
+    def went_on(self, step: str, number: int | None = None) -> None:
+        """What was left of this step has been put to use."""
+        self._checkpoint.use(f"{self._name}/{step}", number)
 
     def save(self, step: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._checkpoint.save(f"{self._name}/{step}", Saved({**values, _START: self._start}, tensors))

@@ -78,6 +78,9 @@ def fine_tune(
         if left is not None:
             trainer.restore(left)
         for step in trainer:
+            if left is not None:
+                # Said once the state has carried a step, and not before: one that cannot would be said again and again.
+                steps.went_on(STEP, left.values["step"])
             if steps.due:
                 values, tensors = trainer.state(step)
                 steps.save(STEP, {**values, **about}, tensors)

@@ -12,7 +12,7 @@ import torch
 from core.analysis import profile
 from core.network import Network
 from core.progress import Progress, ProgressEvent, silent
-from core.recovery.augmentation import choose_augmentation
+from core.recovery.augmentation import Augmentation, choose_augmentation
 from core.recovery.config import RecoveryConfig
 from core.recovery.dataset import ImageDataset
 from core.recovery.judges import AccuracyJudge, OutputJudge
@@ -59,13 +59,16 @@ def train(
     def say(message: str) -> None:
         progress(ProgressEvent("recover", message=message))
 
-    say("Choosing augmentations by what the original bears")
-    augmentation, measured = choose_augmentation(original, dataset, seed=seed, device=device)
+    left = steps.partial(STEP)
+    if left is not None:
+        augmentation, measured = Augmentation(**left.values["augmentation"]), dict(left.values["augmentation_measured"])
+    else:
+        say("Choosing augmentations by what the original bears")
+        augmentation, measured = choose_augmentation(original, dataset, seed=seed, device=device)
     schedule = plan_schedule(
         config, len(dataset.train), network, original, device, optimizer="sgd" if dataset.labelled else "adamw"
     )
     lesson = Lesson(original, dataset, schedule, augmentation, judge, seed, device)
-    left = steps.partial(STEP)
     if left is not None:
         # The run goes on as it began, whatever this machine would choose now.
         threads, timed, attempt = (left.values[key] for key in ("threads", "threads_timed", "attempt"))
@@ -79,7 +82,14 @@ def train(
         attempts.append(replace(schedule, learning_rate=RETRY_FACTOR * schedule.learning_rate))
     with using(threads) if device.type == "cpu" else nullcontext():
         for number in range(attempt, len(attempts)):
-            about = {"attempt": number, "threads": threads, "threads_timed": timed, "bfloat16": schedule.bfloat16}
+            about = {
+                "attempt": number,
+                "threads": threads,
+                "threads_timed": timed,
+                "bfloat16": schedule.bfloat16,
+                "augmentation": asdict(augmentation),
+                "augmentation_measured": measured,
+            }
             began = time.monotonic()
             lesson = replace(lesson, schedule=attempts[number])
             # What this process saved of the try before is not where the next one begins.

@@ -12,6 +12,7 @@ import torch
 
 from core.analysis import profile
 from core.budget import Budget, Cap
+from core.checkpoint import Checkpoint
 from core.engine import CompressionRequest, compress, propose
 from core.errors import EngineError
 from core.intake import save_safetensors
@@ -117,6 +118,29 @@ def test_labelled_images_train_it_and_the_delivered_files_say_the_same(request_f
     with torch.no_grad():
         found = model(torch.from_numpy(images[test])[:, None].float() / 255).argmax(dim=1).numpy()
     assert (found == labels[test]).mean() == pytest.approx(result["compressed"]["accuracy"], abs=1e-9)
+
+
+def test_a_run_that_died_in_training_does_not_fit_again(request_for, tmp_path, monkeypatch):
+    request = request_for(Cap("macs", max_ratio=0.55), "labelled", recovery={"epochs": 2, "threads": 1})
+    whole = compress(request, tmp_path / "whole", checkpoint=Checkpoint(tmp_path / "whole_state", "request"))
+
+    class Dying(Checkpoint):
+        due = True
+
+        def save(self, step, state):
+            super().save(step, state)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(request, tmp_path / "first", checkpoint=Dying(tmp_path / "state", "request"))
+    told = []
+    monkeypatch.setattr("core.penni.reduction._Program.fitted", None)
+    checkpoint = Checkpoint(tmp_path / "state", "request", resumed=lambda *about: told.append(about))
+    result = compress(request, tmp_path / "second", checkpoint=checkpoint)
+    assert told == [("recover_0/training", 1)]
+    assert result["recovery"]["rewriting"] == whole["recovery"]["rewriting"]
+    digests = [{one["name"]: one["sha256"] for one in found["artifacts"]} for found in (whole, result)]
+    assert digests[0]["model.safetensors"] == digests[1]["model.safetensors"]
 
 
 def test_images_without_labels_keep_what_weights_alone_lose(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from core.checkpoint import Checkpoint
 from core.network import Network
 from core.recovery import RecoveryConfig, load_dataset, recover
+from core.recovery.training import Trainer
 from tests.core.recovery_cases import digits, pruned_and_kept, pruned_network, save_digits, trained_network
 
 OPTIONS = {
@@ -182,6 +183,23 @@ def test_finished_steps_are_not_done_again(labelled, tmp_path, monkeypatch):
     assert same(whole.network, again.network)
     timeless = [{**found.details, "seconds": 0} for found in (whole, again)]
     assert timeless[0] == timeless[1]
+
+
+def test_the_run_that_goes_on_says_so_after_its_first_step_and_keeps_the_augmentations(labelled, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        run(labelled, Dying(tmp_path / "checkpoint", 9))
+    happened = []
+
+    def forbidden(*arguments, **named):
+        raise AssertionError("What the run augments with was chosen.")
+
+    monkeypatch.setattr("core.recovery.training_attempts.choose_augmentation", forbidden)
+    learn = Trainer.learn
+    monkeypatch.setattr(Trainer, "learn", lambda self, step, *batch: (learn(self, step, *batch), happened.append(step)))
+    checkpoint = Checkpoint(tmp_path / "checkpoint", "request", resumed=lambda *about: happened.append(about))
+    details = run(labelled, checkpoint).details["training"]
+    assert happened[:3] == [9, ("recover/training", 9), 10] and happened.count(("recover/training", 9)) == 1
+    assert details["resumed"] and "accuracy_drop" in details["augmentation"]["flip"]
 
 
 def test_steps_of_another_network_are_not_taken(labelled, tmp_path):

@@ -86,6 +86,27 @@ def test_a_planned_stop_waits_no_longer_than_its_grace(bench):
     assert (bench.job(id).status, bench.job(id).checkpoint_key) == (JobStatus.queued, None)
 
 
+def test_a_planned_stop_ends_in_time_though_a_dead_runners_checkpoint_is_still_being_stored(bench, monkeypatch):
+    monkeypatch.setattr("worker.attempt.LEAVING_S", 1.0)
+    storing, go_on = threading.Event(), threading.Event()
+
+    def hangs(keeper, source, key):
+        storing.set()
+        go_on.wait(40)
+
+    monkeypatch.setattr("worker.keeper.CheckpointKeeper._copy", hangs)
+    monkeypatch.setattr("worker.keeper.END_S", 0.2)
+    bench.settings = bench.settings.model_copy(update={"stop_timeout_s": 3.0})
+    supervisor = bench.supervisor()
+    id = bench.add_job("train", steps=20, every=5, die_at=7)
+    assert storing.wait(20)
+    started = time.monotonic()
+    supervisor.stop()
+    assert time.monotonic() - started < 10
+    assert bench.job(id).status is JobStatus.queued
+    go_on.set()
+
+
 def test_a_checkpoint_that_is_gone_costs_its_steps_and_nothing_else(bench):
     first = bench.supervisor()
     id = bench.add_job("train", steps=60, silent=True)

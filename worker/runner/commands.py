@@ -71,22 +71,22 @@ def _checkpoint(task: Task, request: CompressionRequest, folder: Path, tell: Tel
         tell.checkpoint_asked.clear()
         tell(CheckpointMessage(state="written"))
 
+    def resumed(step: str, number: int | None) -> None:
+        tell(ResumedMessage(step=step, number=number))
+
     digests = {
         "request": task.request_sha256,
         "model": task.model.sha256,
         "dataset": task.dataset.sha256 if task.dataset else None,
     }
-    checkpoint = Checkpoint(
+    return Checkpoint(
         folder / CHECKPOINT_FILE,
         fingerprint(digests, resolve_device(request.device).type),
         interval_s=task.checkpoint_interval_s,
         asked=asked,
         written=written,
+        resumed=resumed,
     )
-    if checkpoint.left_at is not None:
-        step, number = checkpoint.left_at
-        tell(ResumedMessage(step=step, number=number))
-    return checkpoint
 
 
 def make_plan(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
