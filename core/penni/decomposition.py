@@ -95,7 +95,16 @@ def kernels_for_energy(weight: Tensor, energy: float) -> int:
 
 def _directions(matrix: Tensor) -> Tensor:
     """Right singular vectors as rows, the strongest first; a sign that does not depend on the solver."""
-    _, vectors = torch.linalg.eigh((matrix.T @ matrix).double())
+    _, vectors = torch.linalg.eigh(_gram(matrix).double())
     rows = vectors.T.flip(0)
     strongest = rows.abs().argmax(dim=1, keepdim=True)
     return rows * rows.gather(1, strongest).sign()
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """matrixᵀ · matrix of [n, taps], two rows at a time: products of so few columns leave most of a vector unit idle."""
+    rows, taps = matrix.shape
+    pairs = matrix[: rows - rows % 2].reshape(-1, 2 * taps)
+    (even, _), (_, odd) = (part.split(taps, dim=1) for part in (pairs.T @ pairs).split(taps))
+    last = matrix[rows - rows % 2 :]
+    return even + odd + last.T @ last
