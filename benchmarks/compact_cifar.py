@@ -6,9 +6,10 @@
 
 DATA holds `checkpoints/resnet20-cifar10.th`, `checkpoints/resnet56-cifar10.th` (He et al., option-A shortcuts) and
 `cifar10/*.parquet`. Each quantiser gets each cap on `model.pwt`, a share of the original's safetensors bytes, and spends it
-on the layers by rate and distortion; everything in the file counts: header, graph, batch-norms, codebooks. Nothing else
-is retrained. `--fine-tune` takes caps at which the shared values (with biases and batch-norms) are trained for a short run
-afterwards, on `--shards` of the training images. Accuracy is on the test images, all 10,000 or `--examples` of them, which
+on the layers by rate and distortion; everything in the file counts: header, graph, batch-norms, codebooks. Nothing is trained
+but where it says so: *alone*, every weight is rounded by itself; *together*, layers make up for each other in closed form on
+some training images, as a job with images does it; *fine-tuned*, at the caps of `--fine-tune`, the shared values (with biases
+and batch-norms) are trained for a short run after that, on `--shards` of the training images. Accuracy is on the test images, all 10,000 or `--examples` of them, which
 decide nothing. Rows of an existing FILE are kept and those of this run are put in their place.
 """
 
@@ -30,12 +31,14 @@ from rich.console import Console
 from rich.table import Table
 
 from core.deliver.pwt_file import Compact, measured_pwt, skeleton_of
-from core.encoding.encode import quantized_within
+from core.encoding.compensation import compensated
+from core.encoding.container import PwtSummary
 from core.encoding.fine_tuning import fine_tune_shared, plan_run
-from core.encoding.kernels import find_kernels, grouped, with_values
+from core.encoding.kernels import Shared, find_kernels, grouped
 from core.encoding.options import EncodingOptions
 from core.encoding.quantizers import QUANTIZERS
 from core.encoding.sensitivity import sensitivities
+from core.encoding.sharing import Landing
 from core.intake import load_network
 from core.network import Network
 from core.planning import safetensors_bytes
@@ -86,21 +89,19 @@ def _measured(
     sensitivity: dict[str, float],
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """One row as quantised and, where asked for, one as fine-tuned."""
+    """One row each for weights rounded alone, rounded together and, where asked for, fine-tuned."""
     started = time.monotonic()
     original_bytes = safetensors_bytes(network)
     skeleton = skeleton_of(network)
     groups = grouped(find_kernels(network, options.prune), unified=False)
 
-    def size(tensors: Any) -> int:
-        return measured_pwt(network, Compact(tensors, skeleton)).file_bytes
+    def stored(found: Shared) -> PwtSummary:
+        return measured_pwt(found.network, Compact(found.tensors, skeleton))
 
-    tensors = quantized_within(groups, options, sensitivity, size, int(ratio * original_bytes), seed)
-
-    def row(found: Network, stored: Any, kind: str) -> dict[str, Any]:
-        summary = measured_pwt(found, Compact(stored, skeleton))
-        weights = sum(tensor.indices.size for tensor in stored.values())
-        coded = sum(summary.bytes_of[name] for name in stored)
+    def row(found: Shared, kind: str) -> dict[str, Any]:
+        summary = stored(found)
+        weights = sum(tensor.indices.size for tensor in found.tensors.values())
+        coded = sum(summary.bytes_of[name] for name in found.tensors)
         return {
             "quantizer": options.quantizer,
             "prune": options.prune,
@@ -110,21 +111,29 @@ def _measured(
             "file_bytes": summary.file_bytes,
             "of_original": round(summary.file_bytes / original_bytes, 5),
             "psi": round(coded / (4 * weights), 5),
-            "accuracy": accuracy(found, dataset.test.sample(arguments.examples), dataset),
+            "accuracy": accuracy(found.network, dataset.test.sample(arguments.examples), dataset),
             "examples": min(arguments.examples, len(dataset.test)),
             "seconds": round(time.monotonic() - started, 1),
         }
 
-    shared = with_values(network, tensors)
-    rows = [row(shared, tensors, "shared")]
+    landing = Landing(
+        network, groups, options, sensitivity, lambda found: stored(found).file_bytes, int(ratio * original_bytes)
+    )
+    found = landing.rounded(seed)
+    rows = [row(found, "alone")]
+    # Evenly spaced, for each seed others.
+    spaced = torch.arange(arguments.images) * len(dataset.train) // arguments.images
+    images = dataset.train.images[(spaced + seed) % len(dataset.train)]
+    together = landing.compensated(seed, lambda choices: compensated(network, dataset.prepare(images), choices, seed))
+    if together is not None:
+        found = together
+        rows.append({**row(found, "together"), "images": len(images)})
     if ratio in arguments.fine_tune:
         run = plan_run(network, len(dataset.train), None, CPU)
         run = replace(run, steps=arguments.steps or run.steps)
-        learnt = fine_tune_shared(
-            shared, tensors, network, dataset, run, seed=seed, device=CPU, tell=lambda step, message: None
-        )
+        learnt = fine_tune_shared(found, network, dataset, run, seed=seed, device=CPU, tell=lambda step, message: None)
         if learnt is not None:
-            rows.append({**row(*learnt, "fine-tuned"), "steps": run.steps, "images": len(dataset.train)})
+            rows.append({**row(learnt, "fine-tuned"), "steps": run.steps, "images": len(dataset.train)})
     return rows
 
 
@@ -234,6 +243,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prune", type=float, default=0.0, help="percentage of each layer's weights to drop first")
     parser.add_argument("--steps", type=int, help="of fine-tuning; what a job would do unless given")
     parser.add_argument("--examples", type=int, default=10_000, help="test images to measure on")
+    parser.add_argument(
+        "--images", type=int, default=512, help="training images by which layers make up for each other"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shards", type=int, default=4, help="Parquet files of training images to use")
     parser.add_argument("--json", type=Path, help="keeps every row")

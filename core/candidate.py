@@ -123,6 +123,8 @@ def compress_onto(
                     seed=request.seed,
                     device=device,
                     progress=stages.listener,
+                    checkpoint=checkpoint,
+                    step=f"encode_{index}",
                 )
         drop = _accuracy_drop(recovered, encoded, request)
         if drop is None or drop <= request.max_accuracy_drop:

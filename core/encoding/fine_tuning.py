@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -23,12 +24,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from core.analysis import profile
-from core.encoding.kernels import with_values
+from core.checkpoint import Checkpoint
+from core.encoding.kernels import Shared
 from core.encoding.quantized import QuantizedTensor
+from core.encoding.saved import packed, unpacked
 from core.module_form import to_module, with_trained
 from core.network import Network
 from core.recovery import ImageDataset
 from core.recovery.evaluation import predict
+from core.recovery.steps import Steps
+from core.recovery.training_state import pack, unpack
 
 # Per step: of a codebook, relative to the root mean square of its weights; of everything else, as it is.
 SHARED_RATE, OTHER_RATE = 0.01, 1e-3
@@ -38,6 +43,7 @@ _STEPS = {"cpu": 300, "cuda": 3000}
 _MACS = {"cpu": 6e12, "cuda": 1e15}
 _WARM_UP = 0.1
 _PROGRESS_INTERVAL_S = 0.5
+_STEP = "fine_tuning"
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,7 @@ def plan_run(network: Network, examples: int, epochs: int | None, device: torch.
 
 
 def fine_tune_shared(
-    network: Network,
-    tensors: Mapping[str, QuantizedTensor],
+    start: Shared,
     original: Network,
     dataset: ImageDataset,
     run: Run,
@@ -82,42 +87,81 @@ def fine_tune_shared(
     device: torch.device,
     tell: Callable[[int, str], None],
     shared_only: bool = False,
-) -> tuple[Network, dict[str, QuantizedTensor]] | None:
-    """The network and its tensors with learnt values; None if the loss became infinite or NaN.
+    steps: Steps | None = None,
+) -> Shared | None:
+    """The network with learnt values; None if the loss became infinite or NaN.
 
-    tensors: what the network's kernels are made of. shared_only: whether everything but the codebooks stays as it is.
+    shared_only: whether everything but the codebooks stays as it is. steps: where an interrupted training left off.
     """
+    steps = steps or Steps(Checkpoint(), "encode", start.network)
+    done = steps.finished(_STEP)
+    if done is not None:
+        return unpacked(start.network, done.values["shared"], done.tensors) if done.values["finite"] else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        module = to_module(network).to(device)
-        shared = _Shared(tensors, device)
-        others = [p for name, p in module.named_parameters() if name not in tensors and p.is_floating_point()]
-        module.requires_grad_(False)
-        groups = [{"params": [c], "full": SHARED_RATE * scale} for c, scale in shared.parameters()]
-        if not shared_only:
-            module.train()
-            groups += [{"params": others, "full": OTHER_RATE}] if others else []
-            for parameter in others:
-                parameter.requires_grad_(True)
-        optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
-        loss_of = _loss(original, dataset, run, device)
-        told, total = time.monotonic(), torch.zeros((), device=device)
-        for step, rows in enumerate(_rows(len(dataset.train), run, seed)):
-            for group in optimizer.param_groups:
-                group["lr"] = group["full"] * run.rate(step)
-            inputs = dataset.prepare(dataset.train.images[rows].to(device))
-            loss = loss_of(functional_call(module, shared.weights(), (inputs,)), rows, inputs)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total = total + loss.detach()
-            if time.monotonic() - told >= _PROGRESS_INTERVAL_S or step + 1 == run.steps:
-                told = time.monotonic()
-                tell(step + 1, f"Fine-tuning shared values: loss {float(loss.detach()):.3f}")
-        learnt = shared.tensors()
-        if not math.isfinite(float(total)) or not all(np.isfinite(one.codebook).all() for one in learnt.values()):
-            return None
-        return with_values(with_trained(network, module.cpu()), learnt), learnt
+        learnt = _trained(start, original, dataset, run, seed, device, tell, shared_only, steps)
+    values, arrays = packed(start.network, learnt) if learnt is not None else ({}, {})
+    steps.finish(_STEP, {"shared": values, "finite": learnt is not None}, arrays)
+    return learnt
+
+
+def _trained(
+    start: Shared,
+    original: Network,
+    dataset: ImageDataset,
+    run: Run,
+    seed: int,
+    device: torch.device,
+    tell: Callable[[int, str], None],
+    shared_only: bool,
+    steps: Steps,
+) -> Shared | None:
+    module = to_module(start.network).to(device)
+    shared = _Codebooks(start.tensors, device)
+    others = {name: p for name, p in module.named_parameters() if name not in start.tensors and p.is_floating_point()}
+    module.requires_grad_(False)
+    groups = [{"params": [c], "full": SHARED_RATE * scale} for c, scale in shared.parameters()]
+    if not shared_only:
+        module.train()
+        groups += [{"params": list(others.values()), "full": OTHER_RATE}] if others else []
+        for parameter in others.values():
+            parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
+    # All that learns or is counted beside the codebooks.
+    held = {name: value for name, value in module.state_dict().items() if name not in start.tensors}
+    total, first = torch.zeros((), device=device), 0
+    left = steps.partial(_STEP)
+    if left is not None:
+        values, parts = unpack(left, optimizer, device)
+        first, total = values["step"], total + parts["loss"]["total"].to(device)
+        with torch.no_grad():
+            for name, value in parts.get("held", {}).items():
+                held[name].copy_(value)
+            for index, (codebook, _) in enumerate(shared.parameters()):
+                codebook.copy_(parts["codebook"][str(index)])
+        steps.went_on(_STEP, first)
+    loss_of = _loss(original, dataset, run, device)
+    told = time.monotonic()
+    for step, rows in enumerate(islice(_rows(len(dataset.train), run, seed), first, None), start=first):
+        for group in optimizer.param_groups:
+            group["lr"] = group["full"] * run.rate(step)
+        inputs = dataset.prepare(dataset.train.images[rows].to(device))
+        loss = loss_of(functional_call(module, shared.weights(), (inputs,)), rows, inputs)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total = total + loss.detach()
+        if time.monotonic() - told >= _PROGRESS_INTERVAL_S or step + 1 == run.steps:
+            told = time.monotonic()
+            tell(step + 1, f"Fine-tuning shared values: loss {float(loss.detach()):.3f}")
+        if steps.due and step + 1 < run.steps:
+            tensors = {f"codebook/{index}": c.detach() for index, (c, _) in enumerate(shared.parameters())}
+            tensors |= {f"held/{name}": value for name, value in held.items()} | {"loss/total": total}
+            steps.save(_STEP, *pack({"step": step + 1}, tensors, optimizer, device))
+    tensors = shared.tensors()
+    if not math.isfinite(float(total)) or not all(np.isfinite(one.codebook).all() for one in tensors.values()):
+        return None
+    return Shared.of(with_trained(start.network, module.cpu()), tensors)
 
 
 class _Gathered(torch.autograd.Function):
@@ -138,7 +182,7 @@ class _Gathered(torch.autograd.Function):
         return sums.to(gradient.dtype), None, None
 
 
-class _Shared:
+class _Codebooks:
     """The codebooks as parameters; tensors with one codebook object share one."""
 
     def __init__(self, tensors: Mapping[str, QuantizedTensor], device: torch.device) -> None:

@@ -102,20 +102,34 @@ class Group:
 
     def quantized(self, levels: Levels | None, seed: int) -> dict[str, QuantizedTensor]:
         """Every kernel under each of its names, with one codebook: that of `levels`, and zero where any is pruned."""
+        return self.placed(levels, self.indices(levels, seed))
+
+    def indices(self, levels: Levels | None, seed: int) -> list[np.ndarray]:
+        """Per kernel, which of the shared values each of its survivors gets, every weight by itself."""
+        if levels is None:
+            return [np.zeros(0, np.int32) for _ in self.kernels]
+        generator = np.random.default_rng(seed)
+        return [levels.indices(kernel.values[kernel.survivors], generator) for kernel in self.kernels]
+
+    def placed(self, levels: Levels | None, chosen: Sequence[np.ndarray]) -> dict[str, QuantizedTensor]:
+        """As `quantized`, where it is decided which of the shared values each survivor gets."""
         shared = np.zeros(0, np.float32) if levels is None else levels.codebook.astype(np.float32)
         pruned = any(kernel.pruned for kernel in self.kernels)
         # Neighbours in float64 may be one number in float32.
         codebook, places = np.unique(np.append(shared, np.float32(0)) if pruned else shared, return_inverse=True)
         zero = int(np.searchsorted(codebook, 0.0))
         has_zero = zero < len(codebook) and codebook[zero] == 0
-        generator = np.random.default_rng(seed)
         indices = []
-        for kernel in self.kernels:
+        for kernel, decided in zip(self.kernels, chosen, strict=True):
             own = np.full(kernel.values.shape, zero, dtype=np.int64)
             if levels is not None:
-                own[kernel.survivors] = places[levels.indices(kernel.values[kernel.survivors], generator)]
+                own[kernel.survivors] = places[decided]
             indices.append(own)
         return _renumbered(self.kernels, codebook, indices, zero if has_zero else None)
+
+
+# Groups with the values that were chosen for them; None where nothing survives.
+Choice = tuple[Group, "Levels | None"]
 
 
 def _renumbered(
@@ -155,3 +169,16 @@ def with_values(network: Network, tensors: Mapping[str, QuantizedTensor]) -> Net
     return network.with_tensors(
         {name: made[id(tensors[name])] if name in tensors else old for name, old in network.tensors.items()}
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A network whose kernels hold shared values, and those kernels as indices and codebooks, by every name."""
+
+    network: Network
+    tensors: Mapping[str, QuantizedTensor]
+
+    @staticmethod
+    def of(network: Network, tensors: Mapping[str, QuantizedTensor]) -> Shared:
+        """network: whose other tensors are taken as they are."""
+        return Shared(with_values(network, tensors), tensors)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from core.encoding.allocation import Point, allocate, curve, hull, index_entropy
-from core.encoding.encode import quantized_at
 from core.encoding.kernels import find_kernels, grouped, with_values
 from core.encoding.options import EncodingOptions
 from core.encoding.sensitivity import sensitivities
+from core.encoding.sharing import choices_at, rounded
 from core.errors import EngineError
 from core.network import Network
 
@@ -36,8 +36,9 @@ def network() -> Network:
 
 
 def shared(options: EncodingOptions, net: Network | None = None):
-    kernels = find_kernels(net or network(), options.prune)
-    return quantized_at(grouped(kernels, unified=options.unified), options, seed=0)
+    net = net or network()
+    groups = grouped(find_kernels(net, options.prune), unified=options.unified)
+    return rounded(net, choices_at(groups, options), seed=0).tensors
 
 
 def test_kernels_are_the_weights_of_convolutions_and_matrices_and_nothing_else():

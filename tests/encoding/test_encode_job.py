@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from core.budget import Budget, Cap
 from core.encoding.container import read_pwt
-from core.encoding.encode import quantized_at
 from core.encoding.fine_tuning import fine_tune_shared, plan_run
-from core.encoding.kernels import find_kernels, grouped, with_values
+from core.encoding.kernels import find_kernels, grouped
 from core.encoding.options import EncodingOptions
 from core.encoding.quantized import QuantizedTensor
+from core.encoding.sharing import choices_at, rounded
 from core.engine import CompressionRequest, compress, propose
 from core.errors import EngineError
 from core.recovery import load_dataset
@@ -199,21 +199,21 @@ def test_fine_tuning_moves_values_and_never_who_shares_them(labelled, shared_onl
     network = trained_network()
     options = EncodingOptions("cws", 4, prune=40.0)
     groups = grouped(find_kernels(network, options.prune), unified=False)
-    tensors = quantized_at(groups, options, 0)
-    start = with_values(network, tensors)
+    start = rounded(network, choices_at(groups, options), 0)
     run = plan_run(network, len(dataset.train), 2, CPU)
-    found, learnt = fine_tune_shared(
-        start, tensors, network, dataset, run, seed=0, device=CPU, tell=lambda step, text: None, shared_only=shared_only
-    )
-    again, _ = fine_tune_shared(
-        start, tensors, network, dataset, run, seed=0, device=CPU, tell=lambda step, text: None, shared_only=shared_only
-    )
+
+    def tuned():
+        silent = {"tell": lambda step, text: None}
+        return fine_tune_shared(start, network, dataset, run, seed=0, device=CPU, shared_only=shared_only, **silent)
+
+    learnt, again = tuned(), tuned().network
+    found, tensors = learnt.network, start.tensors
     for name, tensor in found.tensors.items():
         assert torch.equal(tensor, again.tensors[name])
         if name not in tensors and shared_only:
-            assert torch.equal(tensor, start.tensors[name])
+            assert torch.equal(tensor, start.network.tensors[name])
     for name, before in tensors.items():
-        after = learnt[name]
+        after = learnt.tensors[name]
         assert len(after.codebook) <= len(before.codebook) and (np.diff(after.codebook) > 0).all()
         assert ((after.indices == after.zero) == (before.indices == before.zero)).all()
         np.testing.assert_array_equal(found.tensors[name].numpy(), after.values())
@@ -225,4 +225,4 @@ def test_fine_tuning_moves_values_and_never_who_shares_them(labelled, shared_onl
     def error(net) -> float:
         return float((net.run(inputs)[0] - network.run(inputs)[0]).norm())
 
-    assert error(found) < (0.9 if shared_only else 0.8) * error(start)
+    assert error(found) < (0.9 if shared_only else 0.8) * error(start.network)
