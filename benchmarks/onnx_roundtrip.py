@@ -9,20 +9,23 @@ outputs that the upload has. A file that leaves height or width open is used at 
 that is refused is a row with the reason.
 
 `--zoo`: each network is written as ONNX, imported again, and pruned to the same budget as from its weights. Without names
-those of `zoo_names.txt`. Every file and every network has a process of its own with a time limit.
+those of `zoo_names.txt`. Every file and every network has a process of its own with a time limit, forked from one that has
+the libraries loaded.
 
 With `--json` every row is written as it comes, and a run that finds the file of one before goes on where that stopped: rows
-of the same budget, seed and image size are taken as they are, but those that crashed or hung are made again.
+of the same budget, seed, image size and opset are taken as they are, but those that crashed or hung are made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +33,12 @@ import onnxruntime
 import torch
 from rich.table import Table
 
-from benchmarks.zoo import Row, export, in_own_process, parse_budget, read_names, write_row
+from benchmarks.zoo import Row, export, parse_budget, read_names, write_row
 from benchmarks.zoo_model import prune
 from benchmarks.zoo_table import console, count, passed, percent, seconds
 from core.deliver.difference import relative_error
 from core.deliver.onnx_file import write_onnx
+from core.deliver.onnx_graph import DEFAULT_OPSET
 from core.engine import compress
 from core.errors import EngineError
 from core.intake import load_network
@@ -43,31 +47,32 @@ from core.request import CompressionRequest
 
 TIME_LIMIT_S = 900.0
 IMPORT_TOLERANCE = 1e-4
-MODULE = "benchmarks.onnx_roundtrip"
+# What every export loads, slowly; loaded before the processes part.
+_LIBRARIES = ("timm", "torchvision", "torch.export", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
 
 
 def main() -> int:
     arguments = _arguments()
-    if arguments.row_file:
-        torch.set_num_threads(1)
-        one = _compressed if arguments.data else _returned
-        write_row(arguments.row_file, one(arguments.names_given[0], arguments))
-        return 0
     if arguments.data:
         names = [str(path) for path in sorted(arguments.data.glob("*.onnx"))]
-        kind = ["--data", str(arguments.data)]
     else:
-        names, kind = arguments.names_given or read_names(), []
-    options = [*kind, "--budget", arguments.budget, "--seed", str(arguments.seed)]
-    options += ["--image-size", str(arguments.image_size)] if arguments.image_size else []
-    made = {"budget": arguments.budget, "seed": arguments.seed, "image_size": arguments.image_size}
+        names = arguments.names_given or read_names()
+        for library in _LIBRARIES:
+            importlib.import_module(library)
+    one = _compressed if arguments.data else _returned
+    made = {
+        "budget": arguments.budget,
+        "seed": arguments.seed,
+        "image_size": arguments.image_size,
+        "opset": DEFAULT_OPSET,
+    }
     before = _earlier_rows(arguments.json, made)
     rows: list[Row] = []
     for name in names:
         shown = Path(name).name if arguments.data else name
         row = before.get(shown)
         if row is None:
-            found = in_own_process(MODULE, ["--worker", name, *options], limit_s=arguments.time_limit)
+            found = _in_fork(one, name, arguments)
             row = {"name": shown, **found, "made": made}
             console.print(f"{len(rows) + 1}/{len(names)} {shown}: {row['status']}")
         rows.append(row)
@@ -90,6 +95,32 @@ def _earlier_rows(path: Path | None, made: Row) -> dict[str, Row]:
         return {}
     rows = json.loads(path.read_text(encoding="utf-8"))
     return {row["name"]: row for row in rows if row.get("made") == made and row["status"] not in ("crashed", "hung")}
+
+
+def _in_fork(one: Callable[[str, argparse.Namespace], Row], name: str, arguments: argparse.Namespace) -> Row:
+    """The row that `one` makes; that of a process which died or was stopped at its limit says so."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        process = multiprocessing.get_context("fork").Process(target=_work, args=(one, name, arguments, path))
+        process.start()
+        process.join(arguments.time_limit)
+        hung = process.is_alive()
+        if hung:
+            process.kill()
+            process.join()
+        row: Row = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    row["wall_s"] = round(time.perf_counter() - started, 2)
+    if hung:
+        row |= {"status": "hung", "error": f"not finished after {arguments.time_limit:g} s"}
+    elif process.exitcode != 0:
+        row |= {"status": "crashed", "error": f"exit status {process.exitcode}"}
+    return row
+
+
+def _work(one: Callable[[str, argparse.Namespace], Row], name: str, arguments: argparse.Namespace, path: Path) -> None:
+    torch.set_num_threads(1)
+    write_row(path, one(name, arguments))
 
 
 def _compressed(name: str, arguments: argparse.Namespace) -> Row:
@@ -237,9 +268,6 @@ def _error(value: float | None) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    # The first argument of a worker is the file that its row goes to (`in_own_process`).
-    given = sys.argv[1:]
-    worker = len(given) > 1 and given[1] == "--worker"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names_given", nargs="*", metavar="NAME")
     what = parser.add_mutually_exclusive_group()
@@ -250,9 +278,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args(given[2:] if worker else given)
-    arguments.row_file = Path(given[0]) if worker else None
-    if not worker and not arguments.data and not arguments.zoo:
+    arguments = parser.parse_args()
+    if not arguments.data and not arguments.zoo:
         parser.error("give --data DIR or --zoo")
     return arguments
 

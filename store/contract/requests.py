@@ -215,7 +215,7 @@ class Encoding(Request):
 class OnnxOptions(Request):
     """How `model.onnx` is written."""
 
-    opset: Annotated[int, Field(ge=13, le=23, description="Of the standard operators.")] = 20
+    opset: Annotated[int, Field(ge=13, le=26, description="Of the standard operators.")] = 26
 
 
 OutputName = Literal["onnx", "onnx-int8", "pt2", "safetensors", "pwt", "report"]

@@ -89,12 +89,12 @@ def test_no_tensor_is_written_that_nothing_reads(network):
 def test_the_default_is_the_default(network, tmp_path):
     write_onnx(network, tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
-    assert model.opset_import[0].version == DEFAULT_OPSET == 20 and model.ir_version == 9
+    assert model.opset_import[0].version == DEFAULT_OPSET == 26 and model.ir_version == 13
 
 
 @pytest.mark.parametrize("opset", [FIRST_OPSET - 1, LAST_OPSET + 1])
 def test_an_opset_outside_the_range_is_refused_by_number(opset, network, tmp_path):
-    with pytest.raises(EngineError, match=f"opset 13 to 23, and opset {opset}") as caught:
+    with pytest.raises(EngineError, match=f"opset 13 to 26, and opset {opset}") as caught:
         write_onnx(network, tmp_path / "model.onnx", opset=opset)
     assert caught.value.code == "invalid_request" and caught.value.param == "/onnx/opset"
 

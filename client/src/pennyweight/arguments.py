@@ -56,7 +56,7 @@ Encoding = Annotated[
 Outputs = Annotated[
     str | None, typer.Option(help="Comma-separated, of onnx, onnx-int8, pt2, safetensors, pwt and report.")
 ]
-OnnxOpset = Annotated[int | None, typer.Option("--onnx-opset", help="Opset of model.onnx, 13 to 23; 20 if left out.")]
+OnnxOpset = Annotated[int | None, typer.Option("--onnx-opset", help="Opset of model.onnx, 13 to 26; 26 if left out.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]

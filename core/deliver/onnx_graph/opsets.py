@@ -17,9 +17,9 @@ from core.errors import EngineError
 if TYPE_CHECKING:
     from core.deliver.onnx_graph.builder import GraphBuilder
 
-# Before 13, Squeeze, Split and ReduceSum took no axes that are values, and Softmax flattened. 23 is the newest that the last
-# three releases of ONNX Runtime run.
-FIRST_OPSET, DEFAULT_OPSET, LAST_OPSET = 13, 20, 23
+# Before 13, Squeeze, Split and ReduceSum took no axes that are values, and Softmax flattened. 26 is the newest that the last
+# three releases of ONNX Runtime (1.29 to 1.31) run; 20, 23 and 26 become the same graph in it.
+FIRST_OPSET, DEFAULT_OPSET, LAST_OPSET = 13, 26, 26
 
 
 class NotInOpset(Exception):

@@ -13,7 +13,7 @@ from core.intake.onnx.proto import subgraphs
 from core.intake.onnx.tail import TAIL_OPERATORS
 from core.intake.refusals import invalid
 
-FIRST_OPSET, LAST_OPSET = 7, 24
+FIRST_OPSET, LAST_OPSET = 7, 26
 _OWN_DOMAINS = ("", "ai.onnx")
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _QUANTISED = frozenset(
