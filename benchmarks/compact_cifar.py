@@ -10,7 +10,7 @@ on the layers by rate and distortion; everything in the file counts: header, gra
 but where it says so: *alone*, every weight is rounded by itself; *together*, layers make up for each other in closed form on
 some training images, as a job with images does it; *fine-tuned*, at the caps of `--fine-tune`, the shared values (with biases
 and batch-norms) are trained for a short run after that, on `--shards` of the training images. Accuracy is on the test images, all 10,000 or `--examples` of them, which
-decide nothing. Rows of an existing FILE are kept and those of this run are put in their place.
+decide nothing. Settings whose every row is in FILE are not measured again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import statistics
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from core.recovery import ImageDataset, accuracy, load_dataset
 
 NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NETWORKS = ("resnet20", "resnet56")
+KINDS = ("alone", "together", "fine-tuned")
 CPU = torch.device("cpu")
 _COLOURS = {"cws": "#2f6fde", "pws": "#c62a2f", "uq": "#187a43", "ecsq": "#8e4ec6"}
 console = Console(highlight=False)
@@ -59,25 +62,38 @@ def main() -> None:
         network = load_network(
             arguments.data / "checkpoints" / f"{name}-cifar10.th", architecture=f"cifar_{name}", architecture_args={}
         )
-        test = dataset.test.sample(arguments.examples)
-        original = accuracy(network, test, dataset)
+        examples = min(arguments.examples, len(dataset.test))
+        known = [one for one in rows if (one["network"], one["examples"]) == (name, examples)]
+        original = (
+            known[0]["original_accuracy"]
+            if known
+            else accuracy(network, dataset.test.sample(arguments.examples), dataset)
+        )
         console.print(f"{name}: {safetensors_bytes(network):,} bytes, test accuracy {original:.2%}")
-        for seed in range(arguments.seeds):
-            kernels = [kernel.name for kernel in find_kernels(network, arguments.prune)]
-            sensitivity = sensitivities(network, kernels, dataset, seed=seed, device=CPU)
-            for ratio in arguments.ratios:
-                for quantizer in arguments.quantizers:
-                    # All but PWS differ between seeds only by what the sensitivities see.
-                    options = EncodingOptions(quantizer, prune=arguments.prune)
-                    for row in _measured(network, dataset, options, ratio, seed, sensitivity, arguments):
-                        row |= {"network": name, "original_accuracy": original}
-                        rows = [*(one for one in rows if _key(one) != _key(row)), row]
-                        console.print(json.dumps(row))
-                        if arguments.json:
-                            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        for seed, ratio, quantizer in product(range(arguments.seeds), arguments.ratios, arguments.quantizers):
+            done = {
+                one["kind"]
+                for one in known
+                if (one["quantizer"], one["prune"], one["cap"], one["seed"])
+                == (quantizer, arguments.prune, ratio, seed)
+            }
+            if _wanted(ratio, arguments) <= done:
+                continue
+            options = EncodingOptions(quantizer, prune=arguments.prune)
+            for row in _measured(network, dataset, options, ratio, seed, arguments):
+                row |= {"network": name, "original_accuracy": original}
+                rows = [*(one for one in rows if _key(one) != _key(row)), row]
+                console.print(json.dumps(row))
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     _print(rows)
     if arguments.svg:
         arguments.svg.write_text(_svg(rows), encoding="utf-8")
+
+
+def _wanted(ratio: float, arguments: argparse.Namespace) -> set[str]:
+    """The kinds of row of one setting."""
+    return {"alone", "together"} | ({"fine-tuned"} if ratio in arguments.fine_tune else set())
 
 
 def _measured(
@@ -86,9 +102,8 @@ def _measured(
     options: EncodingOptions,
     ratio: float,
     seed: int,
-    sensitivity: dict[str, float],
     arguments: argparse.Namespace,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One row each for weights rounded alone, rounded together and, where asked for, fine-tuned."""
     started = time.monotonic()
     original_bytes = safetensors_bytes(network)
@@ -116,25 +131,27 @@ def _measured(
             "seconds": round(time.monotonic() - started, 1),
         }
 
+    names = [kernel.name for group in groups for kernel in group.kernels]
+    # All but PWS differ between seeds only by what the sensitivities see, and by the images.
+    sensitivity = sensitivities(network, names, dataset, seed=seed, device=CPU)
     landing = Landing(
         network, groups, options, sensitivity, lambda found: stored(found).file_bytes, int(ratio * original_bytes)
     )
     found = landing.rounded(seed)
-    rows = [row(found, "alone")]
+    yield row(found, "alone")
     # Evenly spaced, for each seed others.
     spaced = torch.arange(arguments.images) * len(dataset.train) // arguments.images
     images = dataset.train.images[(spaced + seed) % len(dataset.train)]
     together = landing.compensated(seed, lambda choices: compensated(network, dataset.prepare(images), choices, seed))
     if together is not None:
         found = together
-        rows.append({**row(found, "together"), "images": len(images)})
+        yield {**row(found, "together"), "images": len(images)}
     if ratio in arguments.fine_tune:
         run = plan_run(network, len(dataset.train), None, CPU)
         run = replace(run, steps=arguments.steps or run.steps)
         learnt = fine_tune_shared(found, network, dataset, run, seed=seed, device=CPU, tell=lambda step, message: None)
         if learnt is not None:
-            rows.append({**row(learnt, "fine-tuned"), "steps": run.steps, "images": len(dataset.train)})
-    return rows
+            yield {**row(learnt, "fine-tuned"), "steps": run.steps, "images": len(dataset.train)}
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -153,7 +170,7 @@ def _cifar10(shards: Path, count: int) -> ImageDataset:
 def _averaged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per setting, over its seeds, in a fixed order."""
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda one: (one["network"], one["kind"] != "shared", one["quantizer"], -one["cap"])):
+    for row in sorted(rows, key=lambda one: (one["network"], KINDS.index(one["kind"]), one["quantizer"], -one["cap"])):
         key = (row["network"], row["kind"], row["quantizer"], row["prune"], row["cap"])
         settings.setdefault(key, []).append(row)
     return [
@@ -216,7 +233,7 @@ def _svg(rows: list[dict[str, Any]]) -> str:
         )
         for quantizer, colour in _COLOURS.items():
             own = [row for row in averaged if row["network"] == network and row["quantizer"] == quantizer]
-            line = sorted((place(row) for row in own if row["kind"] == "shared"), key=lambda point: point[0])
+            line = sorted((place(row) for row in own if row["kind"] == "together"), key=lambda point: point[0])
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]

@@ -29,7 +29,7 @@ from core.recovery.patches import MatrixLayer
 from core.recovery.refit import NormalEquations, Solution, normal_equations, refit
 
 # Of the Gram matrix's mean diagonal: what holds directions that the images say nothing about.
-_RIDGE = 1e-2
+_RIDGE = 0.1
 # Columns whose errors are handed on to all later ones together.
 _BLOCK = 64
 
