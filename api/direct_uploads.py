@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
+from api.behind import Behind
 from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
 from api.forms import stem
 from api.idempotency import Attempt, Once
@@ -218,17 +219,18 @@ def _open_upload(services: Services, tenant_id: str, upload_id: str) -> PartUplo
 
 async def _receive(request: Request, writer: PartWriter, number: int, size: int) -> StoredPart:
     received, pieces, held = 0, [], 0
-    async for piece in request.stream():
-        received, held = received + len(piece), held + len(piece)
-        if received > size:
-            raise _wrong_size(number, size, "more arrived")
-        pieces.append(piece)
-        if held >= WRITE_BYTES:
-            await run_in_threadpool(writer.write, b"".join(pieces))
-            pieces, held = [], 0
-    if received != size:
-        raise _wrong_size(number, size, f"{received} arrived")
-    await run_in_threadpool(writer.write, b"".join(pieces))
+    async with Behind() as behind:
+        async for piece in request.stream():
+            received, held = received + len(piece), held + len(piece)
+            if received > size:
+                raise _wrong_size(number, size, "more arrived")
+            pieces.append(piece)
+            if held >= WRITE_BYTES:
+                await behind.call(writer.write, b"".join(pieces))
+                pieces, held = [], 0
+        if received != size:
+            raise _wrong_size(number, size, f"{received} arrived")
+        await behind.call(writer.write, b"".join(pieces))
     return await run_in_threadpool(writer.commit)
 
 

@@ -17,13 +17,14 @@ import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from api.behind import Behind
 from api.multipart import PartEnd, PartStart, parts_of
 from api.problems import Problem, escape
 from api.validation import FieldParser
 from store.objects import ObjectStore, ObjectWriter, StoredObject
 
 WRITE_BYTES = 1 << 20
-"""File data is collected to this size before a worker thread digests and writes it."""
+"""File data is collected to this size before a worker thread digests and writes it, while the next is collected."""
 
 MAX_FIELD_BYTES = 1 << 20
 """A `spec` can name the width of every layer of a large network."""
@@ -149,14 +150,15 @@ class _Receiver:
         self._held_bytes = 0
 
     async def receive(self, request: Request) -> None:
-        async for event in parts_of(request):
-            match event:
-                case PartStart():
-                    await self._begin(event)
-                case PartEnd():
-                    await self._end()
-                case piece:
-                    await self._add(piece)
+        async with Behind() as behind:
+            async for event in parts_of(request):
+                match event:
+                    case PartStart():
+                        await self._begin(event)
+                    case PartEnd():
+                        await self._end(behind)
+                    case piece:
+                        await self._add(piece, behind)
         missing = [name for name, rule in self._files.items() if rule.required and name not in self._form.files]
         if missing:
             raise Problem.at(f"/{missing[0]}", "required", f"The file part {missing[0]!r} is missing.")
@@ -175,7 +177,7 @@ class _Receiver:
             known = ", ".join([*self._files, *self._fields])
             raise Problem.at(pointer, "unknown_field", f"Unknown part {name[:100]!r}. Known: {known}.")
 
-    async def _add(self, piece: bytes) -> None:
+    async def _add(self, piece: bytes, behind: Behind) -> None:
         self._pieces.append(piece)
         self._held_bytes += len(piece)
         if self._file is None:
@@ -193,28 +195,27 @@ class _Receiver:
         if self._file.size_bytes > self._max_file_bytes:
             raise over_limit(self._max_file_bytes, self._part)
         if self._held_bytes >= WRITE_BYTES:
-            await self._flush(self._file)
+            await behind.call(self._file.write, self._held())
 
-    async def _end(self) -> None:
+    async def _end(self, behind: Behind) -> None:
         if self._file is None:
             text = self._form.texts[self._part] = self._field_text()
             self._form.fields[self._part] = self._fields[self._part](text)
             return
-        await self._flush(self._file)
+        await behind.call(self._file.write, self._held())
+        await behind.done()
         file, rule = self._file, self._files[self._part]
         check_head(file.filename, file.size_bytes, file.head, f"/{file.part}", is_model=rule.is_model)
         self._file = None
 
-    async def _flush(self, file: ReceivedFile) -> None:
+    def _held(self) -> bytes:
         data = b"".join(self._pieces)
         self._pieces, self._held_bytes = [], 0
-        await run_in_threadpool(file.write, data)
+        return data
 
     def _field_text(self) -> str:
-        data = b"".join(self._pieces)
-        self._pieces, self._held_bytes = [], 0
         try:
-            text = data.decode()
+            text = self._held().decode()
         except UnicodeDecodeError as error:
             raise Problem.at(f"/{self._part}", "not_utf8", f"The field {self._part!r} is not UTF-8 text.") from error
         if "\0" in text:
