@@ -1,19 +1,20 @@
 """Jobs on the full stack while everything is killed: does each end once, and how soon is it taken up again?
 
-    .venv/bin/python -m benchmarks.chaos [--jobs 2000] [--workers 2] [--slots 2] [--seed 0] [--every 2] [--engine]
+    .venv/bin/python -m benchmarks.chaos [--jobs 2000] [--workers 2] [--slots 2] [--seed 0] [--every 2] [--engine] [--json FILE]
 
 Starts a private PostgreSQL and Redis, moto as S3 store behind a small fault proxy, the API and workers with scripted
 runners (the supervisor, the sandbox, the protocol and the storage are real; only the engine is left out, and with
 `--engine` not even that), and posts jobs while it kills -9 runners, Celery children, Celery processes, workers and the
 API, stops workers past their lease, flushes and restarts Redis, restarts PostgreSQL, and makes S3 slow, failing and
 absent. Prints what was done, what became of the jobs, and how long after each trouble of its own a job was taken up
-again. Exit status 1 if anything was lost or doubled.
+again; `--json FILE` writes it, too. Exit status 1 if anything was lost or doubled, or left lying about.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import random
@@ -24,8 +25,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from sqlalchemy import func, select
@@ -71,6 +73,11 @@ class Report:
     def percentile(self, share: float) -> float:
         ordered = sorted(self.recoveries_s)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+    def document(self) -> dict[str, Any]:
+        """What `lines` says, as JSON."""
+        recoveries = {"count": len(self.recoveries_s), "p50": self.percentile(0.5), "p99": self.percentile(0.99)}
+        return {**asdict(self), "recoveries_s": recoveries, "good": self.good}
 
     def lines(self) -> list[str]:
         faults = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
@@ -314,9 +321,15 @@ def main() -> int:
         "--deadline", type=float, default=3600.0, help="seconds after which what is left counts as lost"
     )
     parser.add_argument("--engine", action="store_true", help="compress a small network in every job")
+    parser.add_argument("--json", type=Path, help="write the report to this file, too")
     given = parser.parse_args()
     report = run(given.jobs, given.workers, given.slots, given.seed, given.every, given.deadline, engine=given.engine)
     print("\n".join(report.lines()))
+    if given.json is not None:
+        settings = {name: value for name, value in vars(given).items() if name != "json"}
+        given.json.write_text(
+            json.dumps({"settings": settings, "timing": TIMING, **report.document()}, indent=2) + "\n"
+        )
     return 0 if report.good else 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.upload_memory import Server, generated_file, serving, upload, upload_in_parts
+from benchmarks.transfer import Server, generated_file, serving, upload, upload_in_parts
 
 MIB = 1 << 20
 SIZE_MIB = 256
