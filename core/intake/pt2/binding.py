@@ -177,14 +177,19 @@ def _outputs(module: Mapping[str, Any], signature: Mapping[str, Any]) -> tuple[t
     values = [union(take(body, "arg", dict, what), what) for _, body in specs]
     names = _leaf_names(module)
     names = names if len(names) == len(values) else [""] * len(values)
-    found = [
-        (take(value, "name", str, what), name)
-        for (kind, value), name in zip(values, names, strict=True)
-        if kind == "as_tensor"
+    other = [
+        f"{name or f'number {index}'!r} ({kind.removeprefix('as_')[:40]})"
+        for index, ((kind, _), name) in enumerate(zip(values, names, strict=True))
+        if kind != "as_tensor"
     ]
-    if not found:
+    if other:
+        raise unsupported(
+            f"What the network in the .pt2 file returns is not tensors alone; others are {', '.join(other[:10])}. Return "
+            "tensors only, and export it again."
+        )
+    if not values:
         raise invalid("The network in the .pt2 file returns no tensor.")
-    return tuple(found)
+    return tuple((take(value, "name", str, what), name) for (_, value), name in zip(values, names, strict=True))
 
 
 def _leaf_names(module: Mapping[str, Any]) -> list[str]:

@@ -31,12 +31,11 @@ from core.intake.pt2.calls import (
 )
 from core.intake.pt2.fields import number, take, union, whole
 from core.intake.pt2.operators import AUTOCAST, SET_GRADIENT, is_arithmetic, is_assertion, resolve
-from core.intake.refusals import invalid, unsafe
+from core.intake.refusals import invalid, unsafe, unsupported
 from core.network import TensorMeta
 
 aten = torch.ops.aten
 MAX_ELEMENTS = 2**28
-MAX_SCOPES = 20
 _LAYOUTS = {7: torch.strided}
 _MEMORY_FORMATS = {
     1: torch.contiguous_format,
@@ -75,7 +74,7 @@ class GraphReader:
         meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         self.values[name] = Made(self._described(self.graph.get_attr(qualified), meta, ""), meta, meta)
 
-    def nodes(self, graph: Mapping[str, Any], depth: int = 0) -> None:
+    def nodes(self, graph: Mapping[str, Any]) -> None:
         """The calls of a graph, in order; scopes are written out in place."""
         recorded = take(graph, "tensor_values", dict, "The graph")
         for node in take(graph, "nodes", list, "The graph"):
@@ -86,20 +85,23 @@ class GraphReader:
             if is_assertion(target):
                 continue
             if target in (SET_GRADIENT, AUTOCAST):
-                self._scope(target, node, inputs, depth)
+                self._scope(target, node, inputs)
             else:
                 self._call(resolve(target), node, inputs, recorded)
 
-    def _scope(self, target: str, node: Mapping[str, Any], inputs: list[Any], depth: int) -> None:
+    def _scope(self, target: str, node: Mapping[str, Any], inputs: list[Any]) -> None:
+        """Its depth is limited where operators are (`require_known`)."""
         what = f"A call of {target}"
-        if depth >= MAX_SCOPES:
-            raise unsafe(f"The .pt2 file has scopes inside scopes, more than {MAX_SCOPES} deep.")
         position = 1 if target == SET_GRADIENT else 4
         given = [union(take(one, "arg", dict, what), what) for one in inputs if isinstance(one, dict)]
         if len(given) <= position or given[position][0] != "as_graph":
             raise invalid(f"{what} in the .pt2 file has no graph; the file is damaged.")
-        if target == AUTOCAST and given[2] == ("as_bool", True) and given[0] == ("as_string", "cpu"):
-            raise invalid("The network computes under torch.autocast; export it in float32, with autocast off.")
+        if target == AUTOCAST and given[2] != ("as_bool", False):
+            device = str(given[0][1])[:20]
+            raise unsupported(
+                f"The network in the .pt2 file computes under torch.autocast({device!r}), which on that device rounds to "
+                "half precision; here it would compute something else. Export it in float32, with autocast off."
+            )
         body = take(given[position][1], "graph", dict, what)
         outside = dict(self.values)
         inner = [_name(one, what) for one in take(body, "inputs", list, what)]
@@ -107,7 +109,7 @@ class GraphReader:
             raise invalid(f"{what} in the .pt2 file gives its graph other inputs than that has; the file is damaged.")
         for name, (kind, value) in zip(inner, given[position + 1 :], strict=True):
             self.values[name] = outside[self._known(kind, value, what, outside)]
-        self.nodes(body, depth + 1)
+        self.nodes(body)
         results = [self.values[self._known(*union(one, what), what)] for one in take(body, "outputs", list, what)]
         self.values = outside
         self._keep(take(node, "outputs", list, what), results, what)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,11 @@ from core.intake.onnx.names import safe_identifier
 from core.intake.pt2.archive import Program, read_program
 from core.intake.pt2.batch import MANY
 from core.intake.pt2.binding import Signature, read_signature
+from core.intake.pt2.calls import Made
 from core.intake.pt2.fields import take
 from core.intake.pt2.graph import GraphReader
 from core.intake.pt2.operators import require_known
-from core.intake.refusals import invalid
+from core.intake.refusals import invalid, unsupported
 from core.network import Interface, Network, TensorSpec
 
 InputShape = Sequence[int] | Mapping[str, Sequence[int]]
@@ -113,11 +113,12 @@ def _identifier(name: str, index: int) -> str:
 
 def _finish(reader: GraphReader, signature: Signature) -> tuple[TensorSpec, ...]:
     """End the graph with its outputs, without what nobody reads."""
-    found: list[Any] = []
-    for value, _ in signature.outputs:
+    found: list[Made] = []
+    for index, (value, name) in enumerate(signature.outputs):
         if value not in reader.values:
             raise invalid(f"Output {value[:80]!r} of the .pt2 file is computed nowhere; the file is damaged.")
         found.append(reader.values[value])
+        _require_images(found[-1], f"Output {(name or index)!r:.80} of the .pt2 file")
     reader.graph.output(tuple(made.node for made in found)).meta = {"path": ""}
     _without_empty_conversions(reader.graph)
     reader.graph.eliminate_dead_code(_matters)
@@ -132,6 +133,21 @@ def _finish(reader: GraphReader, signature: Signature) -> tuple[TensorSpec, ...]
         names.add(plain)
         specs.append(TensorSpec(plain, tuple(made.one.shape[1:]), made.one.dtype))
     return tuple(specs)
+
+
+def _require_images(made: Made, what: str) -> None:
+    """Raises EngineError("unsupported_format") for an output that is not [batch, …]."""
+    if not isinstance(made.one, Tensor):
+        raise unsupported(f"{what} is a number and no tensor; return tensors only, and export it again.")
+    one, many = (tuple(value.shape) for value in (made.one, made.many))
+    if one and many == (MANY * one[0], *one[1:]):
+        return
+    axis = next((axis for axis, sizes in enumerate(zip(one, many, strict=True)) if sizes[0] != sizes[1]), None)
+    found = "no axis of images" if axis is None else f"its images along axis {axis}"
+    raise unsupported(
+        f"{what} has {found} (its shape is {list(one)} for one image and {list(many)} for {MANY}); outputs are [batch, …]. "
+        "Return it so, and export the network again."
+    )
 
 
 def _without_empty_conversions(graph: Graph) -> None:

@@ -17,9 +17,12 @@ import torch
 from core.analysis.handlers import HANDLERS
 from core.errors import EngineError
 from core.intake.pt2.fields import take, union
+from core.intake.refusals import unsafe
 
 SET_GRADIENT = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 AUTOCAST = "torch.ops.higher_order.wrap_with_autocast"
+MAX_SCOPES = 20
+MAX_NODES = 100_000
 _ALSO = frozenset(
     {
         "arange",
@@ -112,9 +115,13 @@ def is_assertion(target: str) -> bool:
 
 
 def require_known(graph: Mapping[str, Any]) -> None:
-    """Raises EngineError("unsupported_format") naming every operator that is not read, with the number of its calls."""
+    """Raises EngineError: unsupported_format naming every operator that is not read, with the number of its calls;
+    unsafe_model for more nodes, or scopes within scopes, than any network has.
+    """
     counts: dict[str, int] = {}
-    for node in _nodes(graph):
+    for number, node in enumerate(_nodes(graph), start=1):
+        if number > MAX_NODES:
+            raise unsafe(f"The program in the .pt2 file has more than {MAX_NODES:,} nodes; at most so many are read.")
         target = take(node, "target", str, "A node")
         if target not in (SET_GRADIENT, AUTOCAST) and not is_assertion(target) and resolve(target) is None:
             counts[target[:120]] = counts.get(target[:120], 0) + 1
@@ -131,7 +138,9 @@ def require_known(graph: Mapping[str, Any]) -> None:
 
 
 def _nodes(graph: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The nodes of a graph and of those inside it."""
+    """The nodes of a graph and of those inside it. Raises EngineError("unsafe_model") where they nest too deeply."""
+    if depth > MAX_SCOPES:
+        raise unsafe(f"The .pt2 file has scopes inside scopes, more than {MAX_SCOPES} deep.")
     for node in take(graph, "nodes", list, "The graph"):
         if not isinstance(node, dict):
             continue
