@@ -1,6 +1,6 @@
 """What the service adds to a job: `pennyweight compress` over `pennyweightd serve`, beside `pennyweightd compress`.
 
-    .venv/bin/python -m benchmarks.overhead [--architecture torchvision:resnet50] [--flops 0.5] [--rounds 3]
+    .venv/bin/python -m benchmarks.overhead [--architecture torchvision:resnet50] [--flops 50%] [--rounds 3]
 
 Both commands get the same checkpoint (random weights, from a fixed seed), budget and outputs, each in a new process,
 in turn; the time is that of the whole command: for the service upload, inspection, dispatch, the job in its sandbox,
@@ -59,7 +59,7 @@ def digest(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="torchvision:resnet50")
-    parser.add_argument("--flops", default="0.5", help="the budget, as the commands take it")
+    parser.add_argument("--flops", default="50%%", help="the budget, as the commands take it")
     parser.add_argument("--outputs", default="onnx,safetensors,report")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
