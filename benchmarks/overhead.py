@@ -59,7 +59,7 @@ def digest(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="torchvision:resnet50")
-    parser.add_argument("--flops", default="50%%", help="the budget, as the commands take it")
+    parser.add_argument("--flops", default="50%", help="the budget, as the commands take it")
     parser.add_argument("--outputs", default="onnx,safetensors,report")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
