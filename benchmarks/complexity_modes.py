@@ -1,17 +1,20 @@
 """The three complexity modes at one budget, beside uniform width and L1 pruning with the same training.
 
-    python -m benchmarks.complexity_modes --data FOLDER [--ratio 0.5] [--epochs 1] [--seeds 0 1 2] [--json F] [--html F]
+    python -m benchmarks.complexity_modes --data FOLDER [--ratio 0.5] [--epochs 1] [--seeds 0 1 2] [--json F] [--svg F]
+        [--train-images N] [--test-images N]
 
 FOLDER holds `checkpoints/resnet20-cifar10.th` and `cifar10/*.parquet`. Parameter-, FLOPs- and memory-aware widths (PA, FA,
 MA) are drawn once per seed, all on the same share of the MACs; every network starts from the trained weights that stay
 and goes through the same recovery. `--train-images` and `--test-images` shorten a trial; the figures are then of that
 trial. The printed spread is the standard deviation over seeds; the baselines draw nothing, so their seed only orders
-the training images. `--html` writes the trade-off as a picture.
+the training images. A run that F already has is not measured again, so that the table can be made in pieces. `--svg` draws
+the trade-off.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -53,17 +56,33 @@ def main() -> None:
         dataset = replace(
             dataset, val=dataset.val.sample(arguments.test_images), test=dataset.test.sample(arguments.test_images)
         )
-    runs = []
-    for name, method in WAYS.items():
-        for seed in arguments.seeds:
-            runs.append({"way": name, "seed": seed, **_run(original, dataset, method, seed, arguments)})
-            print(f"{name}, seed {seed}: {runs[-1]['accuracy']:.4f}", flush=True)
+    shared = {
+        "ratio": arguments.ratio,
+        "epochs": arguments.epochs,
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+    }
+    runs = _measured_before(arguments.json, shared)
+    for (name, method), seed in itertools.product(WAYS.items(), arguments.seeds):
+        key = {"way": name, "seed": seed}
+        if any(run.items() >= key.items() for run in runs):
+            continue
+        runs.append({**key, **_run(original, dataset, method, seed, arguments), **shared})
+        print(f"{name}, seed {seed}: {runs[-1]['accuracy']:.4f}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     rows = [_summary(name, [run for run in runs if run["way"] == name]) for name in WAYS]
     _print(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"runs": runs, "summary": rows}, indent=2) + "\n", encoding="utf-8")
-    if arguments.html:
-        arguments.html.write_text(_page(rows, arguments.ratio), encoding="utf-8")
+    print(f"Trained {arguments.epochs} epochs on {len(dataset.train):,} images, tested on {len(dataset.test):,}.")
+    if arguments.svg:
+        arguments.svg.write_text(_svg(rows, arguments.ratio), encoding="utf-8")
+
+
+def _measured_before(path: Path | None, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    runs = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else []
+    if not all(run.items() >= shared.items() for run in runs):
+        raise SystemExit(f"{path} has runs of other settings than {shared}; name another file.")
+    return runs
 
 
 def _run(
@@ -111,16 +130,16 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     Console(highlight=False, width=150).print(table)
 
 
-def _page(rows: Sequence[dict[str, Any]], ratio: float) -> str:
+def _svg(rows: Sequence[dict[str, Any]], ratio: float) -> str:
     """Accuracy against parameters and against memory, one point per way, its spread as a line."""
+    panels = (("params", "parameters"), ("memory_bytes", "bytes of memory"))
     pictures = "".join(
-        _scatter(rows, name, title) for name, title in (("params", "parameters"), ("memory_bytes", "bytes"))
+        f'<g transform="translate(0 {300 * at})">{_scatter(rows, figure, title)}</g>'
+        for at, (figure, title) in enumerate(panels)
     )
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Complexity modes</title>'
-        "<style>:root{color-scheme:light dark}body{font:15px system-ui,sans-serif;max-width:48rem;margin:2rem auto;"
-        "padding:0 1rem}svg{width:100%}text{fill:currentColor;font-size:12px}</style>"
-        f"<h1>Complexity modes at {ratio:.0%} of the MACs</h1>{pictures}</html>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {300 * len(panels)}" font-family="sans-serif" '
+        f'font-size="12"><title>Test accuracy of the ways at {ratio:.0%} of the MACs</title>{pictures}</svg>\n'
     )
 
 
@@ -133,18 +152,18 @@ def _scatter(rows: Sequence[dict[str, Any]], figure: str, title: str) -> str:
         return 80 + 460 * (value - min(xs)) / ((max(xs) - min(xs)) or 1)
 
     def y_of(value: float) -> float:
-        return 260 - 230 * (value - min(lows)) / ((max(highs) - min(lows)) or 1)
+        return 250 - 230 * (value - min(lows)) / ((max(highs) - min(lows)) or 1)
 
     points = "".join(
-        f'<path d="M{x_of(row[figure]):.1f} {y_of(low):.1f}V{y_of(high):.1f}" stroke="currentColor"/>'
+        f'<path d="M{x_of(row[figure]):.1f} {y_of(low):.1f}V{y_of(high):.1f}" stroke="#2f6fde"/>'
         f'<circle cx="{x_of(row[figure]):.1f}" cy="{y_of(row["accuracy"]):.1f}" r="5" fill="#2f6fde"/>'
         f'<text x="{x_of(row[figure]) + 9:.1f}" y="{y_of(row["accuracy"]) + 4:.1f}">{escape(row["way"])}</text>'
         for row, low, high in zip(rows, lows, highs, strict=True)
     )
     return (
-        f'<h2>Test accuracy against {title}</h2><svg viewBox="0 0 680 310"><path d="M60 20V270H660" fill="none" '
-        f'stroke="gray"/><text x="4" y="30">{max(highs):.1%}</text><text x="4" y="264">{min(lows):.1%}</text>'
-        f'<text x="60" y="295">{min(xs):,.0f}</text><text x="540" y="295">{max(xs):,.0f} {title}</text>{points}</svg>'
+        f'<path d="M60 10V262H660" fill="none" stroke="#888"/><text x="54" y="24" text-anchor="end">{max(highs):.1%}</text>'
+        f'<text x="54" y="254" text-anchor="end">{min(lows):.1%}</text><text x="80" y="280">{min(xs):,.0f}</text>'
+        f'<text x="660" y="280" text-anchor="end">{max(xs):,.0f} {title}</text>{points}'
     )
 
 
@@ -156,8 +175,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train-images", type=int, help="train on so many images only")
     parser.add_argument("--test-images", type=int, help="measure on so many images only")
-    parser.add_argument("--json", type=Path, help="also write every figure here")
-    parser.add_argument("--html", type=Path, help="also write the trade-off as a picture")
+    parser.add_argument("--json", type=Path, help="every run; those that it has are not measured again")
+    parser.add_argument("--svg", type=Path, help="also draw the trade-off")
     return parser.parse_args()
 
 

@@ -111,7 +111,7 @@ def _torch_pruning(
     started = time.perf_counter()
     config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
     steps, start = Steps(Checkpoint(), "torch_pruning", network), judge.value(network)
-    found = train(network, "pruned", start, original, dataset, config, judge, seed, CPU, _told, steps)
+    found = train(network, "pruned", start, original, dataset, config, judge, seed, CPU, _told, steps, kept={})
     return {
         "macs_ratio": independent_costs(network).macs / profile(original).costs.macs,
         "before": accuracy(network, dataset.test, dataset),

@@ -134,7 +134,18 @@ def recover(
     if config.epochs != 0:
         start = stages.best
         training = train(
-            start.network, start.name, start.value, original, dataset, config, judge, seed, device, progress, steps
+            start.network,
+            start.name,
+            start.value,
+            original,
+            dataset,
+            config,
+            judge,
+            seed,
+            device,
+            progress,
+            steps,
+            kept=kept,
         )
         if training.network is not None and stages.take(_FINE_TUNING, training.network, training.value):
             training.details["kept"] = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,18 +17,24 @@ from torch import Tensor, nn
 from core.checkpoint import Saved
 from core.module_form import to_module, with_trained
 from core.network import Network
-from core.progress import Epoch, Progress
+from core.plain_graph import PlainNetwork
+from core.progress import Epoch, Progress, silent
 from core.recovery.augmentation import Augmentation, cutout, mixup
 from core.recovery.averaging import Average
+from core.recovery.batches import Batches
+from core.recovery.compiling import compiled
 from core.recovery.curve import Curve
 from core.recovery.dataset import ImageDataset
-from core.recovery.images import Split
-from core.recovery.judges import AccuracyJudge, OutputJudge
+from core.recovery.features import NO_FEATURES, Features
+from core.recovery.judges import Judge
 from core.recovery.objective import Targets, labelled_loss, output_loss
 from core.recovery.outputs import as_outputs
+from core.recovery.processes import gathered
 from core.recovery.schedule import Schedule
 from core.recovery.steps import Steps
 from core.recovery.teacher import memory_format, teacher_for
+from core.recovery.team import ALONE, DistantJudge, Team, TeamJudge
+from core.recovery.threads import using
 from core.recovery.training_state import pack, unpack
 
 MOMENTUM = 0.9
@@ -38,25 +44,55 @@ STEP = "training"
 @dataclass(frozen=True)
 class Trained:
     """network: None if the loss became infinite or NaN. curve: (step, mean loss since the point before). best_epoch: with
-    patience, the one whose weights these are."""
+    patience, the one whose weights these are. processes: how many trained it. compiled: whether the module was. notes: what
+    was asked for and could not be done."""
 
     network: Network | None
     curve: tuple[tuple[int, float], ...]
     epochs: tuple[Epoch, ...] = ()
     best_epoch: int | None = None
+    processes: int = 1
+    compiled: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Everything that decides what training gives, beside the network it starts from."""
+    """Everything that decides what training gives, beside the network it starts from.
+
+    features: layers that are to say what the original's say; of none by default. channels_last: the layout to train in, by
+    default the one that suits (`core.recovery.teacher.memory_format`). compiled: whether to try torch.compile. processes:
+    how many are to train, with one GPU each where the device is one.
+    """
 
     original: Network
     dataset: ImageDataset
     schedule: Schedule
     augmentation: Augmentation
-    judge: AccuracyJudge | OutputJudge
+    judge: Judge
     seed: int
     device: torch.device
+    features: Features = NO_FEATURES
+    channels_last: bool | None = None
+    compiled: bool = False
+    processes: int = 1
+
+    def elsewhere(self) -> dict[str, Any]:
+        """What another process needs of it, for `there`; can be pickled."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "device"}
+        train = self.dataset.train
+        return {
+            **own,
+            "original": PlainNetwork.of(self.original),
+            "dataset": replace(self.dataset, val=train, test=train),
+            "judge": DistantJudge(self.judge),
+            "features": self.features.to(torch.device("cpu")),
+        }
+
+    @staticmethod
+    def there(sent: dict[str, Any], device: torch.device) -> Lesson:
+        features = sent["features"].to(device)
+        return Lesson(**{**sent, "original": sent["original"].network(), "features": features, "device": device})
 
 
 def fine_tune(
@@ -73,8 +109,15 @@ def fine_tune(
     steps: where the state is kept when it is due. left: the state in which an interrupted process left this training.
     about: what is kept with it for the caller.
     """
-    with reproducible(lesson.device, lesson.seed):
-        trainer = Trainer(network, lesson, progress)
+    content: dict[str, Any] = {}
+    if lesson.processes > 1:
+        content = {"network": PlainNetwork.of(network), "lesson": lesson.elsewhere(), "left": left}
+    with (
+        reproducible(lesson.device, lesson.seed),
+        gathered(content, lesson.processes, lesson.seed, lesson.device) as gathering,
+        using(max(1, torch.get_num_threads() // gathering.team.size)),
+    ):
+        trainer = Trainer(network, lesson, progress, gathering.team)
         if left is not None:
             trainer.restore(left)
         for step in trainer:
@@ -85,24 +128,45 @@ def fine_tune(
                 values, tensors = trainer.state(step)
                 steps.save(STEP, {**values, **about}, tensors)
                 trainer.curve.skip()
-        return trainer.result()
+        trained = trainer.result()
+        return replace(trained, notes=(*trained.notes, gathering.note)) if gathering.note else trained
+
+
+def attend(content: dict[str, Any], team: Team, device: torch.device) -> None:
+    """What a process that is not the first of its team does: the same steps, of which it has its part."""
+    lesson = Lesson.there(content["lesson"], device)
+    with reproducible(device, lesson.seed):
+        trainer = Trainer(content["network"].network(), lesson, silent, team)
+        if content["left"] is not None:
+            trainer.restore(content["left"])
+        for _ in trainer:
+            pass
 
 
 class Trainer:
     """Iterating trains, a step at a time; between steps its `state` is whole."""
 
-    def __init__(self, network: Network, lesson: Lesson, progress: Progress) -> None:
-        self._network, self._lesson = network, lesson
+    def __init__(self, network: Network, lesson: Lesson, progress: Progress, team: Team = ALONE) -> None:
+        self._network, self._team = network, team
+        if team.size > 1:
+            lesson = replace(lesson, judge=TeamJudge(lesson.judge, team, lesson.device))
+        self._lesson = lesson
         schedule, device = lesson.schedule, lesson.device
-        self._layout = memory_format(network, lesson.original)
+        self._layout = layout_of(network, lesson)
         self._module = to_module(network).to(device=device, memory_format=self._layout)
+        self._call = team.joined(self._module, device, some_unused=len(network.outputs) > 1)
         self._set_mode()
         self._train = lesson.dataset.train.to(device)
-        self._teacher = teacher_for(lesson.original, self._train, lesson.dataset, schedule, lesson.augmentation, device)
+        self._teacher = teacher_for(
+            lesson.original, self._train, lesson.dataset, schedule, lesson.augmentation, lesson.features, device
+        )
         self._optimizer = optimizer_for(self._module, schedule)
         self._average = Average(self._module, schedule.ema_decay) if schedule.ema_decay else None
         self.batches = Batches(self._train, schedule, lesson.augmentation, lesson.seed)
-        self._scales = lesson.judge.scales.to(device) if isinstance(lesson.judge, OutputJudge) else None
+        scales = lesson.judge.scales
+        self._scales = scales.to(device) if scales is not None else None
+        self._notes: tuple[str, ...] = ()
+        self._compiled = self._compile() if lesson.compiled else False
         self.curve = Curve(schedule, progress)
         self._best: tuple[float, int] | None = None
         self._best_state: dict[str, Tensor] = {}
@@ -124,9 +188,17 @@ class Trainer:
             module.load_state_dict(self._best_state)
         points, epochs = tuple(self.curve.points), tuple(self.curve.epochs)
         if self._diverged:
-            return Trained(None, points, epochs)
+            return Trained(None, points, epochs, processes=self._team.size, compiled=self._compiled, notes=self._notes)
         plain = module.to(memory_format=torch.contiguous_format)
-        return Trained(with_trained(self._network, plain), points, epochs, self._best[1] if self._best else None)
+        return Trained(
+            with_trained(self._network, plain),
+            points,
+            epochs,
+            self._best[1] if self._best else None,
+            self._team.size,
+            self._compiled,
+            self._notes,
+        )
 
     def state(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Values and tensors after `step`."""
@@ -160,30 +232,53 @@ class Trainer:
             group["lr"] = schedule.learning_rate_at(step)
         inputs = dataset.prepare(images)
         labels = self._train.labels[rows] if dataset.labelled else None
-        targets = Targets(labels)
+        mixed = None
         if schedule.cutout:
             inputs = cutout(inputs, schedule.cutout, self.batches.generator)
         if schedule.mixup:
             inputs, others, share = mixup(inputs, schedule.mixup, self.batches.generator)
-            targets = Targets(labels, (labels[others], share) if labels is not None else None)
-        inputs = inputs.contiguous(memory_format=self._layout)
-        with autocast(schedule, self._lesson.device):
-            outputs = self._module(inputs)
-        outputs = as_outputs(outputs)
-        teacher = self._teacher(rows, inputs) if self._teacher else None
+            mixed = (labels[others], share) if labels is not None else None
+        # Everybody draws for the whole batch and learns from a part of it.
+        count, own = len(inputs), self._team.part(len(inputs))
+        rows, inputs = rows[own], inputs[own].contiguous(memory_format=self._layout)
+        labels = labels[own] if labels is not None else None
+        targets = Targets(labels, (mixed[0][own], mixed[1]) if mixed else None)
+        self._team.begin_step(step)
+        features = self._lesson.features
+        with autocast(schedule, self._lesson.device), features.watch(self._module) as layers:
+            outputs = as_outputs(self._call(inputs))
+        said = self._teacher(rows, inputs) if self._teacher else None
         if labels is None:
-            loss = output_loss(outputs, teacher, self._scales)
+            loss = output_loss(outputs, said.outputs, self._scales)
         else:
-            loss = labelled_loss(outputs[0], targets, teacher[0] if teacher else None, schedule.label_smoothing)
+            loss = labelled_loss(outputs[0], targets, said.outputs[0] if said else None, schedule.label_smoothing)
+        if features.rows and said is not None:
+            loss = loss + features.loss(layers, said.layers)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # Gradients are averaged over processes, whose parts may differ in size by one.
+        share = len(rows) / count
+        (loss * (share * self._team.size)).backward()
         if schedule.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._module.parameters(), schedule.gradient_clip)
         self._optimizer.step()
         if self._average:
             self._average.update(self._module, step)
-        right = (outputs[0].detach().argmax(dim=1) == labels).sum() if labels is not None else None
-        self._diverged = not self.curve.add(step, loss.detach(), right)
+        right = (outputs[0].detach().argmax(dim=1) == labels).sum() if labels is not None else torch.zeros(())
+        figures = torch.stack([loss.detach() * share, right.to(loss)])
+        whole_loss, whole_right = self._team.summed(figures).unbind()
+        self._diverged = not self.curve.add(step, whole_loss, whole_right if labels is not None else None)
+
+    def _compile(self) -> bool:
+        """Call the compiled module from now on, if that can be had."""
+        if self._team.size > 1 or self._lesson.features.rows:
+            self._notes += ("Trained without torch.compile, which is for one process that compares outputs alone.",)
+            return False
+        rows = torch.arange(self._lesson.schedule.batch_size, device=self._train.images.device)
+        inputs = self._lesson.dataset.prepare(self._train.images[rows]).contiguous(memory_format=self._layout)
+        mode = autocast(self._lesson.schedule, self._lesson.device)
+        self._call, note = compiled(self._module, inputs, mode)
+        self._notes += (note,) if note else ()
+        return note is None
 
     def _end_epoch(self, step: int) -> None:
         judge, schedule = self._lesson.judge, self._lesson.schedule
@@ -212,30 +307,10 @@ class Trainer:
                     module.eval()
 
 
-class Batches:
-    """Rows and augmented images of each step: a new permutation per epoch, full batches only."""
-
-    def __init__(self, train: Split, schedule: Schedule, augmentation: Augmentation, seed: int) -> None:
-        self._train, self._schedule, self._augmentation = train, schedule, augmentation
-        self.generator = torch.Generator().manual_seed(seed)
-        self.step = 0
-        self._order = torch.empty(0, dtype=torch.int64)
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        index = self.step % self._schedule.steps_per_epoch
-        if index == 0:
-            self._order = torch.randperm(len(self._train), generator=self.generator).to(self._train.images.device)
-        rows = self._order[index * self._schedule.batch_size : (index + 1) * self._schedule.batch_size]
-        self.step += 1
-        return rows, self._augmentation(self._train.images[rows], self.generator)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state(), "order": self._order}
-
-    def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        self.step = step
-        self.generator.set_state(state["generator"].cpu())
-        self._order = state["order"].to(self._train.images.device)
+def layout_of(network: Network, lesson: Lesson) -> torch.memory_format:
+    """The layout to train in; a network with views trains in the usual one, whatever was asked for."""
+    fits = memory_format(network, lesson.original)
+    return fits if lesson.channels_last is not False else torch.contiguous_format
 
 
 def optimizer_for(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

@@ -15,14 +15,18 @@ from core.progress import Progress, ProgressEvent, silent
 from core.recovery.augmentation import Augmentation, choose_augmentation
 from core.recovery.config import RecoveryConfig
 from core.recovery.dataset import ImageDataset
+from core.recovery.features import NO_FEATURES, Features
 from core.recovery.judges import AccuracyJudge, OutputJudge
+from core.recovery.processes import gpus
+from core.recovery.recalibration import Kept
 from core.recovery.schedule import Schedule, plan_schedule
 from core.recovery.steps import Steps
-from core.recovery.teacher import memory_format
 from core.recovery.threads import WORTH_MACS, fastest_threads, using
-from core.recovery.training import STEP, Lesson, Trained, Trainer, fine_tune, reproducible
+from core.recovery.training import STEP, Lesson, Trained, Trainer, fine_tune, layout_of, reproducible
 
 RETRY_FACTOR = 0.1
+# A process takes seconds to start; a GPU does this much in about as long.
+WORTH_PROCESSES_MACS = 1e15
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,12 @@ def train(
     device: torch.device,
     progress: Progress,
     steps: Steps,
+    *,
+    kept: Kept,
 ) -> Training:
     """Train `network`, a stage of this `name` that the judge gives this `value`.
 
+    kept: what is left of the original's tensors. Without labels the layers in the middle are compared as well.
     If training at the default learning rate diverges or does harm, it is tried once more at a tenth of it.
     """
     finished = steps.finished(STEP)
@@ -68,11 +75,19 @@ def train(
     schedule = plan_schedule(
         config, len(dataset.train), network, original, device, optimizer="sgd" if dataset.labelled else "adamw"
     )
-    lesson = Lesson(original, dataset, schedule, augmentation, judge, seed, device)
+    features = NO_FEATURES if dataset.labelled else Features.of(network, original, kept, device)
+    lesson = Lesson(original, dataset, schedule, augmentation, judge, seed, device, features)
+    lesson = replace(
+        lesson,
+        channels_last={"channels_last": True, "contiguous": False}.get(config.layout or ""),
+        compiled=bool(config.compile),
+        processes=_processes(network, schedule, config, device),
+    )
     if left is not None:
         # The run goes on as it began, whatever this machine would choose now.
         threads, timed, attempt = (left.values[key] for key in ("threads", "threads_timed", "attempt"))
         schedule = replace(schedule, bfloat16=left.values["bfloat16"])
+        lesson = replace(lesson, channels_last=left.values["channels_last"], compiled=left.values["compiled"])
     else:
         say("Measuring how many threads train fastest")
         threads, timed = _threads(network, lesson, config)
@@ -87,6 +102,8 @@ def train(
                 "threads": threads,
                 "threads_timed": timed,
                 "bfloat16": schedule.bfloat16,
+                "channels_last": lesson.channels_last,
+                "compiled": lesson.compiled,
                 "augmentation": asdict(augmentation),
                 "augmentation_measured": measured,
             }
@@ -108,10 +125,13 @@ def train(
         "kept": False,
         "retried": number > 0,
         "resumed": left is not None,
-        "objective": _objective(schedule, dataset),
+        "objective": _objective(schedule, dataset, features),
         "augmentation": measured,
         "diverged": trained.network is None,
-        "layout": _layout(network, original),
+        "layout": _layout(network, lesson),
+        "processes": trained.processes,
+        "compiled": trained.compiled,
+        "notes": list(trained.notes),
         "threads": threads,
         "threads_timed": timed,
         **_figures(trained, schedule, seconds),
@@ -133,14 +153,30 @@ def _figures(trained: Trained, schedule: Schedule, seconds: float) -> dict[str, 
     }
 
 
-def _objective(schedule: Schedule, dataset: ImageDataset) -> str:
+def _objective(schedule: Schedule, dataset: ImageDataset, features: Features) -> str:
     if not dataset.labelled:
-        return "the original's outputs"
+        layers = f" and {len(features.rows)} of its layers" if features.rows else ""
+        return f"the original's outputs{layers}"
     return "labels and the original's outputs" if schedule.distill else "labels"
 
 
-def _layout(network: Network, original: Network) -> str:
-    return "channels_last" if memory_format(network, original) is torch.channels_last else "contiguous"
+def _layout(network: Network, lesson: Lesson) -> str:
+    return "channels_last" if layout_of(network, lesson) is torch.channels_last else "contiguous"
+
+
+def _processes(network: Network, schedule: Schedule, config: RecoveryConfig, device: torch.device) -> int:
+    """How many train: as many as there are GPUs, if the training is worth their start; never more than images in a batch."""
+    if config.processes is not None:
+        wanted = min(config.processes, gpus()) if device.type == "cuda" else config.processes
+    else:
+        worth_it = _macs(network, schedule) >= WORTH_PROCESSES_MACS
+        wanted = gpus() if device.type == "cuda" and worth_it else 1
+    return max(1, min(wanted, schedule.batch_size))
+
+
+def _macs(network: Network, schedule: Schedule) -> int:
+    """Multiply-accumulates of a training, forward and backward."""
+    return schedule.steps * schedule.batch_size * 3 * profile(network).costs.macs
 
 
 def _threads(network: Network, lesson: Lesson, config: RecoveryConfig) -> tuple[int, dict[str, float]]:
@@ -149,11 +185,12 @@ def _threads(network: Network, lesson: Lesson, config: RecoveryConfig) -> tuple[
     if config.threads is not None:
         return config.threads, {}
     schedule = lesson.schedule
-    macs = schedule.steps * schedule.batch_size * 3 * profile(network).costs.macs
-    if lesson.device.type != "cpu" or given == 1 or macs < WORTH_MACS:
+    cheap = _macs(network, schedule) < WORTH_MACS
+    if lesson.device.type != "cpu" or given == 1 or cheap or lesson.processes > 1:
         return given, {}
     # One epoch, so that no teacher looks at every image first.
-    trial = replace(lesson, schedule=replace(schedule, steps=min(schedule.steps, schedule.steps_per_epoch)))
+    short = replace(schedule, steps=min(schedule.steps, schedule.steps_per_epoch))
+    trial = replace(lesson, schedule=short, compiled=False)
     with reproducible(lesson.device, lesson.seed):
         trainer = Trainer(network, trial, silent)
         rows, images = trainer.batches.next()
