@@ -75,6 +75,7 @@ class Chooser:
     ) -> None:
         """Raises EngineError("invalid_request") for a method or an option that does not exist."""
         options = dict(method)
+        self._named = dict(method)
         self._network = network
         self._method = get_method(options.pop("type"))
         self._config = self._method.config(options)
@@ -82,6 +83,23 @@ class Chooser:
         self._seed, self._given, self._with_size = seed, dict(given or {}), with_size
         self._dataset, self._device = dataset, device
         self._levels: dict[bool, _Level] = {}
+
+    @property
+    def config(self) -> Any:
+        """The method's options, checked and completed."""
+        return self._config
+
+    def again(self, seed: int, **options: Any) -> Chooser:
+        """Another chooser for the same network: another seed, and other values of some of the method's options."""
+        return Chooser(
+            self._network,
+            {**self._named, **options},
+            seed=seed,
+            given=self._given,
+            with_size=self._with_size,
+            dataset=self._dataset,
+            device=self._device,
+        )
 
     def choose(self, constraints: Sequence[Constraint]) -> Choice:
         """The plan within `constraints`. Raises EngineError: target_infeasible, or invalid_request for given widths."""

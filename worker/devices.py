@@ -1,4 +1,4 @@
-"""The slots of one machine: one for each GPU, or some for the CPU, each with the queues that it serves."""
+"""The slots of one machine: one for each GPU, or for several together, or some for the CPU, with the queues they serve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NoSuchDevice(Exception):
 
 @dataclass(frozen=True)
 class JobSlot:
-    """gpu: what `CUDA_VISIBLE_DEVICES` says to the runners of this slot; empty for none."""
+    """gpu: what `CUDA_VISIBLE_DEVICES` says to the runners of this slot, one name or several; empty for none."""
 
     index: int
     queues: Collection[str]
@@ -35,8 +35,9 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(len(devices))]
 
 
-def job_slots(queues: Collection[str] | None = None, cpu_slots: int = 1) -> list[JobSlot]:
-    """The slots for these queues, by default for all that can be served here. Raises NoSuchDevice."""
+def job_slots(queues: Collection[str] | None = None, cpu_slots: int = 1, gpus_per_slot: int = 1) -> list[JobSlot]:
+    """The slots for these queues, by default for all that can be served here; GPUs that are too few for a slot of their own
+    go to the last one. Raises NoSuchDevice."""
     gpus = visible_gpus()
     queues = tuple(queues or (QUEUES if gpus else ("cpu",)))
     if "gpu" not in queues:
@@ -47,8 +48,11 @@ def job_slots(queues: Collection[str] | None = None, cpu_slots: int = 1) -> list
             "The queue gpu was asked for and there is no GPU here (no /dev/nvidia*, or CUDA_VISIBLE_DEVICES is empty). Serve "
             "--queues cpu, or give this worker a GPU."
         )
-    threads = max(1, available_cores() // len(gpus))
-    return [JobSlot(index, queues, gpu, threads) for index, gpu in enumerate(gpus)]
+    count = max(1, len(gpus) // gpus_per_slot)
+    starts = [index * gpus_per_slot for index in range(count)]
+    shares = [gpus[start:end] for start, end in zip(starts, [*starts[1:], len(gpus)], strict=True)]
+    threads = max(1, available_cores() // count)
+    return [JobSlot(index, queues, ",".join(share), threads) for index, share in enumerate(shares)]
 
 
 def available_cores() -> int:

@@ -6,9 +6,12 @@ Only Python's standard library is used, so that a runner can confine itself befo
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import platform
+import socket
+import struct
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
@@ -32,6 +35,9 @@ _MOUNT_ATTR_NOSUID = 0x2
 _MOUNT_ATTR_NODEV = 0x4
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
@@ -96,6 +102,12 @@ def pivot_into(new_root: str) -> None:
     _check(_libc().syscall(_SYS_PIVOT_ROOT[machine], b".", b"."), f"pivot_root {new_root}")
     unmount_lazily(".")
     os.chdir("/")
+
+
+def raise_loopback() -> None:
+    """Let the processes of this network namespace reach each other through `lo`. Needs the namespace's CAP_NET_ADMIN."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -11,6 +11,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from core.deliver.report_complexity import complexity_html
 from core.deliver.report_encoding import encoding_html
 
 _STYLE = """
@@ -46,7 +47,7 @@ _COSTS = {
     "size_bytes": "File (bytes)",
 }
 _MOST_LISTED = 200
-_LONGEST_TEXT = 300
+_LONGEST_TEXT, _LONGEST_NOTICE = 300, 2000
 _EPOCHS_SHOWN = 60
 _EPOCH_FIGURES = {
     "loss": "{:.4g}",
@@ -66,11 +67,12 @@ def report_html(result: Mapping[str, Any]) -> str:
         _section("Budget", "".join(map(_cap, result["constraints"])) + _paragraph(result.get("plan", {}).get("note"))),
         _section("Before and after", _costs(result)),
         _section("Recovery", _recovery(result.get("recovery") or {})),
+        _section("Complexity modes", _complexity(result)),
         _section("Encoding", encoding_html(result.get("encoding"), result.get("int8"), _table, _paragraph)),
         _section("Proof", _equivalence(result.get("equivalence"))),
         _section("Layers", _layers(result["layers"])),
         _section("What had to stay, and what was changed", _reasons(result)),
-        _section("Files", _files(result["artifacts"])),
+        _section("Files", _files(result["artifacts"]) + "".join(map(_notice, result.get("notices", ())))),
         _section("Provenance", _pairs(result["provenance"])),
     ]
     name = result["provenance"].get("architecture") or "Network"
@@ -169,6 +171,11 @@ def _recovery(recovery: Mapping[str, Any]) -> str:
         parts.append(_curve(title, "epoch", points))
     parts.append(_epochs(epochs))
     return "".join(parts)
+
+
+def _complexity(result: Mapping[str, Any]) -> str:
+    drawn = (result.get("recovery") or {}).get("complexity")
+    return complexity_html(drawn, result["baseline"], _table, _paragraph)
 
 
 def _epochs(epochs: Sequence[Mapping[str, Any]]) -> str:
@@ -271,6 +278,10 @@ def _files(artifacts: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _notice(notice: Mapping[str, str]) -> str:
+    return f"<p>{_text(': '.join(filter(None, (notice['artifact'], notice['message']))), longest=_LONGEST_NOTICE)}</p>"
+
+
 def _pairs(values: Mapping[str, Any]) -> str:
     rows = [(name.replace("_", " "), value) for name, value in values.items() if value not in (None, {}, [])]
     body = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows)
@@ -281,7 +292,7 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, longest: int = _LONGEST_TEXT) -> str:
     """Escaped, and cut where an upload made it too long to read."""
     text = str(value)
-    return escape(text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")
+    return escape(text if len(text) <= longest else f"{text[:longest]}…")

@@ -46,12 +46,18 @@ _SHARE_OF_LARGE = 0.02
 class ComplexityConfig(PlanConfig):
     """mode: whose complexity weighs the draws; auto: that of the tightest cap. step: share of a layer that a draw takes.
 
-    step None: one channel, or 2 % of the layer in large networks. filters: which channels of a layer stay.
+    step None: one channel, or 2 % of the layer in large networks. filters: which channels of a layer stay. seeds: how often
+    it is drawn and recovered, compare: whether under the other modes, too (`core.draws`).
     """
 
     mode: str = "auto"
     step: float | None = None
     filters: str = "magnitude"
+    seeds: int = 1
+    compare: bool = False
+
+    def mode_for(self, analysis: ChannelAnalysis, constraints: Sequence[Constraint]) -> str:
+        return mode_of(analysis, constraints) if self.mode == "auto" else self.mode
 
     def plan_options(self) -> PlanOptions:
         options = super().plan_options()
@@ -197,7 +203,7 @@ def mode_of(analysis: ChannelAnalysis, constraints: Sequence[Constraint]) -> str
 
 def scores(network: Network, analysis: ChannelAnalysis, config: ComplexityConfig, evidence: Evidence) -> np.ndarray:
     """float64 per component: when its group gave it, the first draw lowest. The same for the same seed and network."""
-    mode = mode_of(analysis, evidence.constraints) if config.mode == "auto" else config.mode
+    mode = config.mode_for(analysis, evidence.constraints)
     layers, filters = (np.random.default_rng([evidence.seed, stream]) for stream in range(2))
     random = config.filters == "random"
     order = filters.random(analysis.components) if random else weight_norms(network, analysis, 1)
@@ -244,6 +250,19 @@ METHOD = Method(
             "enum": ["magnitude", "random"],
             "default": "magnitude",
             "description": "Which channels of a layer stay: those with the largest weights, or drawn by lot as in the paper.",
+        },
+        "seeds": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 10,
+            "default": 1,
+            "description": "How many draws to make and recover, with seeds from the job's on; the best by validation is "
+            "delivered, and the report has mean and spread.",
+        },
+        "compare": {
+            "type": "boolean",
+            "default": False,
+            "description": "Recover networks of the other two modes as well, so that the report shows the trade-off.",
         },
     },
     config_type=ComplexityConfig,

@@ -10,6 +10,7 @@ from core.errors import EngineError
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "one_cycle")
 PRECISIONS = ("auto", "float32", "bfloat16")
+LAYOUTS = ("auto", "contiguous", "channels_last")
 # Per number, the least and the largest value.
 BOUNDS: dict[str, tuple[float, float]] = {
     "epochs": (0, 1000),
@@ -23,8 +24,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "mixup": (0, 10),
     "patience": (1, 1000),
     "threads": (1, 1024),
+    "processes": (1, 64),
 }
-CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "layout": LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class RecoveryConfig:
     distill: learn from the original's outputs, too. weight_decay: of kernels and matrices only. ema_decay: of a moving
     average of the weights, which is then what training gives. gradient_clip: largest norm of the whole gradient. cutout:
     side of the square that is blanked, as a share of the image's shorter side. mixup: α of the Beta distribution. patience:
-    epochs without a better validation after which training stops with its best epoch. threads: on the CPU, instead of what
-    is measured to be fastest. Raises EngineError("invalid_request") for a value out of bounds.
+    epochs without a better validation after which training stops with its best epoch. layout: of images and kernels in
+    memory; a network with views trains in the contiguous one. compile: use torch.compile, where it works. threads: on the
+    CPU, instead of what is measured to be fastest. processes: by default one for each GPU, and one on the CPU. Raises EngineError("invalid_request") for a value out of bounds.
     """
 
     epochs: int | None = None
@@ -52,7 +55,10 @@ class RecoveryConfig:
     mixup: float | None = None
     patience: int | None = None
     precision: str | None = None
+    layout: str | None = None
+    compile: bool | None = None
     threads: int | None = None
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in BOUNDS.items():

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,25 @@ _CPU = torch.device("cpu")
 class RowFile:
     """A file of rows of one shape and type, in the temporary folder; it goes when nobody refers to it any more.
 
-    It keeps its name as long as it lives, so that whoever limits the folder's size can see it.
+    It keeps its name as long as it lives, so that whoever limits the folder's size can see it, and so that another process
+    can read it, too: pickling it sends the name.
     """
 
     def __init__(self, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.row_shape, self.dtype = row_shape, dtype
         self._row_bytes = math.prod(row_shape) * dtype.itemsize
-        self._file, name = tempfile.mkstemp(prefix="images-")
+        self._file, self._name = tempfile.mkstemp(prefix="images-")
         self._rows = 0
-        weakref.finalize(self, _discard, self._file, name)
+        weakref.finalize(self, _discard, self._file, self._name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        # It is the other process's file, and goes with that.
+        self._file = os.open(self._name, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return self._rows

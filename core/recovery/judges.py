@@ -25,9 +25,10 @@ _HELD_OUT_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 class Judge(ABC):
-    """measure: the name of its figure in reports."""
+    """measure: the name of its figure in reports. scales: how outputs are compared, where it compares them."""
 
     measure: str
+    scales: OutputScales | None = None
 
     @abstractmethod
     def value(self, network: Network | nn.Module, *, quick: bool = False) -> float:

@@ -19,6 +19,8 @@ from worker.sandbox import limit_cpu_seconds
 OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILED = 1
+# A status above this says which signal ended the runner, as shells say it.
+KILLED_BY = 128
 MAX_ORDER_BYTES = 64
 
 
@@ -79,6 +81,9 @@ def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages
     except Exception as error:
         # For the operator: standard error goes to the log, and only its last lines to the job.
         traceback.print_exc(file=sys.stderr)
+        if isinstance(number := getattr(error, "signal_number", None), int):
+            # A process that this one had started was killed: that is this runner's end, too, and not the task's fault.
+            return KILLED_BY + number
         send(ErrorMessage(error=describe(error)))
         return FAILED
     return 0

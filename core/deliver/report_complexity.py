@@ -1,0 +1,93 @@
+"""The page's picture of the three complexity modes at one budget: what each keeps, and how exact it still is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+_NAMES = {"params": "parameter-aware", "flops": "FLOPs-aware", "memory": "memory-aware"}
+_FIGURES = {"params": "Parameters", "macs": "MACs", "memory_bytes": "Memory (bytes)"}
+_WIDTH, _ROW, _TOP, _LEFT, _RIGHT = 720, 30, 26, 130, 190
+Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
+
+
+def complexity_html(
+    complexity: Mapping[str, Any] | None,
+    baseline: Mapping[str, Any],
+    table: Table,
+    paragraph: Callable[[Any], str],
+) -> str:
+    """One panel per figure, a bar per mode; the spread over the seeds is a line across the bar's end.
+
+    complexity: as `core.draws` describes it. table, paragraph: the page's own, which escape.
+    """
+    if not complexity:
+        return ""
+    modes, delivered = complexity["modes"], complexity["mode"]
+    parts = [
+        paragraph(
+            f"Widths are drawn by lot, weighted by each layer's share of the complexity; delivered: {_NAMES[delivered]}. "
+            "All modes are held to the same caps. Shares are of the original; the line at a bar's end is the standard "
+            "deviation over the seeds."
+        )
+    ]
+    for figure, title in _FIGURES.items():
+        if baseline.get(figure):
+            rows = [_bar(mode, figure, baseline[figure], lambda value: f"{value:,.0f}") for mode in modes]
+            parts.append(_panel(title, rows, delivered))
+    measured = [mode for mode in modes if mode["accuracy"] is not None]
+    if measured:
+        rows = [_bar(mode, "accuracy", 1.0, lambda value: f"{value:.2%}") for mode in measured]
+        parts.append(_panel("Accuracy (test)", rows, delivered))
+    if len(complexity["draws"]) > len(modes) or len(measured) > 1:
+        parts.append(_draws(complexity["draws"], table))
+    return "".join(parts)
+
+
+def _bar(
+    mode: Mapping[str, Any], figure: str, whole: float, shown: Callable[[float], str]
+) -> tuple[str, float, float | None, str]:
+    """(mode, share, spread of the share, label)."""
+    value, spread = mode[figure], mode[f"{figure}_spread"]
+    label = shown(value) if spread is None else f"{shown(value)} ± {shown(spread)}"
+    return mode["mode"], value / whole, None if spread is None else spread / whole, label
+
+
+def _panel(title: str, rows: Sequence[tuple[str, float, float | None, str]], delivered: str) -> str:
+    height = _TOP + _ROW * len(rows)
+    length = _WIDTH - _LEFT - _RIGHT
+    bars = []
+    for index, (mode, share, spread, label) in enumerate(rows):
+        top = _TOP + _ROW * index
+        end = _LEFT + length * min(1.0, max(0.0, share))
+        color = "--after" if mode == delivered else "--before"
+        bars.append(
+            f'<text x="{_LEFT - 10}" y="{top + 16}" text-anchor="end">{escape(_NAMES[mode])}</text>'
+            f'<rect x="{_LEFT}" y="{top + 4}" width="{length}" height="16" rx="4" fill="var(--line)"/>'
+            f'<rect x="{_LEFT}" y="{top + 4}" width="{end - _LEFT:.1f}" height="16" rx="4" fill="var({color})"/>'
+            f'<text x="{_WIDTH - _RIGHT + 10}" y="{top + 16}">{escape(label)}</text>'
+        )
+        if spread:
+            low, high = (_LEFT + length * min(1.0, max(0.0, share + sign * spread)) for sign in (-1, 1))
+            bars.append(
+                f'<path d="M{low:.1f} {top + 12}H{high:.1f}M{low:.1f} {top + 7}v10M{high:.1f} {top + 7}v10" fill="none" '
+                'stroke="var(--ink)" stroke-width="1.5"/>'
+            )
+    said = "; ".join(f"{_NAMES[mode]} {label}" for mode, _, _, label in rows)
+    return (
+        f'<h3>{escape(title)}</h3><svg viewBox="0 {_TOP - 4} {_WIDTH} {height - _TOP + 4}" role="img" '
+        f'aria-label="{escape(f"{title}: {said}")}">{"".join(bars)}</svg>'
+    )
+
+
+def _draws(draws: Sequence[Mapping[str, Any]], table: Table) -> str:
+    errors = any(draw["output_error"] is not None for draw in draws)
+    head = ("mode", "seed", *_FIGURES.values(), "output error" if errors else "accuracy (test)", "delivered")
+    rows = []
+    for draw in draws:
+        score = draw["output_error"] if errors else draw["accuracy"]
+        shown = "only planned" if score is None else f"{score:.4g}" if errors else f"{score:.2%}"
+        costs = [f"{draw[name]:,}" for name in _FIGURES]
+        rows.append((_NAMES[draw["mode"]], str(draw["seed"]), *costs, shown, "✓" if draw["delivered"] else ""))
+    return table(head, rows)
