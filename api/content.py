@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from api.problems import Problem
+from api.problems import Problem, problems
 from store.objects import CHUNK_BYTES, ObjectReader, ObjectStore
+from store.tables import Dataset, Model
 
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
@@ -51,6 +53,29 @@ def download(
         return Response(status_code=status, headers=headers, media_type=media_type)
     reader = objects.open_reader(object_key, start, end)
     return StreamingResponse(_chunks(reader), status_code=status, headers=headers, media_type=media_type)
+
+
+FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **problems(401, 404, 416),
+    200: {"description": "The file", "content": {"application/octet-stream": {}}},
+    206: {"description": "The requested range", "content": {"application/octet-stream": {}}},
+    304: {"description": "The client has it"},
+    307: {"description": "The object store has it, at a URL that works for a while"},
+}
+"""What a route answers that hands an upload back."""
+
+
+def uploaded_file(request: Request, objects: ObjectStore, row: Model | Dataset) -> Response:
+    """An upload as it came, under its own name."""
+    return download(
+        request,
+        objects,
+        object_key=row.object_key,
+        filename=row.filename,
+        media_type="application/octet-stream",
+        size=row.size_bytes,
+        sha256=row.sha256,
+    )
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
+from api.content import FILE_RESPONSES, uploaded_file
 from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
 from api.forms import DATASET_FIELDS, DATASET_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.idempotency import Once
@@ -113,6 +114,18 @@ def get_dataset(dataset_id: str, response: Response, services: ServicesOf, tenan
         row = DatasetRepository(session, tenant_id).get(dataset_id)
     response.headers.update(retry_after_inspection(row.status))
     return resources.Dataset.of(row)
+
+
+@router.get(
+    "/datasets/{dataset_id}/content",
+    summary="Fetch the uploaded file",
+    response_class=Response,
+    responses=FILE_RESPONSES,
+)
+def get_dataset_content(dataset_id: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:
+    with services.database.read() as session:
+        row = DatasetRepository(session, tenant_id).get(dataset_id)
+    return uploaded_file(request, services.objects, row)
 
 
 @router.delete(

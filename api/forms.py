@@ -28,6 +28,8 @@ def _input_shape(text: str) -> Any:
     return validate(_named_dimensions if isinstance(value, dict) else _dimensions, value, "/input_shape")
 
 
+MODEL_FILES = "A state_dict (.safetensors, .pt, .pth, .th), an .onnx or a .pt2 file."
+
 MODEL_FIELDS: Mapping[str, FieldParser] = {
     "architecture": text_field("architecture", TypeAdapter(ArchitectureName)),
     "architecture_args": json_field("architecture_args", TypeAdapter(dict[str, Any])),

@@ -20,6 +20,7 @@ from api.forms import (
     DATASET_FIELDS,
     DATASET_PROPERTIES,
     MODEL_FIELDS,
+    MODEL_FILES,
     MODEL_PROPERTIES,
     SPEC_FIELD,
     SPEC_PROPERTY,
@@ -50,7 +51,7 @@ AfterId = page_after("job")
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _FORM = form_schema(
-    files={"model": "A state_dict: .safetensors, .pt, .pth or .th.", "dataset": "Images with labels."},
+    files={"model": MODEL_FILES, "dataset": "Images with labels."},
     required=["model", "spec"],
     properties={**SPEC_PROPERTY, **MODEL_PROPERTIES, **DATASET_PROPERTIES},
 )
@@ -93,9 +94,10 @@ async def _from_json(request: Request, services: Services, tenant_id: str, once:
 
     def store() -> _Created:
         check_options(body, services.catalogue(), dataset=body.dataset is not None)
+        gpus = services.has_gpus()
         with services.database.transaction() as session:
             once.settle(session)
-            services.quotas.require_job(session, tenant_id, body.device)
+            services.quotas.require_job(session, tenant_id, body.device, gpus=gpus)
             return _created(session, once, JobRepository(session, tenant_id).create(body), base_url)
 
     return await run_in_threadpool(store)
@@ -122,10 +124,11 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
 
         def store() -> _Created:
             files = _file_columns(form, model_id, dataset_id)
+            gpus = services.has_gpus()
             with services.database.transaction() as session:
                 once.settle(session, once.fingerprint(form.contents()))
                 services.quotas.require_bytes(session, tenant_id, sum(file.size_bytes for file in form.files.values()))
-                services.quotas.require_job(session, tenant_id, options.device)
+                services.quotas.require_job(session, tenant_id, options.device, gpus=gpus)
                 return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
 
         return await run_in_threadpool(store)
@@ -285,10 +288,11 @@ async def retry_job(
     base_url = resources.base_url(request)
 
     def store() -> _Created:
+        gpus = services.has_gpus()
         with services.database.transaction() as session:
             once.settle(session)
             jobs = JobRepository(session, tenant_id)
-            services.quotas.require_job(session, tenant_id, jobs.get(job_id).request["device"])
+            services.quotas.require_job(session, tenant_id, jobs.get(job_id).request["device"], gpus=gpus)
             return _created(session, once, jobs.retry(job_id), base_url)
 
     job, headers = await run_in_threadpool(store)

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.content import download
+from api.content import FILE_RESPONSES, uploaded_file
 from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
-from api.forms import MODEL_FIELDS, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
+from api.forms import MODEL_FIELDS, MODEL_FILES, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.idempotency import Once
 from api.polling import retry_after_inspection
 from api.problems import problems
@@ -27,7 +27,7 @@ router = APIRouter(tags=["models"])
 AfterId = page_after("mdl")
 
 _FORM = form_schema(
-    files={"file": "A state_dict: .safetensors, .pt, .pth or .th."},
+    files={"file": MODEL_FILES},
     required=["file"],
     properties={**MODEL_PROPERTIES, **NAME_PROPERTY},
 )
@@ -120,26 +120,12 @@ def get_model(model_id: str, response: Response, services: ServicesOf, tenant_id
     "/models/{model_id}/content",
     summary="Fetch the uploaded file",
     response_class=Response,
-    responses={
-        **problems(401, 404, 416),
-        200: {"description": "The file", "content": {"application/octet-stream": {}}},
-        206: {"description": "The requested range", "content": {"application/octet-stream": {}}},
-        304: {"description": "The client has it"},
-        307: {"description": "The object store has it, at a URL that works for a while"},
-    },
+    responses=FILE_RESPONSES,
 )
 def get_model_content(model_id: str, request: Request, services: ServicesOf, tenant_id: TenantId) -> Response:
     with services.database.read() as session:
         row = ModelRepository(session, tenant_id).get(model_id)
-    return download(
-        request,
-        services.objects,
-        object_key=row.object_key,
-        filename=row.filename,
-        media_type="application/octet-stream",
-        size=row.size_bytes,
-        sha256=row.sha256,
-    )
+    return uploaded_file(request, services.objects, row)
 
 
 @router.delete(

@@ -6,19 +6,21 @@ Whoever asks is kept waiting for that answer, without a thread or a connection (
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.dependencies import Services, ServicesOf, TenantId
+from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
 from api.idempotency import REPLAYED, Once, Replay
 from api.problems import problems
 from api.requests import media_type, read_json, unsupported_media_type
 from api.validation import check_options, validate
 from api.watching import unless_gone
 from store.contract import JobRequest, PlanStatus
+from store.pages import DEFAULT_LIMIT
 from store.plans import PlanRepository
 from store.tables import Plan
 
@@ -28,6 +30,8 @@ WAIT_S = 30.0
 """How long an answer is waited for before the client is told to come back."""
 
 RETRY_AFTER_S = 1
+
+AfterId = page_after("pln")
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}}
@@ -86,6 +90,41 @@ def get_plan(
     plan_id: str, request: Request, response: Response, services: ServicesOf, tenant_id: TenantId
 ) -> resources.Plan:
     return _answer(_read(services, tenant_id, plan_id), request, response)
+
+
+@router.get(
+    "/plans",
+    summary="List plans",
+    responses=problems(401),
+    dependencies=[Depends(known_query("model", "limit", "after", "order"))],
+)
+def list_plans(
+    request: Request,
+    services: ServicesOf,
+    tenant_id: TenantId,
+    model: Annotated[str | None, Query(max_length=32, description="A model's id: only plans for it.")] = None,
+    limit: PageLimit = DEFAULT_LIMIT,
+    after: AfterId = None,
+    order: PageOrder = "desc",
+) -> resources.PlanList:
+    with services.database.read() as session:
+        page = PlanRepository(session, tenant_id).list(model, limit, after, order)
+    base_url = resources.base_url(request)
+    return resources.PlanList(
+        data=[resources.Plan.of(row, base_url) for row in page.rows], has_more=page.has_more, next=page.next
+    )
+
+
+@router.delete(
+    "/plans/{plan_id}",
+    status_code=204,
+    summary="Delete a plan",
+    description="One that is still `planning` is given up. A model's plans also go with the model.",
+    responses=problems(401, 403, 404),
+)
+def delete_plan(plan_id: str, services: ServicesOf, tenant_id: TenantId) -> None:
+    with services.database.transaction() as session:
+        PlanRepository(session, tenant_id).delete(plan_id)
 
 
 def _read(services: Services, tenant_id: str, plan_id: str) -> Plan:

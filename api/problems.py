@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -27,11 +28,13 @@ from store.errors import (
     PartsGone,
     PartsIncomplete,
     QuotaExceeded,
+    QuotaUse,
     RequestInFlight,
     StorageUnavailable,
     TooManyJobs,
     UploadRejected,
 )
+from store.quotas import LimitName
 
 logger = logging.getLogger("api")
 
@@ -84,6 +87,16 @@ class FieldError(BaseModel):
     detail: str
 
 
+class QuotaDocument(BaseModel):
+    """With the codes `quota_exceeded` and `too_many_jobs`: which limit of the tenant's, how much of it is used, and how much
+    more the request would take (of GPU seconds nobody knows; it says 1)."""
+
+    name: LimitName
+    limit: int
+    used: int
+    requested: int
+
+
 class ProblemDocument(BaseModel):
     type: str
     title: str
@@ -93,6 +106,7 @@ class ProblemDocument(BaseModel):
     code: str
     request_id: str
     errors: list[FieldError]
+    quota: QuotaDocument | None = None
 
 
 class Problem(Exception):
@@ -105,6 +119,7 @@ class Problem(Exception):
         *,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
+        quota: QuotaUse | None = None,
     ) -> None:
         super().__init__(detail)
         self.code = code
@@ -112,6 +127,7 @@ class Problem(Exception):
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+        self.quota = quota
 
     @classmethod
     def at(cls, pointer: str, error_code: str, detail: str, *, code: str = "validation_failed") -> Problem:
@@ -129,10 +145,11 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
         code=problem.code,
         request_id=request.state.request_id,
         errors=list(problem.errors),
+        quota=None if problem.quota is None else QuotaDocument.model_validate(asdict(problem.quota)),
     )
-    return JSONResponse(
-        document.model_dump(mode="json"), status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers
-    )
+    left_out = {"quota"} if problem.quota is None else set()
+    body = document.model_dump(mode="json", exclude=left_out)
+    return JSONResponse(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
 
 
 def field_errors(errors: Sequence[ErrorDetails | Mapping[str, Any]], at: str = "") -> list[FieldError]:
@@ -206,11 +223,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(QuotaExceeded)
     def _over_quota(request: Request, error: QuotaExceeded) -> JSONResponse:
-        return problem_response(request, Problem("quota_exceeded", str(error)))
+        return problem_response(request, Problem("quota_exceeded", str(error), quota=error.use))
 
     @app.exception_handler(TooManyJobs)
     def _too_many_jobs(request: Request, error: TooManyJobs) -> JSONResponse:
-        return problem_response(request, Problem("too_many_jobs", str(error), headers={"Retry-After": "30"}))
+        return problem_response(
+            request, Problem("too_many_jobs", str(error), headers={"Retry-After": "30"}, quota=error.use)
+        )
 
     @app.exception_handler(UploadRejected)
     def _rejected(request: Request, error: UploadRejected) -> JSONResponse:

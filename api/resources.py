@@ -144,6 +144,9 @@ class Job(BaseModel):
     status: JobStatus
     stage: str | None
     attempt: int
+    device: str | None = Field(
+        default=None, description="`cpu` or `gpu`: what the worker has that runs it, or ran it last."
+    )
     resumed_from: ResumedFrom | None = None
     name: str | None
     labels: dict[str, str]
@@ -190,6 +193,7 @@ def job_fields(row: tables.Job, base_url: str) -> dict[str, Any]:
         "status": row.status,
         "stage": row.stage,
         "attempt": row.attempt,
+        "device": row.device,
         "resumed_from": row.resumed_from,
         "name": row.name,
         "labels": row.labels,
@@ -306,6 +310,10 @@ class DatasetList(_List):
 
 class JobList(_List):
     data: list[Job]
+
+
+class PlanList(_List):
+    data: list[Plan]
 
 
 class EventList(_List):

@@ -223,9 +223,9 @@ class _Receiver:
         return text
 
 
-def over_limit(max_file_bytes: int, part: str | None = None) -> Problem:
-    """The 413 that names the limit, exactly and in words."""
-    what = "The upload" if part is None else f"The file in the part {part!r}"
+def over_limit(max_file_bytes: int, part: str | None = None, *, announced: bool = False) -> Problem:
+    """The 413 that names the limit, exactly and in words. `part` is the form's, or the field that announced the file."""
+    what = "The upload" if part is None else "The announced file" if announced else f"The file in the part {part!r}"
     detail = (
         f"{what} is larger than the limit of {max_file_bytes} bytes ({in_words(max_file_bytes)}). "
         "PENNYWEIGHT_MAX_UPLOAD_BYTES raises it."
@@ -261,7 +261,7 @@ def check_head(filename: str, size_bytes: int, head: bytes, pointer: str, *, is_
             pointer,
             "unsupported_format",
             f"{filename!r} is {foreign}. Send a PyTorch state_dict (.safetensors, .pt, .pth, .th) with its "
-            "architecture.",
+            "architecture, or an .onnx or .pt2 file.",
             code="unsupported_format",
         )
 

@@ -5,6 +5,7 @@ api        the API alone
 worker     a worker alone
 migrate    bring the database to this version's schema
 keys       API keys
+quotas     what each tenant may have
 health     whether the worker on this data folder lives
 compress   the engine on one checkpoint, without a server
 version    what this is
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import typer
 
-from pennyweightd import keys
+from pennyweightd import keys, quotas
 from pennyweightd.compress import compress
 from pennyweightd.failures import explained
 from pennyweightd.options import Check, DataDir, Host, Port, Queues, Slots, load_settings, open_database
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(keys.app, name="keys")
+app.add_typer(quotas.app, name="quotas")
 app.command()(compress)
 
 

@@ -39,7 +39,7 @@ out = console()
 
 
 def compress(
-    model: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .pt, .pth, .th.")],
+    model: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .pt, .pth, .th, .onnx, .pt2.")],
     architecture: arguments.Architecture = None,
     architecture_args: arguments.ArchitectureArgs = None,
     input_shape: arguments.InputShape = None,

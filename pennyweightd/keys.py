@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +10,7 @@ from pennyweight.terminal import console
 from rich.table import Table
 
 from pennyweightd.failures import Refusal, explained
-from pennyweightd.options import DataDir, load_settings, open_database
-from store.database import Database
+from pennyweightd.options import DataDir, load_settings, open_migrated
 from store.keys import KeyRepository, all_keys, any_valid_key, require_tenant
 from store.tables import LOCAL_TENANT, Scope
 
@@ -36,7 +32,7 @@ def create(
     with explained():
         if not 0 < len(name.strip()) <= MAX_NAME_CHARACTERS:
             raise Refusal(f"A key needs a name of at most {MAX_NAME_CHARACTERS} characters.")
-        with _database(data_dir) as database, database.transaction() as session:
+        with open_migrated(load_settings(data_dir=data_dir)) as database, database.transaction() as session:
             expires_at = None if expires_days is None else database.now(session) + timedelta(days=expires_days)
             try:
                 require_tenant(session, tenant)
@@ -53,7 +49,7 @@ def create(
 @app.command()
 def first(name: Annotated[str, typer.Argument(help="Whose key this is.")] = "first", data_dir: DataDir = None) -> None:
     """Make the first key and show it, once; where there is a key that works, do nothing. For scripts that deploy."""
-    with explained(), _database(data_dir) as database, database.transaction() as session:
+    with explained(), open_migrated(load_settings(data_dir=data_dir)) as database, database.transaction() as session:
         if any_valid_key(session):
             print("There is a key already.", file=typer.get_text_stream("stderr"))
             return
@@ -64,7 +60,7 @@ def first(name: Annotated[str, typer.Argument(help="Whose key this is.")] = "fir
 @app.command("list")
 def list_keys(data_dir: DataDir = None) -> None:
     """Show all keys, the revoked ones too."""
-    with explained(), _database(data_dir) as database, database.read() as session:
+    with explained(), open_migrated(load_settings(data_dir=data_dir)) as database, database.read() as session:
         table = Table(box=None)
         # An id is for copying: it is never cut, however narrow the terminal.
         table.add_column("id", no_wrap=True, min_width=len("key_") + 26)
@@ -83,15 +79,7 @@ def revoke(
     id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")], data_dir: DataDir = None
 ) -> None:
     """End a key at once."""
-    with explained(), _database(data_dir) as database, database.transaction() as session:
+    with explained(), open_migrated(load_settings(data_dir=data_dir)) as database, database.transaction() as session:
         owner = next((key.tenant_id for key in all_keys(session) if key.id == id), LOCAL_TENANT)
         key = KeyRepository(session, owner).revoke(id)
         print(f"Revoked {key.id} ({key.name}).")
-
-
-@contextmanager
-def _database(data_dir: Path | None) -> Iterator[Database]:
-    """The database, its schema up to date: keys are made before the first server runs."""
-    with open_database(load_settings(data_dir=data_dir)) as database:
-        database.migrate()
-        yield database

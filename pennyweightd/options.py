@@ -51,3 +51,11 @@ def open_database(settings: Settings) -> Iterator[Database]:
         yield database
     finally:
         database.dispose()
+
+
+@contextmanager
+def open_migrated(settings: Settings) -> Iterator[Database]:
+    """That database with its schema up to date: for what is set up before the first server runs."""
+    with open_database(settings) as database:
+        database.migrate()
+        yield database

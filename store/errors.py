@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from store.contract import ErrorInfo
 
@@ -44,11 +45,25 @@ class RequestInFlight(StoreError):
         super().__init__(f"A request with the Idempotency-Key {key!r} is being worked on. Ask again in a moment.")
 
 
+@dataclass(frozen=True)
+class QuotaUse:
+    """How far a tenant is with one of its limits (`store.quotas.LIMITS`), and how much more a request would take."""
+
+    name: str
+    limit: int
+    used: int
+    requested: int
+
+
 class QuotaExceeded(StoreError):
-    """The tenant has used up what it may have."""
+    """The tenant has used up what it may have. The message says what to do."""
+
+    def __init__(self, message: str, use: QuotaUse) -> None:
+        super().__init__(message)
+        self.use = use
 
 
-class TooManyJobs(StoreError):
+class TooManyJobs(QuotaExceeded):
     """The tenant has as many jobs at work as it may have; one of them will end."""
 
 

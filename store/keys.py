@@ -98,6 +98,11 @@ def all_keys(session: Session) -> Sequence[ApiKey]:
     return session.scalars(select(ApiKey).order_by(ApiKey.id.desc())).all()
 
 
+def all_tenants(session: Session) -> Sequence[str]:
+    """The ids of every tenant, in their order."""
+    return session.scalars(select(Tenant.id).order_by(Tenant.id)).all()
+
+
 def require_tenant(session: Session, id: str) -> None:
     """Make the tenant unless it is there. Raises ValueError for an id that cannot be one."""
     if not TENANT_ID.fullmatch(id):

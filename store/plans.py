@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from store import dialect, queue
 from store.contract import JobRequest, PlanStatus, WorkKind
 from store.errors import NotFound
 from store.identifiers import new_id
+from store.pages import DEFAULT_LIMIT, Order, Page, fetch_page
 from store.tables import Plan, Work
 from store.uses import require_uploads
 
@@ -46,10 +47,27 @@ class PlanRepository:
 
     def get(self, id: str) -> Plan:
         """Raises NotFound."""
-        plan = self._session.scalar(select(Plan).where(Plan.tenant_id == self._tenant_id, Plan.id == id))
+        plan = self._session.scalar(self._mine().where(Plan.id == id))
         if plan is None:
             raise NotFound("plan", id)
         return plan
+
+    def list(
+        self, model: str | None = None, limit: int = DEFAULT_LIMIT, after: str | None = None, order: Order = "desc"
+    ) -> Page[Plan]:
+        """Plans, of this model if one is given."""
+        statement = self._mine() if model is None else self._mine().where(Plan.model_id == model)
+        return fetch_page(self._session, statement, Plan.id, limit=limit, after=after, order=order)
+
+    def delete(self, id: str) -> None:
+        """Delete a plan; one in the making is given up. Raises NotFound."""
+        self.get(id)
+        queue.lock(self._session, id)
+        queue.forget(self._session, id)
+        self._session.execute(delete(Plan).where(Plan.id == id))
+
+    def _mine(self) -> Select[tuple[Plan]]:
+        return select(Plan).where(Plan.tenant_id == self._tenant_id)
 
 
 def forget_plans(session: Session, model_id: str) -> None:

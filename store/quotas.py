@@ -1,60 +1,101 @@
 """What one tenant may have at a time, checked in the transaction that would add to it; None is without a limit.
 
-The tenant's row is locked first, so that two requests at once cannot both have the last piece.
+A limit is the tenant's own, where one was set, or the installation's. The tenant's row is locked before anything is
+counted, so that two requests at once cannot both have the last piece.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from store import dialect
+from store import dialect, gpu_time
 from store.contract import JobStatus
-from store.errors import QuotaExceeded, TooManyJobs
-from store.tables import Artifact, Dataset, Job, Model, Tenant, Upload, Work
+from store.errors import NotFound, QuotaExceeded, QuotaUse, TooManyJobs
+from store.tables import Artifact, Dataset, Job, Model, Tenant, Upload
 
-GPU_WINDOW_DAYS = 30
+LimitName = Literal["stored_bytes", "active_jobs", "gpu_seconds"]
+LIMITS: tuple[LimitName, ...] = get_args(LimitName)
 _ACTIVE = tuple(status for status in JobStatus if not status.terminal)
-GPU_QUEUE = "gpu"
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """Of every tenant. gpu_seconds counts jobs with `device: gpu`, from start to end, over the last GPU_WINDOW_DAYS."""
+    """Limits. gpu_seconds counts jobs on workers with a GPU, over the last `gpu_time.WINDOW_DAYS`."""
 
     stored_bytes: int | None = None
     active_jobs: int | None = None
     gpu_seconds: int | None = None
 
+    def of(self, session: Session, tenant_id: str) -> Quotas:
+        """The tenant's limits, these being everybody's."""
+        own = session.scalar(select(Tenant.quotas).where(Tenant.id == tenant_id)) or {}
+        return Quotas(**{**asdict(self), **{name: own[name] for name in LIMITS if name in own}})
+
     def require_bytes(self, session: Session, tenant_id: str, more: int) -> None:
         """Room for `more` bytes, beside models, datasets, artifacts and announced uploads. Raises QuotaExceeded."""
-        if self.stored_bytes is None:
+        limit = self.of(session, tenant_id).stored_bytes
+        if limit is None:
             return
         _lock(session, tenant_id)
         used = stored_bytes(session, tenant_id)
-        if used + more > self.stored_bytes:
+        if used + more > limit:
             raise QuotaExceeded(
-                f"{used} of {self.stored_bytes} bytes are in use, and {more} more do not fit. Delete models, datasets or "
-                "jobs that are no longer needed."
+                f"{used} of {limit} bytes are in use, and {more} more do not fit. Delete models, datasets or jobs that are "
+                "no longer needed, or ask whoever runs this service for a higher limit.",
+                QuotaUse("stored_bytes", limit, used, more),
             )
 
-    def require_job(self, session: Session, tenant_id: str, device: str) -> None:
-        """Room for one more job. Raises TooManyJobs, and QuotaExceeded where its GPU time is used up."""
-        if self.active_jobs is not None:
+    def require_job(self, session: Session, tenant_id: str, device: str, *, gpus: bool) -> None:
+        """Room for one more job that asks for this `device`; `gpus` says whether any worker has one, which a job for
+        `auto` may then get. Raises TooManyJobs, and QuotaExceeded where the GPU time is used up."""
+        limits = self.of(session, tenant_id)
+        if limits.active_jobs is not None:
             _lock(session, tenant_id)
-            statement = select(func.count()).where(Job.tenant_id == tenant_id, Job.status.in_(_ACTIVE))
-            active = session.scalar(statement.select_from(Job)) or 0
-            if active >= self.active_jobs:
-                raise TooManyJobs(f"{active} jobs are queued or running, and {self.active_jobs} may be. Wait for one.")
-        if self.gpu_seconds is not None and device == GPU_QUEUE:
-            used_s = gpu_seconds(session, tenant_id)
-            if used_s >= self.gpu_seconds:
-                raise QuotaExceeded(
-                    f"{used_s:.0f} of {self.gpu_seconds} GPU seconds of the last {GPU_WINDOW_DAYS} days are used up."
+            active = active_jobs(session, tenant_id)
+            if active >= limits.active_jobs:
+                raise TooManyJobs(
+                    f"{active} jobs are queued or running, and {limits.active_jobs} may be. Wait for one to end, or cancel "
+                    "one.",
+                    QuotaUse("active_jobs", limits.active_jobs, active, 1),
                 )
+        if limits.gpu_seconds is not None and (device == gpu_time.GPU or (device == "auto" and gpus)):
+            used_s = int(gpu_time.used_s(session, tenant_id))
+            if used_s >= limits.gpu_seconds:
+                raise QuotaExceeded(
+                    f"{used_s} of {limits.gpu_seconds} GPU seconds of the last {gpu_time.WINDOW_DAYS} days are used up, and "
+                    f"a job for the device {device!r} may take more. Ask for the device 'cpu', wait until older jobs are "
+                    f"{gpu_time.WINDOW_DAYS} days past, or ask whoever runs this service for a higher limit.",
+                    QuotaUse("gpu_seconds", limits.gpu_seconds, used_s, 1),
+                )
+
+
+def usage(session: Session, tenant_id: str) -> dict[LimitName, int]:
+    """What the tenant has at this moment of everything that can be limited."""
+    return {
+        "stored_bytes": stored_bytes(session, tenant_id),
+        "active_jobs": active_jobs(session, tenant_id),
+        "gpu_seconds": int(gpu_time.used_s(session, tenant_id)),
+    }
+
+
+def own_quotas(session: Session, tenant_id: str) -> dict[str, Any]:
+    """The limits that were set for this tenant alone. Raises NotFound."""
+    tenant = session.get(Tenant, tenant_id)
+    if tenant is None:
+        raise NotFound("tenant", tenant_id)
+    return dict(tenant.quotas or {})
+
+
+def set_quotas(session: Session, tenant_id: str, own: Mapping[LimitName, int | None]) -> None:
+    """Make these the tenant's own limits; those that are not named are the installation's. Raises NotFound."""
+    _lock(session, tenant_id)
+    own_quotas(session, tenant_id)
+    session.execute(update(Tenant).where(Tenant.id == tenant_id).values(quotas=dict(own) or None))
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:
@@ -70,19 +111,10 @@ def stored_bytes(session: Session, tenant_id: str) -> int:
     return sum(int(session.scalar(total) or 0) for total in totals)
 
 
-def gpu_seconds(session: Session, tenant_id: str) -> float:
-    """Seconds that the tenant's GPU jobs have run lately; running ones count up to now."""
-    now = dialect.now(session)
-    times = session.execute(
-        select(Job.started_at, Job.finished_at)
-        .join(Work, Work.id == Job.id)
-        .where(
-            Job.tenant_id == tenant_id,
-            Work.queue == GPU_QUEUE,
-            Job.started_at > now - timedelta(days=GPU_WINDOW_DAYS),
-        )
-    )
-    return sum(((finished or now) - started).total_seconds() for started, finished in times)
+def active_jobs(session: Session, tenant_id: str) -> int:
+    """How many of the tenant's jobs have not ended."""
+    active = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.status.in_(_ACTIVE))
+    return session.scalar(active) or 0
 
 
 def _lock(session: Session, tenant_id: str) -> None:

@@ -1,4 +1,5 @@
-"""What is kept for a while only: artifacts, models, datasets and plans, each as long as the settings say.
+"""What is kept for a while only: artifacts, models, datasets and plans, each as long as the settings say, and what was
+noted of GPUs.
 
 Every deletion is the one that a client would make, so nothing goes that something live uses, and two sweepers at once
 delete each thing once. Objects go after the commit; what is left then, the orphan sweep finds.
@@ -11,7 +12,7 @@ from datetime import timedelta
 
 from sqlalchemy import Select, delete, exists, select
 
-from store import dialect, queue
+from store import dialect, gpu_time, queue
 from store.contract import InspectionStatus
 from store.database import Database
 from store.datasets import DatasetRepository
@@ -38,7 +39,7 @@ class Retention:
 
 def expire(database: Database, objects: ObjectStore, retention: Retention) -> int:
     """Delete what has been kept for long enough; returns how many things. Safe to run anywhere, twice at once."""
-    removed = 0
+    removed = gpu_time.forget_old(database)
     if retention.plans_days is not None:
         removed += _expire_plans(database, retention.plans_days)
     if retention.artifacts_days is not None:

@@ -66,11 +66,12 @@ class Settings(BaseSettings):
     rate_limit_per_minute: Annotated[int, Field(ge=0)] = 6000
     """Requests of one API key in each API process; 0 for any number."""
     quota_stored_bytes: Annotated[int | None, Field(ge=0)] = None
-    """What one tenant may store: models, datasets, artifacts and announced uploads. Unset: any amount."""
+    """What one tenant may store: models, datasets, artifacts and announced uploads. Unset, here and below: any amount.
+    `pennyweightd quotas set` gives a tenant limits of its own."""
     quota_active_jobs: Annotated[int | None, Field(ge=0)] = None
     """Jobs of one tenant that are queued or running at a time."""
     quota_gpu_seconds: Annotated[int | None, Field(ge=0)] = None
-    """Seconds that one tenant's jobs with `device: gpu` may run in 30 days."""
+    """Seconds that one tenant's jobs may run on workers with a GPU in 30 days, those for `device: auto` too."""
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 
@@ -93,6 +94,8 @@ class Settings(BaseSettings):
     """How often an idle slot looks for work that nobody told it of."""
     worker_poll_s: Annotated[float, Field(gt=0)] = 15
     """The same for a slot that Celery wakes: this is for the time in which Celery cannot."""
+    gpus_per_job: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many GPUs a job on a GPU has to itself; its training uses them all."""
     checkpoint_interval_s: Annotated[float, Field(gt=0)] = 120
     """How often a job keeps the state of its training: the most that a killed process costs."""
     checkpoint_grace_s: Annotated[float, Field(ge=0)] = 20

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from store import queue, tallies
 from store.contract import ErrorCode, ErrorInfo, InspectionStatus, JobStatus, PlanStatus, WorkKind
+from store.errors import NotFound
 from store.tables import Dataset, Job, Model, Plan, Work, WorkState
 from store.tallies import TallyName
 from store.transitions import transition
@@ -140,5 +141,8 @@ def _reject_upload(session: Session, work: Work, error: ErrorInfo, *, now: datet
             job_work.state = WorkState.done
             transition(session, job, JobStatus.failed, now=now, error=failure)
     for plan_id in waiting(Plan, Plan.status == PlanStatus.planning):
-        queue.lock(session, plan_id).state = WorkState.done
+        try:
+            queue.lock(session, plan_id).state = WorkState.done
+        except NotFound:  # deleted since
+            continue
         fail_plan(session, plan_id, failure, now=now)

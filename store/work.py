@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from store import dialect, tallies, waiting
+from store import dialect, gpu_time, tallies, waiting
 from store.claims import Claim, Heartbeat, StoredArtifact, checkpoint_of, describe
 from store.contract import (
     DatasetInspection,
@@ -34,6 +34,7 @@ from store.contract import (
 from store.database import Database
 from store.demand import most_urgent
 from store.errors import LeaseLost
+from store.queue import ANY_QUEUE
 from store.tables import Artifact, Dataset, Job, Model, Plan, Work, WorkState
 from store.tallies import TallyName
 from store.transitions import enter_stage, touch, transition
@@ -74,7 +75,9 @@ def claim(
         if work.kind is WorkKind.job:
             job = session.get_one(Job, work.id, with_for_update=True)
             checkpoint = checkpoint_of(job)
-            transition(session, job, JobStatus.running, now=now, attempt=work.attempt)
+            transition(
+                session, job, JobStatus.running, now=now, attempt=work.attempt, device=_device(work.queue, queues)
+            )
         return Claim(
             id=work.id,
             kind=work.kind,
@@ -86,6 +89,12 @@ def claim(
             troubles=work.troubles,
             checkpoint=checkpoint,
         )
+
+
+def _device(queue: str, served: Collection[str]) -> str:
+    """Where a job of this queue runs on a worker that serves those: the runner takes a GPU that it sees unless it is told
+    not to."""
+    return gpu_time.GPU if gpu_time.GPU in served and queue in (gpu_time.GPU, ANY_QUEUE) else "cpu"
 
 
 def heartbeat(

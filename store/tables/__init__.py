@@ -10,7 +10,7 @@ from store.tables.jobs import Artifact, Job, JobEvent, JobLabel, Plan
 from store.tables.tenants import LOCAL_TENANT, ApiKey, IdempotencyKey, Tenant
 from store.tables.uploads import Dataset, Model, Upload
 from store.tables.webhooks import WebhookDelivery, WebhookEndpoint
-from store.tables.work import Tally, Work, Worker
+from store.tables.work import GpuRun, Tally, Work, Worker
 
 __all__ = [
     "LOCAL_TENANT",
@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "DeliveryStatus",
     "EndpointStatus",
+    "GpuRun",
     "IdempotencyKey",
     "Job",
     "JobEvent",

@@ -16,7 +16,8 @@ class Job(Base):
     """One job. `version` grows with every change that a client can see: it is the ETag.
 
     checkpoint_*: the stored file from which the next attempt goes on; it stays here until that file is deleted, after the
-    job's end. resumed_from: the checkpoint that the running attempt, or the last one, went on from.
+    job's end. resumed_from: the checkpoint that the running attempt, or the last one, went on from. device: `cpu` or
+    `gpu`, what the worker has that runs it, or ran it last.
     """
 
     __tablename__ = "jobs"
@@ -38,6 +39,7 @@ class Job(Base):
     status: Mapped[JobStatus]
     stage: Mapped[str | None] = mapped_column(String(32))
     attempt: Mapped[int]
+    device: Mapped[str | None] = mapped_column(String(16))
     request: Mapped[dict[str, Any]]
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]

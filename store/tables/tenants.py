@@ -15,11 +15,15 @@ LOCAL_TENANT = "local"
 
 
 class Tenant(Base):
+    """`quotas`: the limits of `store.quotas.LIMITS` that are this tenant's own, null for none; the others are the
+    installation's."""
+
     __tablename__ = "tenants"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str]
     created_at: Mapped[datetime]
+    quotas: Mapped[dict[str, Any] | None]
 
 
 class ApiKey(Base):

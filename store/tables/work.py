@@ -1,4 +1,4 @@
-"""What workers may claim, who they are, and what they count."""
+"""What workers may claim, who they are, what they count, and how long they held a GPU."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ class Work(Base):
     cancel_requested_at: Mapped[datetime | None]
     max_runtime_s: Mapped[int]
     overdue_at: Mapped[datetime | None]
+
+
+class GpuRun(Base):
+    """One attempt at a job that held a GPU and has ended. It outlives its job: what was used stays used."""
+
+    __tablename__ = "gpu_runs"
+    __table_args__ = (Index(None, "tenant_id", "ended_at"), Index(None, "ended_at"))
+
+    job_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
+    ended_at: Mapped[datetime]
+    seconds: Mapped[float] = mapped_column(Float(53))
 
 
 class Worker(Base):

@@ -176,10 +176,10 @@ def test_without_a_token_only_the_setting_opens_them_to_strangers(serve, options
         assert service.client.get("/metrics").status_code == status
 
 
-def test_gpu_seconds_count_every_attempt_of_jobs_that_asked_for_one(service):
-    service.job(device="gpu")
+def test_gpu_seconds_count_every_attempt_of_jobs_that_ran_on_one(service):
+    service.job(device="auto")
     service.inspect_model()
-    service.job()
+    service.job(device="cpu")
     service.inspect_model()
     for _ in range(2):
         claims = [

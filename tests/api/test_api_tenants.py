@@ -1,12 +1,9 @@
-"""What a key may do, how often it may call, and how much its tenant may have."""
+"""What a key may do, and how often it may call."""
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import pytest
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
@@ -14,9 +11,8 @@ from api.rates import RateLimiter
 from pennyweightd.__main__ import app as pennyweightd
 from store.database import Database
 from store.keys import KeyRepository
-from store.quotas import gpu_seconds, stored_bytes
-from store.tables import LOCAL_TENANT, ApiKey, Job, Scope
-from tests.api.conftest import ARTIFACT, CHECKPOINT, HALF, Service, problem, spec
+from store.tables import LOCAL_TENANT, ApiKey, Scope
+from tests.api.conftest import CHECKPOINT, Service, problem
 
 FILE = {"file": ("net.pt", CHECKPOINT)}
 HOOK = {"url": "https://hooks.example.org/x"}
@@ -116,62 +112,3 @@ def test_key_that_calls_too_often_is_told_when_to_come_back(serve):
         assert "ratelimit" not in service.client.get("/healthz").headers
     with serve(rate_limit_per_minute=0) as service:
         assert "ratelimit" not in service.client.get("/v1/jobs", headers=key(service, Scope.read)).headers
-
-
-def test_stored_bytes_of_a_tenant_are_limited_wherever_they_come_from(serve):
-    room = 2 * len(CHECKPOINT) + 50
-    with serve(quota_stored_bytes=room) as service:
-        model = service.upload()["id"]
-        service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK" * 25)})
-        service.client.post("/v1/uploads", json={"filename": "a", "size": 40, "purpose": "dataset"})
-        files = len(service.stored_files())
-        answer = service.client.post("/v1/models", files=FILE)
-        detail = problem(answer, 507, "quota_exceeded")["detail"]
-        assert f"{len(CHECKPOINT) + 90} of {room} bytes" in detail
-        big = {"filename": "a", "size": len(CHECKPOINT) + 11, "purpose": "dataset"}
-        problem(service.client.post("/v1/uploads", json=big), 507, "quota_exceeded")
-        form = service.client.post("/v1/jobs", files={"model": FILE["file"]}, data={"spec": spec()})
-        problem(form, 507, "quota_exceeded")
-        assert len(service.stored_files()) == files
-        service.inspect_model()
-        service.job(model=model)
-        service.finish_job()
-        with service.database.read() as session:
-            assert stored_bytes(session, LOCAL_TENANT) == len(CHECKPOINT) + 90 + len(ARTIFACT)
-        service.client.delete(f"/v1/models/{model}")
-        assert service.client.post("/v1/models", files=FILE).status_code == 201
-
-
-def test_jobs_at_a_time_are_limited_even_when_they_come_together(serve):
-    with serve(quota_active_jobs=3) as service:
-        body = {"model": service.upload()["id"], "budget": HALF}
-        start = threading.Barrier(8)
-
-        def send(_: int) -> int:
-            start.wait()
-            return service.client.post("/v1/jobs", json=body).status_code
-
-        with ThreadPoolExecutor(8) as pool:
-            statuses = list(pool.map(send, range(8)))
-        assert sorted(statuses) == [201] * 3 + [429] * 5
-        refused = service.client.post("/v1/jobs", json=body)
-        problem(refused, 429, "too_many_jobs")
-        assert refused.headers["retry-after"] == "30"
-        job = service.client.get("/v1/jobs").json()["data"][0]["id"]
-        service.client.post(f"/v1/jobs/{job}/cancel")
-        assert service.client.post(f"/v1/jobs/{job}/retry").status_code == 201
-        problem(service.client.post(f"/v1/jobs/{job}/retry"), 429, "too_many_jobs")
-
-
-@pytest.mark.parametrize("device, status", [("gpu", 507), ("cpu", 201)])
-def test_gpu_seconds_are_limited_for_jobs_that_ask_for_one(serve, device, status):
-    with serve(quota_gpu_seconds=100) as service:
-        job = service.job(device="gpu")
-        with service.database.transaction() as session:
-            now = service.database.now(session)
-            session.execute(update(Job).values(started_at=now - timedelta(seconds=150), finished_at=now))
-            assert gpu_seconds(session, LOCAL_TENANT) == pytest.approx(150)
-            assert gpu_seconds(session, "other") == 0
-        body = {"model": job["model"], "budget": HALF, "device": device}
-        answer = service.client.post("/v1/jobs", json=body)
-        assert answer.status_code == status, answer.text

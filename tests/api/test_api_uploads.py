@@ -293,3 +293,14 @@ def test_misspelt_query_parameter_is_refused_instead_of_ignored(client: httpx.Cl
     assert "limit" in pointers(client.get("/v1/models", params={"limitt": 3}))["/limitt"]
     assert "/limit" in pointers(client.get("/v1/models", params={"limit": "many"}))
     assert "/limit" in pointers(client.get("/v1/models", params={"limit": 0}))
+
+
+def test_dataset_is_handed_back_as_it_came(service):
+    data = b"PK" + bytes(range(256)) * 40
+    dataset = service.client.post("/v1/datasets", files={"file": ("digits.npz", data)}).json()
+    url = f"/v1/datasets/{dataset['id']}/content"
+    answer = service.client.get(url)
+    assert (answer.status_code, answer.content) == (200, data)
+    assert answer.headers["content-disposition"] == 'attachment; filename="digits.npz"'
+    assert service.client.get(url, headers={"Range": "bytes=2-5"}).content == data[2:6]
+    assert service.client.get(url, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304

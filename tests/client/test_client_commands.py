@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from functools import partial
@@ -204,6 +205,28 @@ def test_plan_is_shown_layer_by_layer_with_costs_caps_and_what_cannot_change(pla
     assert json.loads(saved.read_text()) == PLAN
     shown = run("plan", MODEL, "--flops", "40%", "--json", answers=[(200, PLAN)])
     assert json.loads(shown.stdout) == PLAN
+
+
+def test_plan_takes_what_a_job_takes_and_asks_for_the_same(played, run):
+    of_job, of_plan = (set(inspect.signature(command).parameters) for command in (cli.compress, cli.plan))
+    assert of_job - of_plan == {"plan", "name", "clone", "wait"} and of_plan - of_job == {"widths"}
+    options = ["--size", "40%", "--encoding", "ecsq:levels=16", "--outputs", "onnx,pwt", "--onnx-opset", "20"]
+    options += [
+        "--device",
+        "cpu",
+        "--best-effort",
+        "--recovery",
+        "optimizer=adamw",
+        "--epochs",
+        "3",
+        "--max-drop",
+        "0.01",
+    ]
+    run("compress", MODEL, *options, answers=[(201, {"id": "job_1", "status": "queued", "links": {"self": "x"}})])
+    run("plan", MODEL, *options, answers=[(200, PLAN)])
+    job, plan = played.sent()
+    assert job == plan
+    assert plan["encoding"] == {"quantizer": "ecsq", "levels": 16} and plan["outputs"] == ["onnx", "pwt"]
 
 
 def test_plan_that_cannot_be_kept_ends_like_a_job_that_cannot(run):

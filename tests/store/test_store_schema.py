@@ -7,20 +7,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import func, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
+from store import work
 from store.contract import JobStatus
 from store.database import Database
 from store.errors import NotFound, SchemaOutdated
+from store.gpu_time import used_s
 from store.jobs import JobRepository
-from store.tables import LOCAL_TENANT, Base, Tenant, Worker
+from store.tables import LOCAL_TENANT, Base, GpuRun, Job, Tenant, Worker
 from tests.databases import DIALECTS
 from tests.store.house import House
 
@@ -73,6 +75,25 @@ def test_work_of_an_older_version_survives_the_way_up_and_back(house: House) -> 
     assert (house.claim().id, house.job(job).attempt) == (job, 1)
     with pytest.raises(NotFound):
         house.plan(plan)
+
+
+def test_gpu_time_that_was_used_before_it_was_counted_is_counted_afterwards(house: House) -> None:
+    model = house.add_model()
+    ran, runs, waits = (house.add_job(model, device="gpu") for _ in range(3))
+    work.release(house.database, house.claim(id=ran, queues={"gpu"}))
+    house.cancel(ran)
+    house.claim(id=runs, queues={"gpu"})
+    with house.database.transaction() as session:
+        started_at = house.database.now(session) - timedelta(seconds=70)
+        session.execute(update(Job).where(Job.id.in_([ran, runs])).values(started_at=started_at))
+    house.database.migrate("0011")
+    house.database.migrate()
+    with house.database.read() as session:
+        counted = session.execute(select(GpuRun.job_id, GpuRun.attempt, GpuRun.tenant_id)).all()
+        assert counted == [(ran, 1, LOCAL_TENANT)]
+        assert session.scalars(select(GpuRun.seconds)).one() == pytest.approx(70, abs=5)
+        assert used_s(session, LOCAL_TENANT) == pytest.approx(140, abs=10)
+        assert (house.job(runs).device, house.job(waits).device) == ("gpu", None)
 
 
 def test_the_tables_in_the_code_are_the_tables_that_migrations_build(house: House) -> None:

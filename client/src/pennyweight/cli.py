@@ -30,7 +30,8 @@ app.command()(cli_unpack.unpack)
 
 _MODEL_ID = re.compile(r"mdl_[0-9A-Z]{26}")
 Checkpoint = Annotated[
-    str | None, typer.Argument(help="The checkpoint (.safetensors, .pt, .pth, .th), or the id of an uploaded one.")
+    str | None,
+    typer.Argument(help="The checkpoint (.safetensors, .pt, .pth, .th, .onnx, .pt2), or the id of an uploaded one."),
 ]
 # One of these given again replaces its part of the job that is cloned, and leaves the other parts alone.
 _MERGED_IN_CLONES = ("budget", "recovery", "accuracy")
@@ -144,13 +145,24 @@ def plan(
     latency_ms: arguments.LatencyMs = None,
     method: arguments.MethodName = None,
     widths: arguments.PlanFile = None,
+    epochs: arguments.Epochs = None,
+    recovery: arguments.Recovery = None,
+    max_drop: arguments.MaxDrop = None,
+    best_effort: arguments.BestEffort = False,
+    encoding: arguments.Encoding = None,
+    outputs: arguments.Outputs = None,
+    onnx_opset: arguments.OnnxOpset = None,
+    device: arguments.Device = None,
     seed: arguments.Seed = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File for the plan, to edit and to give to `compress --plan`.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """See what compressing would do, layer by layer, in seconds and without doing it."""
+    """See what compressing would do, layer by layer, in seconds and without doing it.
+
+    Takes what `compress` takes, so that the whole job is checked; training changes nothing in a plan.
+    """
     with connected(url, as_json=as_json) as client:
         options = job_options(
             params=params,
@@ -161,6 +173,14 @@ def plan(
             latency_ms=latency_ms,
             method=method,
             plan=widths,
+            epochs=epochs,
+            recovery=recovery,
+            max_drop=max_drop,
+            best_effort=best_effort,
+            encoding=encoding,
+            outputs=outputs,
+            onnx_opset=onnx_opset,
+            device=device,
             seed=seed,
         )
         _require_model_and_budget(model, options)
@@ -179,7 +199,7 @@ def plan(
         else:
             out.print(plan_view(found))
             chosen = f" --plan {output}" if output else ""
-            err.print(f"Run it with: pennyweight compress {found['model']}{chosen} and the same caps")
+            err.print(f"Run it with: pennyweight compress {found['model']}{chosen} and the same options")
         if not found["feasible"]:
             raise typer.Exit(EXIT_UNMET)
 
