@@ -33,7 +33,7 @@ def work(settings: Settings, queues: Sequence[str] | None, cpu_slots: int, comma
     if unknown := sorted(set(queues or ()) - set(QUEUES)):
         raise Refusal(f"--queues: there is no queue {', '.join(unknown)}; there are {', '.join(QUEUES)}.")
     try:
-        slots = job_slots(queues, cpu_slots)
+        slots = job_slots(queues, cpu_slots, settings.gpus_per_job)
     except NoSuchDevice as error:
         raise Refusal(str(error)) from error
     with (

@@ -61,7 +61,7 @@ class Supervisor:
         self._database = database
         self._objects = objects
         self._owner = owner or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}/"
-        self._slots_here = job_slots() if slots is None else slots
+        self._slots_here = job_slots(gpus_per_slot=settings.gpus_per_job) if slots is None else slots
         self._elsewhere = elsewhere
         self._ring_others = ring_others
         self._commands = commands

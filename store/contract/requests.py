@@ -114,6 +114,13 @@ class Recovery(Request):
         Field(description="Epochs without a better validation after which training stops with its best epoch."),
     ] = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
+    layout: Annotated[
+        Literal["auto", "contiguous", "channels_last"] | None,
+        Field(description="Of images and kernels in memory; with the precision it decides how training rounds."),
+    ] = None
+    compile: Annotated[
+        bool | None, Field(description="Train with torch.compile, where the worker has what it needs; off by default.")
+    ] = None
     threads: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | None,
         Field(description="On a CPU, instead of the count that is measured to be fastest."),
