@@ -2,8 +2,9 @@
 
     rewrite onto the caps (closed forms on images) ── both forms agree? ── recover (trains the new parameters) ── deliver
 
-Nothing is removed from the network's own channels, so there is no masked reference; what is checked is that the delivered
-form computes what the plain form with the same weights computes, to 1e-5, before training and after it.
+What is checked is that the delivered form computes what the plain form with the same weights computes, to 1e-5, before
+training and after it. Where channels of the network itself died, a method takes them out through the engine's own surgery,
+against the masked reference (`core.penni.shrinking`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Interpreter
@@ -26,6 +26,7 @@ from core.methods import RewritingMethod
 from core.methods.method import Rewriting, RewritingTask
 from core.network import Network
 from core.origin import Origin
+from core.penni.shrinking import keep_of
 from core.planning import Plan, PlannedLayer
 from core.progress import Stages, silent
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
@@ -116,7 +117,7 @@ class Rewriter:
                 self._origin.network,
                 dataset,
                 RecoveryConfig(**self._request.recovery),
-                kept={},
+                kept=rewriting.kept,
                 seed=seed,
                 device=self._device,
                 progress=stages.listener,
@@ -147,15 +148,19 @@ class Rewriter:
         return dataset.prepare(images) if len(images) >= MIN_REFIT_EXAMPLES else None
 
     def _choice(self, rewriting: Rewriting, constraints: Sequence[Constraint]) -> Choice:
-        """A plan in which every channel stays."""
+        """A plan in which every channel stays that did not die in the rewriting."""
         analysis = analyse(self._origin.network)
+        keep = keep_of(analysis, rewriting.kept)
         binding = max(constraints, key=lambda cap: cap.value(rewriting.predicted) / max(1, cap.limit), default=None)
         plan = Plan(
-            keep=np.ones(analysis.components, dtype=bool),
-            widths=analysis.full_widths,
+            keep=keep,
+            widths=analysis.widths(keep),
             predicted=rewriting.predicted,
             constraints=tuple(constraints),
-            layers=tuple(PlannedLayer(name, width, width, width, width, 1, "") for name, width, _ in rewriting.layers),
+            layers=tuple(
+                PlannedLayer(layer.name, layer.before, layer.after, layer.after, layer.after, 1, "")
+                for layer in rewriting.layers
+            ),
             binding=binding,
             note=_binding_note(binding, rewriting.predicted) + rewriting.note,
         )
@@ -174,7 +179,7 @@ def _binding_note(binding: Constraint | None, costs: Costs) -> str:
 def _require_equal_forms(rewriting: Rewriting, trained: Network, seed: int) -> Equivalence:
     """Raise EngineError where the delivered form does not compute what the plain one computes."""
     found = compare_forms(
-        rewriting.reference(trained), rewriting.delivered(trained), [node for *_, node in rewriting.layers], seed
+        rewriting.reference(trained), rewriting.delivered(trained), [layer.node for layer in rewriting.layers], seed
     )
     if not found.passed:
         raise EngineError(

@@ -124,18 +124,30 @@ class RewritingTask:
     steps: Steps
 
 
+@dataclass(frozen=True)
+class RewrittenLayer:
+    """One layer: its name, its output channels before and after, and its node in the graph."""
+
+    name: str
+    before: int
+    after: int
+    node: str
+
+
 @dataclass(frozen=True, eq=False)
 class Rewriting:
     """Layers in another form. network: for training, with the other form's parameters.
 
-    predicted: exact costs of what is delivered. layers: (name, outputs, node of the graph) of each rewritten layer.
+    predicted: exact costs of what is delivered. layers: those in another form. kept: what is left of the original's
+    tensors that lost channels on the way, as indices along each axis (None where it is whole).
     delivered, reference: from the trained network, the form that is delivered and the plain one that it must equal.
     sparse: from the trained network, counts by nonzeros. note, report: for a person, and as JSON.
     """
 
     network: Network
     predicted: Costs
-    layers: tuple[tuple[str, int, str], ...]
+    layers: tuple[RewrittenLayer, ...]
+    kept: Mapping[str, tuple[np.ndarray | None, ...]]
     note: str
     report: dict[str, Any]
     delivered: Callable[[Network], Network]

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core.methods.method import Rewriting, RewritingMethod, RewritingTask
+from core.methods.method import Rewriting, RewritingMethod, RewritingTask, RewrittenLayer
 from core.network import Network
 from core.penni.reduction import ROUND_TO, Bases, reduce_columns
 from core.penni.rewriting import executable, fused, trainable
+from core.penni.sites import sites
 from core.penni.sparse import sparse_network_counts
 
 
@@ -49,14 +50,19 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         steps=task.steps,
     )
     layers = reduced.layers
+    widths = {site.weight: site.outputs for site in sites(task.network)}
 
     def counts(trained: Network) -> dict[str, int]:
-        return sparse_network_counts(task.network, trained, layers)
+        return sparse_network_counts(reduced.network, trained, layers)
 
     return Rewriting(
         network=trainable(reduced.network, layers),
         predicted=reduced.costs,
-        layers=tuple((layer.site.path, layer.site.outputs, layer.site.node) for layer in layers),
+        layers=tuple(
+            RewrittenLayer(layer.site.path, widths[layer.site.weight], layer.site.outputs, layer.site.node)
+            for layer in layers
+        ),
+        kept=reduced.kept,
         note=_note(reduced.report),
         report=reduced.report,
         delivered=lambda trained: executable(reduced.network, trained, layers),

@@ -44,5 +44,13 @@ def sparse_counts(shared: SharedKernels, positions: int) -> LayerCounts:
     Kernels and (channel, kernel) maps that no coefficient reads do not exist, so they are not charged.
     """
     live = shared.live
-    kernels, nonzeros = int(live.any(dim=0).sum()), shared.nonzeros
-    return LayerCounts(nonzeros + kernels * shared.taps, positions * (int(live.sum()) * shared.taps + nonzeros))
+    return nonzero_counts(
+        shared.nonzeros, int(live.sum()), kernels=int(live.any(dim=0).sum()), taps=shared.taps, positions=positions
+    )
+
+
+def nonzero_counts(nonzeros: int, maps: int, *, kernels: int, taps: int, positions: int) -> LayerCounts:
+    """`sparse_counts` from numbers. A 1×1 convolution has no maps: its weights are the coefficients."""
+    if taps == 1:
+        return LayerCounts(nonzeros, positions * nonzeros)
+    return LayerCounts(nonzeros + kernels * taps, positions * (maps * taps + nonzeros))

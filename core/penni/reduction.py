@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,17 +23,19 @@ from core.budget import Constraint, Costs
 from core.checkpoint import Saved
 from core.errors import EngineError
 from core.network import Network
-from core.penni.decomposition import SharedKernels, decompose, kernels_for_energy
+from core.penni.bases import Bases
+from core.penni.coefficients import CoefficientSearch
+from core.penni.decomposition import SharedKernels, decompose
 from core.penni.fitting import KernelSolver
-from core.penni.rewriting import SharedLayer
-from core.penni.search import ColumnSearch, Selection, shared_layers
+from core.penni.rewriting import SharedLayer, trainable
+from core.penni.search import ColumnSearch, Selection
+from core.penni.shrinking import Kept
 from core.penni.sites import Site, sites
+from core.penni.slimming import Slim, slim
 from core.progress import Progress, ProgressEvent, silent
 from core.recovery.refit import refit
 from core.recovery.steps import Steps
 
-# Of a kernel's taps: 5 shared kernels for 3×3.
-_FIRST_SHARE = 5 / 9
 # Images with few channels have few columns, and all of them matter.
 LEAST_INPUTS = 5
 START_SWEEPS = 4
@@ -40,32 +43,37 @@ LATER_SWEEPS = 1
 PRUNING_STEPS = 3
 # What runtimes like: see `core.penni.search`.
 ROUND_TO = 16
+# How often the room that dead channels leave is filled with other columns.
+_ROOM_TRIES = 3
 
 
 STEP = "fit"
 # (phase, network, costs of its delivered form).
 Watch = Callable[[str, Network, Costs], None]
-
-
-@dataclass(frozen=True)
-class Bases:
-    """How many shared kernels a layer starts with: a number, the fewest that hold an `energy`, or enough for the caps."""
-
-    count: int | None = None
-    energy: float | None = None
+# From the trainable form of a network to the same with other values.
+Train = Callable[[Network], Network]
 
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """network: the original's graph with the weights that the factors make. layers: those that run in two stages.
+    """network: the original's graph, without channels that died, with the weights that the factors make.
 
-    costs: of the delivered form, exact. report: JSON on the way there.
+    layers: those that run in two stages. costs: of the delivered form, exact. kept: what is left of the original's tensors
+    that were cut. report: JSON on the way there. dense: layers with factors that are delivered as plain convolutions, of which
+    there are some where single coefficients were pruned.
     """
 
     network: Network
     layers: Mapping[SharedLayer, SharedKernels]
     costs: Costs
+    kept: Kept
     report: dict[str, Any]
+    dense: Mapping[SharedLayer, SharedKernels] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> dict[SharedLayer, SharedKernels]:
+        """Every layer with factors."""
+        return {**self.layers, **self.dense}
 
 
 def reduce_columns(
@@ -75,42 +83,68 @@ def reduce_columns(
     *,
     bases: Bases = Bases(),
     round_to: int = ROUND_TO,
+    unit: str = "column",
+    score: str = "magnitude",
+    aims: Sequence[Constraint] = (),
+    train: Train | None = None,
     nearest: bool = False,
     device: torch.device | str = "cpu",
+    lossy: bool = False,
     progress: Progress = silent,
     steps: Steps | None = None,
     watch: Watch | None = None,
 ) -> Reduced:
     """Columns pruned until `network` meets `constraints` (dense counts). images: prepared inputs [n, …], or None.
 
-    Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a cap; with
-    `nearest` these are taken instead. steps: where the fit is kept once it is done, and found by a run that goes on after
-    it. watch: told of every phase, with the network as it stands and what it costs.
+    unit: "column", or "coefficient" for single ones (`core.penni.coefficients`), which `score` compares. aims: caps on the
+    paper's count. train: takes the place of the closed-form fits, from the trainable form to the trained one. steps: where
+    the fit is kept once it is done, and found by a run that goes on after it. lossy: take dead channels out where that
+    changes what is computed at the borders of images. watch: told of every phase, with the network as it stands and what
+    it costs. Raises EngineError("target_infeasible"), before any image is looked at, where the fewest columns exceed a
+    cap; with `nearest` these are taken instead.
     """
-    program = _Program(network, constraints, bases, round_to, torch.device(device), progress, watch)
-    selection = program.search.land()
+    search = partial(_search, unit, round_to, score)
+    program = _Program(network, constraints, aims, bases, search, unit, lossy, torch.device(device), progress, watch)
+    selection = program.landed()
     if selection is None and not nearest:
-        raise refusal(program.search, constraints, program.network_costs)
+        raise program.refusal()
     selection = selection or program.search.smallest
-    if images is not None:
-        selection = _fitted(program, selection, images, steps)
+    if train is not None:
+        selection = _fitted(lambda: program.trained(train), program, steps)
+    elif images is not None:
+        selection = _fitted(lambda: program.fitted(selection, images), program, steps)
     return program.reduced(selection, len(images) if images is not None else 0)
 
 
-def _fitted(program: _Program, selection: Selection, images: Tensor, steps: Steps | None) -> Selection:
+def _search(
+    unit: str,
+    round_to: int,
+    score: str,
+    network: Network,
+    found: Sequence[Site],
+    factors: Mapping[str, SharedKernels],
+    caps: Sequence[Constraint],
+    aims: Sequence[Constraint],
+) -> ColumnSearch:
+    if unit == "coefficient":
+        return CoefficientSearch(network, found, factors, caps, aims, score)
+    # Whole columns: what is counted by nonzeros is what any runtime executes.
+    return ColumnSearch(network, found, factors, (*caps, *aims), round_to)
+
+
+def _fitted(fit: Callable[[], Selection], program: _Program, steps: Steps | None) -> Selection:
     """The fit that an interrupted run had finished, or a new one."""
     kept = steps.finished(STEP) if steps is not None else None
     if kept is not None:
         return program.restored(kept)
-    selection = program.fitted(selection, images)
+    selection = fit()
     if steps is not None:
         steps.finish(STEP, *program.state(selection))
     return selection
 
 
-def refusal(search: ColumnSearch, constraints: Sequence[Constraint], original: Costs) -> EngineError:
-    """What the fewest columns cost."""
-    smallest = search.exact(search.smallest).costs
+def refusal(smallest: Costs, constraints: Sequence[Constraint], original: Costs) -> EngineError:
+    """smallest: what the fewest columns cost."""
     missed = [cap for cap in constraints if not cap.met_by(smallest)]
     said = ", ".join(f"{cap.metric} {cap.value(smallest):,} where {cap.limit:,} is the limit" for cap in missed)
     return EngineError(
@@ -127,39 +161,55 @@ def refusal(search: ColumnSearch, constraints: Sequence[Constraint], original: C
 
 
 class _Program:
+    """The state of one reduction: factors, the other tensors, and the search that they make."""
+
     def __init__(
         self,
         network: Network,
         constraints: Sequence[Constraint],
+        aims: Sequence[Constraint],
         bases: Bases,
-        round_to: int,
+        search: Callable[..., ColumnSearch],
+        unit: str,
+        lossy: bool,
         device: torch.device,
         progress: Progress,
         watch: Watch | None,
     ) -> None:
-        self._original = network
-        self._watch = watch
-        self._network = network
-        self._constraints = tuple(constraints)
-        self._round_to = round_to
-        self._device = device
-        self._progress = progress
+        self._original = self._network = network
+        self._constraints, self._aims = tuple(constraints), tuple(aims)
+        self._search, self._unit, self._lossy = search, unit, lossy
+        self._device, self._progress, self._watch = device, progress, watch
         self._sites: dict[str, Site] = {
-            site.weight: site for site in sites(network) if site.inputs >= LEAST_INPUTS and site.outputs > 1
+            site.weight: site
+            for site in sites(network, pointwise=unit == "coefficient")
+            if site.inputs >= LEAST_INPUTS and site.outputs > 1
         }
-        if not self._sites:
+        if not any(site.taps > 1 for site in self._sites.values()):
             raise EngineError(
                 "target_infeasible",
                 "The network has no convolution whose kernels could be shared: PENNI needs ordinary convolutions with "
                 "more than one tap and at least 5 input channels. Use a method that removes channels (magnitude).",
                 param="/methods/0/type",
             )
+        bases.check(self._sites.values())
         self._factors, self.search = self._start(bases)
         self._steps: list[dict[str, Any]] = []
 
-    @property
-    def network_costs(self) -> Costs:
-        return self.search.original
+    def refusal(self) -> EngineError:
+        """What the least that may be left costs, and which caps and aims that exceeds."""
+        smallest = self.slim(self.search.smallest)
+        costs = smallest.costs
+        if not self._met(smallest, self._constraints, ()):
+            return refusal(costs, self._constraints, self.search.original)
+        reached = smallest.sparse
+        said = ", ".join(f"{aim.metric} {getattr(reached, aim.metric):,} for {aim.limit:,}" for aim in self._aims)
+        return EngineError(
+            "target_infeasible",
+            f"Counted by nonzeros, the least that may be left is {said}. Aim at more (sparse_params, sparse_macs).",
+            param="/methods/0",
+            details={"costs": self.search.original.as_dict(), "smallest": costs.as_dict()},
+        )
 
     def fitted(self, selection: Selection, images: Tensor) -> Selection:
         """All columns fitted, then pruned and fitted in steps; the last step is on the caps."""
@@ -167,30 +217,55 @@ class _Program:
         self._seen("singular vectors", everything)
         self._fit(selection, images, START_SWEEPS, "Fitting shared kernels")
         self._seen("fitted", everything)
-        full = everything.costs
+        full, planned = everything, selection
         for step in range(1, PRUNING_STEPS + 1):
             self.search = self._searching()
-            caps = [_between(cap, full, step / PRUNING_STEPS) for cap in self._constraints]
-            # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest columns.
-            selection = self.search.land(caps) or self.search.smallest
-            for weight, mask in selection.live.items():
-                self._factors[weight] = self._factors[weight].with_columns(mask)
+            # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest columns,
+            # and in the end those that were planned without images.
+            if step < PRUNING_STEPS:
+                share = step / PRUNING_STEPS
+                caps = [_between(cap, full.costs, share) for cap in self._constraints]
+                aims = [_between(aim, full.sparse or full.costs, share) for aim in self._aims]
+                selection = self._land(caps, aims) or self.search.smallest
+            else:
+                selection = self.landed() or planned
+            self._prune(selection)
             self._seen(f"pruned, step {step}", selection)
             self._fit(selection, images, LATER_SWEEPS, f"Fitting what is left, step {step} of {PRUNING_STEPS}")
             self._seen(f"fitted, step {step}", selection)
+        return selection
+
+    def trained(self, train: Train) -> Selection:
+        """All factors trained as the parameters that they are, then pruned in one step."""
+        everything = self.search.everything
+        self._seen("singular vectors", everything)
+        layers = {
+            SharedLayer.of(site, self._factors[weight]): self._factors[weight] for weight, site in self._sites.items()
+        }
+        found = train(trainable(self._network, layers))
+        self._factors = {layer.site.weight: layer.factors(found.tensors).normalised() for layer in layers}
+        self._network = self._network.with_tensors(
+            {name: found.tensors.get(name, tensor) for name, tensor in self._network.tensors.items()}
+        )
+        self.search = self._searching()
+        self._seen("retrained", self.search.everything)
+        selection = self.landed() or self.search.smallest
+        self._prune(selection)
+        self._seen("pruned", selection)
         return selection
 
     def state(self, selection: Selection) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Values and tensors of everything that a fit has found."""
         tensors = {f"network/{name}": tensor for name, tensor in self._network.tensors.items()}
         tensors |= {f"live/{weight}": mask for weight, mask in selection.live.items()}
+        tensors |= {f"dense/{weight}": mask for weight, mask in selection.dense.items()}
         for weight, factors in self._factors.items():
             tensors |= {f"coefficients/{weight}": factors.coefficients, f"basis/{weight}": factors.basis}
         return {"steps": self._steps}, tensors
 
     def restored(self, kept: Saved) -> Selection:
         """Take up what `state` gave, in place of a fit."""
-        parts: dict[str, dict[str, Tensor]] = {"live": {}}
+        parts: dict[str, dict[str, Tensor]] = {"live": {}, "dense": {}}
         for name, tensor in kept.tensors.items():
             part, _, own = name.partition("/")
             parts.setdefault(part, {})[own] = tensor
@@ -201,73 +276,118 @@ class _Program:
             for weight, factors in self._factors.items()
         }
         self.search = self._searching()
-        return self.search.exact(Selection(parts["live"], self.search.original))
+        return self.search.exact(Selection(parts["live"], self.search.original, parts["dense"]))
+
+    def slim(self, selection: Selection) -> Slim:
+        """What would be delivered of this selection."""
+        kept = {name: self._factors[name].with_columns(mask) for name, mask in selection.masks.items()}
+        return slim(self._network, kept, selection.live, lossy=self._lossy)
+
+    def landed(self) -> Selection | None:
+        """The most within caps and aims, counted without the channels that die with the others; None if out of reach."""
+        selection = self._land(self._constraints, self._aims)
+        if selection is None:
+            fewest = self.search.smallest
+            return fewest if self._met(self.slim(fewest), self._constraints, self._aims) else None
+        for _ in range(_ROOM_TRIES):
+            counted, left = self.search.exact(selection).costs, self.slim(selection)
+            room = [_scaled(cap, counted, left.costs) for cap in self._constraints]
+            aims = self._aims
+            if selection.sparse is not None and aims:
+                aims = [_scaled(aim, selection.sparse, replace(left.costs, **vars(left.sparse))) for aim in aims]
+            if [*room, *aims] == [*self._constraints, *self._aims]:
+                break
+            more = self._land(room, aims)
+            if more is None or not self._met(self.slim(more), self._constraints, self._aims):
+                break
+            selection = more
+        return selection
+
+    def _land(self, caps: Sequence[Constraint], aims: Sequence[Constraint]) -> Selection | None:
+        if isinstance(self.search, CoefficientSearch):
+            return self.search.land(caps, aims)
+        return self.search.land([*caps, *aims])
+
+    @staticmethod
+    def _met(found: Slim, caps: Sequence[Constraint], aims: Sequence[Constraint]) -> bool:
+        return all(cap.met_by(found.costs) for cap in caps) and (
+            not aims or all(aim.met_by(replace(found.costs, **vars(found.sparse))) for aim in aims)
+        )
+
+    def _prune(self, selection: Selection) -> None:
+        for weight, mask in selection.masks.items():
+            self._factors[weight] = self._factors[weight].with_columns(mask)
 
     def reduced(self, selection: Selection, examples: int) -> Reduced:
-        layers = shared_layers(self._sites, self._factors, selection.live)
-        network = self._written(selection)
-        kept = sum(layer.columns for layer in layers)
-        whole = sum(layer.site.inputs * self._factors[layer.site.weight].kernels for layer in layers)
+        found = self.slim(selection)
+        kept = sum(layer.columns for layer in found.staged)
+        whole = sum(self._sites[weight].inputs * self._factors[weight].kernels for weight in selection.live)
         report = {
-            "unit": "column",
+            "unit": self._unit,
             "layers": len(self._sites),
-            "two_stage_layers": len(layers),
+            "two_stage_layers": len(found.staged),
             "columns": kept,
             "columns_before": whole,
-            "kernels": {layer.site.path: layer.shared for layer in layers},
+            "kernels": {layer.site.path: layer.shared for layer in found.staged},
+            "dead_channels": dict(found.dead),
             "fit": {"examples": examples, "steps": self._steps},
         }
-        return Reduced(network, layers, self.search.exact(selection).costs, report)
+        if self._unit == "coefficient":
+            report["nonzeros"] = sum(factors.nonzeros for factors in found.layers.values())
+            report["coefficients"] = sum(self._factors[weight].coefficients.numel() for weight in self._sites)
+        if self._aims:
+            report["aims"] = [
+                {"metric": aim.metric, "limit": aim.limit, "value": getattr(found.sparse, aim.metric)}
+                for aim in self._aims
+            ]
+        return Reduced(found.network, found.staged, found.costs, found.kept, report, found.dense)
 
     def _seen(self, phase: str, selection: Selection) -> None:
         if self._watch is not None:
             self._watch(phase, self._written(selection), selection.costs)
 
     def _start(self, bases: Bases) -> tuple[dict[str, SharedKernels], ColumnSearch]:
-        """The decompositions; enough shared kernels that the caps, and not their number, decide what is left."""
-        shares = [_FIRST_SHARE, 6 / 9, 7 / 9, 8 / 9, 1.0] if bases == Bases() else [_FIRST_SHARE]
-        for share in shares:
-            self._factors = {
-                weight: decompose(self._original.tensors[weight], self._count(site, bases, share))
-                for weight, site in self._sites.items()
-            }
+        """The decompositions; enough shared kernels that the caps, and not their number, decide what is left.
+
+        What is counted by parameters alone wants single coefficients of all the kernels that there are: turning them
+        costs nothing, and truncating saves no more than pruning does.
+        """
+        counted = {limit.metric for limit in (*self._constraints, *self._aims)}
+        whole = self._unit == "coefficient" and not counted & {"macs", "flops"}
+        for share in bases.shares(whole=whole):
+            self._factors = {}
+            for weight, site in self._sites.items():
+                tensor = self._original.tensors[weight]
+                self._factors[weight] = decompose(tensor, bases.kernels(site, tensor, share))
             search = self._searching()
-            everything = search.everything
-            if not everything.meets(self._constraints):
+            if not search.everything.meets((*self._constraints, *self._aims)):
                 break
         return self._factors, search
 
-    def _count(self, site: Site, bases: Bases, share: float) -> int:
-        most = min(site.taps, site.outputs * site.inputs)
-        if bases.count is not None:
-            return min(most, bases.count)
-        if bases.energy is not None:
-            return kernels_for_energy(self._original.tensors[site.weight], bases.energy)
-        return max(1, min(most, math.ceil(site.taps * share - 1e-9)))
-
     def _searching(self) -> ColumnSearch:
-        return ColumnSearch(
-            self._original, list(self._sites.values()), self._factors, self._constraints, self._round_to
-        )
+        return self._search(self._original, list(self._sites.values()), self._factors, self._constraints, self._aims)
 
     def _written(self, selection: Selection) -> Network:
-        """Factors written out where a layer runs in two stages; elsewhere its own weight."""
-        tensors = dict(self._network.tensors)
-        for weight in self._sites:
-            if weight in selection.live:
-                tensors[weight] = self._factors[weight].weight()
-        return self._network.with_tensors(tensors)
+        """Factors written out where a layer has a share in them; elsewhere its own weight."""
+        chosen = selection.masks
+        return self._network.with_tensors(
+            {
+                name: self._factors[name].weight() if name in chosen else tensor
+                for name, tensor in self._network.tensors.items()
+            }
+        )
 
     def _fit(self, selection: Selection, images: Tensor, sweeps: int, message: str) -> None:
         """One pass over the layers. Layers that are dense at this point are refitted as they are, from the original."""
         self._progress(ProgressEvent("apply", message=message))
+        chosen = selection.masks
         start = self._original.with_tensors(
             {
-                name: self._factors[name].weight() if name in selection.live else tensor
+                name: self._factors[name].weight() if name in chosen else tensor
                 for name, tensor in self._original.tensors.items()
             }
         )
-        solvers = {weight: KernelSolver(self._factors[weight], sweeps) for weight in selection.live}
+        solvers = {weight: KernelSolver(self._factors[weight], sweeps) for weight in chosen}
         found = refit(start, self._original, images, kept={}, device=self._device, solvers=solvers)
         self._network = found.network
         for weight, solver in solvers.items():
@@ -282,7 +402,12 @@ class _Program:
         )
 
 
+def _scaled(cap: Constraint, counted: Costs, left: Costs) -> Constraint:
+    """The limit that a count with the dead channels may have, for the one without them to reach the cap."""
+    return replace(cap, limit=max(cap.limit, math.floor(cap.limit * cap.value(counted) / max(1, cap.value(left)))))
+
+
 def _between(cap: Constraint, full: Costs, share: float) -> Constraint:
     """A cap this far on the way from what all columns cost."""
     start = max(cap.limit, cap.value(full))
-    return replace(cap, limit=math.floor(start + (cap.limit - start) * share) if share < 1 else cap.limit)
+    return replace(cap, limit=math.floor(start + (cap.limit - start) * share))

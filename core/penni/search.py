@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,10 +36,21 @@ _REFILL_TRIES = 4096
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """live: by weight, bool [C, d], of the layers that run in two stages; the others are dense. costs: exact."""
+    """live: by weight, bool [C, d], of the layers that run in two stages; the others are dense. costs: exact.
+
+    With single coefficients (`core.penni.coefficients`) masks are [O, C, d]; `dense` are those of layers that are delivered
+    as the plain convolution of what is left of their factors, and `sparse` is the paper's count.
+    """
 
     live: Mapping[str, Tensor]
     costs: Costs
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+    sparse: Costs | None = None
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Of all layers that have factors."""
+        return {**self.live, **self.dense}
 
     def meets(self, constraints: Sequence[Constraint]) -> bool:
         return all(constraint.met_by(self.costs) for constraint in constraints)
@@ -157,10 +168,12 @@ class ColumnSearch:
                 live[weight] = mask
                 params += staged.params - whole.params
                 macs += staged.macs - whole.macs
-        saved = self._base.params - params
-        costs = replace(self._base, params=params, macs=macs, weight_bytes=self._base.weight_bytes - _BYTES * saved)
-        selection = Selection(live, costs)
+        selection = Selection(live, self._base_with(params, macs))
         return self.exact(selection) if self._needs_network else selection
+
+    def _base_with(self, params: int, macs: int) -> Costs:
+        saved = self._base.params - params
+        return replace(self._base, params=params, macs=macs, weight_bytes=self._base.weight_bytes - _BYTES * saved)
 
     @property
     def _needs_network(self) -> bool:
@@ -175,7 +188,7 @@ class ColumnSearch:
         layers = shared_layers(self._sites, self._factors, selection.live)
         network = executable(self._network, trainable(self._network, layers), layers)
         costs = profile(network).costs
-        return Selection(selection.live, replace(costs, size_bytes=safetensors_bytes(network, pruned=True)))
+        return replace(selection, costs=replace(costs, size_bytes=safetensors_bytes(network, pruned=True)))
 
 
 def shared_layers(

@@ -37,8 +37,11 @@ class Site:
         return owner if owner and leaf == "weight" else self.weight
 
 
-def sites(network: Network) -> tuple[Site, ...]:
-    """In execution order. Grouped, depthwise, transposed and 1×1 convolutions have no kernels to share."""
+def sites(network: Network, *, pointwise: bool = False) -> tuple[Site, ...]:
+    """In execution order. Grouped, depthwise and transposed convolutions have no kernels to share.
+
+    pointwise: 1×1 convolutions, too, whose weights are coefficients of the one kernel that there is.
+    """
     readers = Counter(
         storage_key(network.tensors[argument.target])
         for node in network.graph.nodes
@@ -47,13 +50,13 @@ def sites(network: Network) -> tuple[Site, ...]:
     )
     found = []
     for node in network.graph.nodes:
-        site = _site(node, network)
+        site = _site(node, network, pointwise)
         if site is not None and readers[storage_key(network.tensors[site.weight])] == 1:
             found.append(site)
     return tuple(found)
 
 
-def _site(node: Node, network: Network) -> Site | None:
+def _site(node: Node, network: Network, pointwise: bool) -> Site | None:
     if node.op != "call_function" or operator_name(node.target) not in _CONVOLUTIONS:
         return None
     call = bind(node)
@@ -62,6 +65,6 @@ def _site(node: Node, network: Network) -> Site | None:
         return None
     shape = network.tensors[weight.target].shape
     result = node.meta["value"].shape
-    if math.prod(shape[2:]) == 1 or len(result) != len(shape) or call["input"] is weight:
+    if (math.prod(shape[2:]) == 1 and not pointwise) or len(result) != len(shape) or call["input"] is weight:
         return None
     return Site(node.name, weight.target, shape[0], shape[1], tuple(shape[2:]), math.prod(result[2:]))

@@ -171,14 +171,14 @@ def test_what_cannot_be_reached_is_refused_with_the_smallest_that_can(request_fo
     assert nearest["compressed"]["macs"] == smallest
 
 
-def test_the_nearest_that_is_fitted_to_images_is_as_small_as_without(tmp_path):
+def test_the_nearest_that_is_fitted_to_images_is_no_larger_than_without(tmp_path):
     images, _ = images_of(tmp_path, 48)
     original = trained_network()
     caps = Budget((Cap("macs", max_ratio=0.02),)).constraints(profile(original).costs)
     alone, fitted = (
         reduce_columns(original, caps, seen, round_to=4, nearest=True).costs.macs for seen in (None, images)
     )
-    assert fitted == alone
+    assert fitted <= alone
 
 
 def test_a_proposal_has_the_exact_costs_of_what_weights_alone_give(request_for, tmp_path):
