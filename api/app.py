@@ -61,8 +61,14 @@ _EXPOSED_HEADERS = (
     "Retry-After",
     "X-Request-Id",
     "Content-Disposition",
+    "Content-Range",
+    "Accept-Ranges",
     "Repr-Digest",
     "Idempotent-Replayed",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "WWW-Authenticate",
 )
 
 
@@ -122,7 +128,10 @@ def create_app(
                 "Authorization",
                 "Content-Type",
                 "If-None-Match",
+                "If-Range",
                 "Range",
+                "Prefer",
+                "Last-Event-ID",
                 "X-Request-Id",
                 "Idempotency-Key",
             ],

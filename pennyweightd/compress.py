@@ -45,6 +45,7 @@ def compress(
     input_shape: arguments.InputShape = None,
     dataset: arguments.DatasetFile = None,
     normalization: arguments.Normalization = None,
+    scale: arguments.Scale = None,
     convert: arguments.Convert = None,
     params: arguments.Params = None,
     flops: arguments.Flops = None,
@@ -106,7 +107,7 @@ def compress(
             )
         _require_empty(output)
         require_writable("--output", output)
-        result = _run(options, model, architecture, args, shape, dataset, statistics, conversion, output)
+        result = _run(options, model, architecture, args, shape, dataset, statistics, scale, conversion, output)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -158,6 +159,7 @@ def _run(
     input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
     dataset: Path | None,
     normalization: Normalization | None,
+    scale: float | None,
     convert: Conversion | None,
     output: Path,
 ) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def _run(
         input_shape=input_shape,
         dataset_path=dataset,
         normalization=normalization,
-        scale=None,
+        scale=scale,
         convert=convert,
     )
     try:

@@ -83,6 +83,7 @@ class JobRepository:
             kind=WorkKind.job,
             tenant_id=self._tenant_id,
             queue=request.device,
+            priority=request.priority,
             max_runtime_s=request.limits.max_runtime_s,
         )
         self._session.flush()

@@ -25,6 +25,7 @@ def enqueue(
     kind: WorkKind,
     tenant_id: str,
     queue: str = ANY_QUEUE,
+    priority: int = 0,
     max_runtime_s: int = SHORT_WORK_MAX_RUNTIME_S,
 ) -> None:
     """Make the subject `id` claimable. Of equal priority, the oldest id goes first; a smaller priority goes before."""
@@ -34,7 +35,7 @@ def enqueue(
             kind=kind,
             tenant_id=tenant_id,
             queue=queue,
-            priority=0,
+            priority=priority,
             state=WorkState.queued,
             attempt=0,
             losses=0,

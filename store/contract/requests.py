@@ -264,6 +264,10 @@ class JobOptions(Request):
     onnx: OnnxOptions | None = None
     dataset: Annotated[str, StringConstraints(pattern=r"^ds_[0-9A-Z]{26}$")] | None = None
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    priority: Annotated[
+        int,
+        Field(ge=0, le=100, description="Smaller goes first. The least is the default: a job can only be put back."),
+    ] = 0
     limits: Limits = Field(default_factory=Limits)
     on_unmet: Literal["fail", "best_effort"] = "fail"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

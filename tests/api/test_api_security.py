@@ -60,6 +60,10 @@ def test_own_and_configured_origins_may_change_things(serve):
             headers={"Origin": "https://tools.example.org", "Access-Control-Request-Method": "POST"},
         )
         assert preflight.status_code == 200
+        allowed = set(preflight.headers["access-control-allow-headers"].lower().split(", "))
+        assert {"authorization", "prefer", "if-none-match", "range", "idempotency-key", "last-event-id"} <= allowed
+        exposed = set(answer.headers["access-control-expose-headers"].lower().split(", "))
+        assert {"etag", "location", "retry-after", "ratelimit", "content-range", "preference-applied"} <= exposed
         assert "POST" in preflight.headers["access-control-allow-methods"]
 
 

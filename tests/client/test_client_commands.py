@@ -209,7 +209,7 @@ def test_plan_is_shown_layer_by_layer_with_costs_caps_and_what_cannot_change(pla
 
 def test_plan_takes_what_a_job_takes_and_asks_for_the_same(played, run):
     of_job, of_plan = (set(inspect.signature(command).parameters) for command in (cli.compress, cli.plan))
-    assert of_job - of_plan == {"plan", "name", "clone", "wait"} and of_plan - of_job == {"widths"}
+    assert of_job - of_plan == {"plan", "name", "clone", "wait", "priority"} and of_plan - of_job == {"widths"}
     options = ["--size", "40%", "--encoding", "ecsq:levels=16", "--outputs", "onnx,pwt", "--onnx-opset", "20"]
     options += [
         "--device",

@@ -321,6 +321,15 @@ def test_a_worker_cannot_cancel_what_nobody_asked_to_cancel(house: House) -> Non
     assert not work.heartbeat(house.database, claim, LEASE_S).cancel_requested
 
 
+def test_job_with_a_larger_priority_waits_for_the_others_of_its_tenant_and_for_nobody_who_has_less_running(
+    house: House,
+):
+    mine, other = house.add_model(), house.add_model(OTHER_TENANT)
+    patient, usual = house.add_job(mine, priority=9), house.add_job(mine)
+    foreign = [house.add_job(other, OTHER_TENANT, priority=100) for _ in "ab"]
+    assert [house.claim().id for _ in range(4)] == [usual, foreign[0], patient, foreign[1]]
+
+
 def test_trouble_of_a_worker_keeps_the_work_from_everyone_for_a_while_and_is_no_loss(house: House) -> None:
     job = house.add_job(house.add_model())
     work.trouble(house.database, house.claim(), delay_s=600, what="No space left on device")

@@ -23,6 +23,7 @@ DatasetFile = Annotated[
 Normalization = Annotated[
     str | None, typer.Option(help="mean/std per channel, e.g. 0.49,0.48,0.45/0.25,0.24,0.26, or JSON.")
 ]
+Scale = Annotated[float | None, typer.Option(help="What whole-number pixels are divided by; 255 if left out.")]
 Convert = Annotated[
     str | None, typer.Option(help="What to do to encoded images: a size, grey or rgb, e.g. rgb,224x224.")
 ]
@@ -58,6 +59,7 @@ Outputs = Annotated[
 ]
 OnnxOpset = Annotated[int | None, typer.Option("--onnx-opset", help="Opset of model.onnx, 13 to 26; 26 if left out.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.")]
+Priority = Annotated[int | None, typer.Option(help="0 to 100: jobs with a smaller one go first; 0 if left out.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 
@@ -84,6 +86,7 @@ def job_options(
     outputs: str | None = None,
     onnx_opset: int | None = None,
     device: str | None = None,
+    priority: int | None = None,
     seed: int | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def job_options(
         outputs=[part.strip() for part in outputs.split(",")] if outputs else None,
         onnx={"opset": onnx_opset} if onnx_opset is not None else None,
         device=device,
+        priority=priority,
         seed=seed,
     )
 

@@ -51,6 +51,7 @@ def compress(
     input_shape: arguments.InputShape = None,
     dataset: arguments.DatasetFile = None,
     normalization: arguments.Normalization = None,
+    scale: arguments.Scale = None,
     convert: arguments.Convert = None,
     params: arguments.Params = None,
     flops: arguments.Flops = None,
@@ -68,6 +69,7 @@ def compress(
     outputs: arguments.Outputs = None,
     onnx_opset: arguments.OnnxOpset = None,
     device: arguments.Device = None,
+    priority: arguments.Priority = None,
     seed: arguments.Seed = None,
     name: Annotated[str | None, typer.Option(help="A name to find the job by.")] = None,
     clone: Annotated[
@@ -99,6 +101,7 @@ def compress(
             outputs=outputs,
             onnx_opset=onnx_opset,
             device=device,
+            priority=priority,
             seed=seed,
             name=name,
         )
@@ -110,7 +113,7 @@ def compress(
                 raise OptionError("--clone takes model and dataset from the job; leave MODEL and their options out")
             job = client.create_job(**_merged(client.job(clone)["request"], options))
         else:
-            job = _submit(client, model, about_model, dataset, _about_dataset(normalization, convert), options)
+            job = _submit(client, model, about_model, dataset, _about_dataset(normalization, scale, convert), options)
         err.print(f"{job['id']}  {job['links']['self']}")
         if wait or output is not None:
             job = follow(client, job["id"], quiet=as_json)
@@ -136,6 +139,7 @@ def plan(
     input_shape: arguments.InputShape = None,
     dataset: arguments.DatasetFile = None,
     normalization: arguments.Normalization = None,
+    scale: arguments.Scale = None,
     convert: arguments.Convert = None,
     params: arguments.Params = None,
     flops: arguments.Flops = None,
@@ -190,7 +194,7 @@ def plan(
         found = client.create_plan(
             _model_id(client, model, about_model),
             **options,
-            **_dataset_id(client, dataset, _about_dataset(normalization, convert)),
+            **_dataset_id(client, dataset, _about_dataset(normalization, scale, convert)),
         )
         if output is not None:
             output.write_text(json.dumps(found, indent=2))
@@ -244,9 +248,10 @@ def _about_model(architecture: str | None, architecture_args: str | None, input_
     )
 
 
-def _about_dataset(normalization: str | None, convert: str | None) -> dict[str, Any]:
+def _about_dataset(normalization: str | None, scale: float | None, convert: str | None) -> dict[str, Any]:
     return given(
         normalization=parse_normalization(normalization) if normalization else None,
+        scale=scale,
         convert=parse_convert(convert) if convert else None,
     )
 
