@@ -23,7 +23,7 @@ from core.analysis import profile
 from core.candidate import choose, compress_onto
 from core.checkpoint import Checkpoint
 from core.choice import Chooser, given_widths
-from core.deliver import NO_CALIBRATION, deliver
+from core.deliver import NO_CALIBRATION, deliver, require_outputs
 from core.encoding.options import EncodingOptions
 from core.encoding.steering import Steering
 from core.errors import EngineError
@@ -60,6 +60,7 @@ def compress(
     device = resolve_device(request.device)
     recovery = RecoveryConfig(**request.recovery)
     origin = load_origin(request, stages)
+    require_outputs(origin.upload, request.outputs)
     require_agreement(origin.upload, origin.costs, "The profile")
     require_same_function(origin.upload, origin.network, origin.folded, request.seed)
     constraints = request.budget.constraints(origin.costs)
@@ -126,6 +127,7 @@ def propose(request: CompressionRequest, progress: Progress = silent) -> dict[st
     stages = Stages(progress)
     device = resolve_device(request.device)
     origin = load_origin(request, stages)
+    require_outputs(origin.upload, request.outputs)
     steering = _steering(request, origin)
     constraints = steering.planned(request.budget.constraints(origin.costs))
     with stages.run("plan"):

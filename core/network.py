@@ -48,12 +48,15 @@ class Interface:
 
     batch_size: 1 where it takes one image at a time, None for any number. batch_name: the name of that axis.
     open_axes: by input, the other axes that have no fixed size, with their names ("" without one); the batch is axis 0.
+    closed_axes: those that the file leaves open and its network does not follow. element_type: of the file's inputs.
     tail: what follows the network's outputs in the file (an ONNX model from them to the file's own outputs), or nothing.
     """
 
     batch_size: int | None = None
     batch_name: str = "batch"
     open_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    closed_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    element_type: str = "float32"
     tail: bytes = b""
 
     def other_shape(self, spec: TensorSpec) -> tuple[int, ...]:

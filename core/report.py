@@ -76,6 +76,7 @@ def compose_result(
         "encoding": encoded.details,
         "int8": delivery.int8,
         "artifacts": delivery.artifacts(),
+        "notices": list(delivery.notices),
         "provenance": {
             "version": VERSION,
             "torch": torch.__version__,

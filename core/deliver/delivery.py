@@ -15,6 +15,7 @@ from typing import Any
 from core.deliver.artifacts import Artifact, write_json, write_manifest, write_safetensors
 from core.deliver.latency import Latency, measure_latencies, measure_latency
 from core.deliver.model_py import write_model_py
+from core.deliver.notices import Notice, notices
 from core.deliver.onnx_file import write_onnx
 from core.deliver.onnx_int8 import write_onnx_int8
 from core.deliver.pt2_file import write_pt2
@@ -35,7 +36,7 @@ class Delivery:
     """What was written into `folder`, and what only the files can tell.
 
     size_bytes: of model.pwt, or else of the network as safetensors, whether or not that was asked for. latency: None without ONNX.
-    int8: what the int8 file does, JSON for the report; None without it.
+    int8: what the int8 file does, JSON for the report; None without it. notices: what a form lacks of the upload.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Delivery:
     latency: Latency | None
     original_latency: Latency | None
     int8: dict[str, Any] | None = None
+    notices: tuple[Notice, ...] = ()
 
     def artifacts(self) -> list[dict[str, Any]]:
         """Every file of the folder but the reports and the manifest."""
@@ -106,7 +108,8 @@ def deliver(
         if dataset is None:
             raise EngineError("dataset_invalid", NO_CALIBRATION, param="/outputs")
         int8 = write_onnx_int8(network, dataset, folder / "model.int8.onnx")
-    return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency, int8)
+    said = notices(network, outputs, graph_in_pwt=compact is not None and compact.skeleton is not None)
+    return Delivery(folder, tuple(outputs), size, original_size, latency, original_latency, int8, tuple(said))
 
 
 def _latencies(

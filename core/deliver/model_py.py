@@ -6,6 +6,7 @@ import inspect
 import re
 import runpy
 import tempfile
+import textwrap
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from core.analysis import profile
 from core.deliver.artifacts import write_safetensors
 from core.deliver.difference import relative_error
+from core.deliver.notices import left_out
 from core.deliver.source import reader
 from core.deliver.source.forward import Forward, write_forward
 from core.deliver.source.layout import INDENT, Group, render
@@ -68,6 +70,7 @@ def _docstring(network: Network, forward: Forward) -> str:
         f"            {costs.weight_bytes:,} bytes of weights and buffers,",
         f"            {costs.peak_activation_bytes:,} bytes of activations at peak",
         "",
+        *_missing(network),
         "How to use it:",
         "    from model import load",
         "",
@@ -77,13 +80,19 @@ def _docstring(network: Network, forward: Forward) -> str:
     return '"""' + "\n".join(lines) + '\n"""'
 
 
+def _missing(network: Network) -> list[str]:
+    """What the uploaded file has and the class has not, as lines."""
+    text = _plain_text(left_out(network), kept="',;()[]×")
+    return [*textwrap.wrap(text, 100), ""] if text else []
+
+
 def _shape(spec: TensorSpec) -> str:
     return f"{str(spec.dtype).removeprefix('torch.')} ({', '.join(['batch', *map(str, spec.shape)])})"
 
 
-def _plain_text(name: str) -> str:
-    """A name inside a docstring, where quotes, backslashes and line breaks would mean something."""
-    return re.sub(r"[^\w.\-:/ ]", "_", name, flags=re.ASCII)
+def _plain_text(text: str, kept: str = "") -> str:
+    """Text with names inside a docstring, where double quotes, backslashes and line breaks would mean something."""
+    return re.sub(rf"[^\w.\-:/ {re.escape(kept)}]", "_", text, flags=re.ASCII)
 
 
 def _class(tree: ModuleTree, forward: Forward) -> str:

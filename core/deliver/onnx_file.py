@@ -19,8 +19,8 @@ import onnxruntime
 import torch
 
 from core.deliver.difference import relative_error
-from core.deliver.onnx_graph import DEFAULT_OPSET, emit, require_opset
-from core.deliver.onnx_interface import compare_interface, with_interface
+from core.deliver.onnx_graph import emit
+from core.deliver.onnx_interface import compare_interface, opset_beside, with_interface
 from core.errors import EngineError
 from core.module_form import to_module
 from core.network import Network
@@ -41,11 +41,10 @@ def write_onnx(
     """Write by our own rules, or by torch's exporter where they do not cover an operator; check and compare with PyTorch.
 
     compare: only a file that nobody gets, such as one whose speed is measured, may go without. fold: batch-norms into
-    the convolutions before them; without, the file has the network's own weights. opset: `DEFAULT_OPSET` if left out.
+    the convolutions before them; without, the file has the network's own weights. opset: if left out, the newest.
     Raises EngineError where ONNX Runtime and PyTorch disagree, and for an opset that cannot hold the network.
     """
-    opset = DEFAULT_OPSET if opset is None else opset
-    require_opset(opset)
+    opset = opset_beside(network, opset)
     # Before the export, too: the exporter fails obscurely on what one file cannot hold.
     _require_one_file(sum(tensor.nbytes for tensor in network.tensors.values()))
     try:
@@ -120,7 +119,7 @@ def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.Infer
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _exported_by_torch(network: Network, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+def _exported_by_torch(network: Network, opset: int) -> onnx.ModelProto:
     inputs = network.random_inputs(batch=2, seed=0)
     batch = torch.export.Dim("batch")
     with _quiet():

@@ -15,6 +15,7 @@ import onnxruntime
 from onnx import version_converter
 
 from core.deliver.difference import relative_error
+from core.deliver.onnx_graph import DEFAULT_OPSET, FIRST_OPSET, require_opset
 from core.errors import EngineError
 from core.network import Interface, Network
 
@@ -23,8 +24,36 @@ _TOLERANCE = 1e-4
 _DIFFERENT_SHARE = 0.01
 
 
+def opset_beside(network: Network, asked: int | None) -> int:
+    """The opset that a file of this network is written in: what is asked for, else the newest that its tail can be said in.
+
+    Raises EngineError("invalid_request") where the tail cannot be said in it, or in none that is written.
+    """
+    require_opset(DEFAULT_OPSET if asked is None else asked)
+    if not network.interface.tail:
+        return DEFAULT_OPSET if asked is None else asked
+    tail = onnx.ModelProto.FromString(network.interface.tail)
+    own = _opset(tail)
+    choices = [DEFAULT_OPSET, max(own, FIRST_OPSET)] if asked is None else [asked]
+    for opset in choices:
+        try:
+            _converted(tail, opset)
+        except Exception as error:  # whatever the library's converter raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            continue
+        return opset
+    what = f"What follows the network in the uploaded file, of opset {own}, cannot be written in opset {choices[-1]} ({reason})."
+    if asked is None:
+        raise EngineError(
+            "invalid_request",
+            f"{what} Leave the output onnx out, or export the file in a newer opset.",
+            param="/outputs",
+        )
+    raise EngineError("invalid_request", f"{what} Ask for another opset.", param="/onnx/opset")
+
+
 def with_interface(model: onnx.ModelProto, network: Network) -> onnx.ModelProto:
-    """The same model with the upload's axes and tail. Raises EngineError where the tail does not fit the opset."""
+    """The same model with the upload's axes and tail, which the model's opset must have words for (`opset_beside`)."""
     interface = network.interface
     if interface == Interface():
         return model
@@ -120,10 +149,7 @@ def _forget_sizes(model: onnx.ModelProto) -> None:
 
 
 def _append(model: onnx.ModelProto, data: bytes) -> None:
-    tail = onnx.ModelProto.FromString(data)
-    target = next(one.version for one in model.opset_import if one.domain == "")
-    if next(one.version for one in tail.opset_import if one.domain == "") != target:
-        tail = _converted(tail, target)
+    tail = _converted(onnx.ModelProto.FromString(data), _opset(model))
     outside = {value.name for value in (*tail.graph.input, *tail.graph.output)}
     taken = {name for node in model.graph.node for name in node.output} | {one.name for one in model.graph.initializer}
     taken |= {value.name for value in model.graph.input}
@@ -147,16 +173,12 @@ def _append(model: onnx.ModelProto, data: bytes) -> None:
     model.graph.output.extend(tail.graph.output)
 
 
+def _opset(model: onnx.ModelProto) -> int:
+    return next(one.version for one in model.opset_import if one.domain == "")
+
+
 def _converted(tail: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    try:
-        return version_converter.convert_version(tail, opset)
-    except Exception as error:
-        raise EngineError(
-            "invalid_request",
-            f"What follows the network in the uploaded file cannot be written in opset {opset} "
-            f"({(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}). Ask for another opset.",
-            param="/onnx/opset",
-        ) from error
+    return tail if _opset(tail) == opset else version_converter.convert_version(tail, opset)
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

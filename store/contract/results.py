@@ -180,6 +180,8 @@ class JobResult(Reported):
     int8: dict[str, Any] | None = None
     """Accuracy of `model.int8.onnx` beside the float file's."""
     artifacts: list[ArtifactInfo]
+    notices: list[dict[str, str]] = Field(default_factory=list)
+    """What a delivered form lacks of the upload: `{"artifact", "message"}`, the artifact "" where it concerns all."""
     provenance: dict[str, Any]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.deliver import onnx_file
-from core.deliver.onnx_graph import Uncovered, emit
+from core.deliver.onnx_graph import DEFAULT_OPSET, Uncovered, emit
 from core.deliver.onnx_graph.rules import RULES
 from core.errors import EngineError
 from core.network import Network
@@ -351,7 +351,7 @@ def test_both_ways_of_writing_agree():
     network = Network.from_module(Branches(), {"input": (16, 8, 8)})
     inputs = {"input": network.random_inputs(2, seed=0)[0].numpy()}
     results = []
-    for model in (emit(network), onnx_file._exported_by_torch(network)):
+    for model in (emit(network), onnx_file._exported_by_torch(network, DEFAULT_OPSET)):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         results.append(session.run(None, inputs)[0])
     np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)

@@ -51,7 +51,15 @@ def result_table(result: Mapping[str, Any], *, title: str | None = None) -> Rend
         old, new = before.get("accuracy"), after["accuracy"]
         change = "" if old is None else f"{100 * (new - old):+.2f} pt"
         table.add_row("test accuracy", "" if old is None else f"{100 * old:.2f} %", f"{100 * new:.2f} %", change)
-    return Group(table, *constraint_lines(result))
+    return Group(table, *constraint_lines(result), *_notices(result))
+
+
+def _notices(result: Mapping[str, Any]) -> list[Text]:
+    """What a delivered form lacks of the upload."""
+    return [
+        Text(f"note  {': '.join(filter(None, (one['artifact'], one['message'])))}")
+        for one in result.get("notices") or ()
+    ]
 
 
 def plan_view(plan: Mapping[str, Any]) -> RenderableType:

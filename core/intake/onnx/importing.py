@@ -40,11 +40,11 @@ def read_onnx(data: memoryview, input_shape: InputShape | None = None) -> Networ
     width open. Raises EngineError: unsupported_format naming everything that is not read, invalid_model, shape_mismatch,
     too_large.
     """
-    model = parse(data)
+    model, element_type = parse(data)
     opset = require_readable(model)
     require_valid(model)
     binding = bind_inputs(model, input_shape)
-    attempt = _Import(model, opset, binding)
+    attempt = _Import(model, opset, binding, element_type)
     try:
         return attempt.network()
     except EngineError as error:
@@ -53,7 +53,7 @@ def read_onnx(data: memoryview, input_shape: InputShape | None = None) -> Networ
         first = error
     # What the batch was kept for does not come: then the Squeeze means what it says, and is the end of the network.
     try:
-        return _Import(model, opset, binding, squeezes_batch=True).network()
+        return _Import(model, opset, binding, element_type, squeezes_batch=True).network()
     except EngineError as error:
         # Where that is no reading either, the reason is what stopped the first one.
         raise first from error
@@ -62,10 +62,13 @@ def read_onnx(data: memoryview, input_shape: InputShape | None = None) -> Networ
 class _Import:
     """One pass over the nodes of a graph."""
 
-    def __init__(self, model: onnx.ModelProto, opset: int, binding: Binding, *, squeezes_batch: bool = False) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, opset: int, binding: Binding, element_type: str, *, squeezes_batch: bool = False
+    ) -> None:
         self.model = model
         self.opset = opset
         self.binding = binding
+        self.element_type = element_type
         self.builder = Builder(squeezes_batch=squeezes_batch)
         self.values: dict[str, Value] = {}
         self.operators: dict[str, str] = {}
@@ -141,7 +144,10 @@ class _Import:
             inputs=self.binding.inputs,
             outputs=tuple(TensorSpec(name, self.values[name].shape[1:], self.values[name].dtype) for name in outputs),
             interface=Interface(
-                batch_size=None if self.binding.dynamic else 1, batch_name=self.binding.batch_name, tail=tail
+                batch_size=None if self.binding.dynamic else 1,
+                batch_name=self.binding.batch_name,
+                element_type=self.element_type,
+                tail=tail,
             ),
         )
         self._require_work(network)
@@ -155,7 +161,9 @@ class _Import:
             return network
         opened = replace(network, interface=replace(network.interface, open_axes=self.binding.open_axes))
         shapes = [opened.interface.other_shape(spec) for spec in opened.inputs]
-        return opened if agrees_at(self.model, opened, shapes) else network
+        if agrees_at(self.model, opened, shapes):
+            return opened
+        return replace(network, interface=replace(network.interface, closed_axes=self.binding.open_axes))
 
     def _outputs(self) -> tuple[list[str], dict[str, str]]:
         """Names of the network's outputs: the file's, then what the tail reads. Also: second names of one value."""

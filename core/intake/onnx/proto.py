@@ -40,7 +40,7 @@ _FIELDS = {
     TensorProto.INT64: "int64_data",
     TensorProto.UINT32: "uint64_data",
 }
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_HALVES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 TORCH_TYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -53,8 +53,10 @@ TORCH_TYPES = {
 }
 
 
-def parse(data: memoryview) -> onnx.ModelProto:
-    """The message in `data`, half precision widened. Raises EngineError: invalid_model, too_large."""
+def parse(data: memoryview) -> tuple[onnx.ModelProto, str]:
+    """The message in `data`, half precision widened, and the element type that it had. Raises EngineError: invalid_model,
+    too_large.
+    """
     if len(data) > _LARGEST_FILE_BYTES:
         raise too_large(f"The ONNX file has {len(data)} bytes; one protobuf message holds {_LARGEST_FILE_BYTES}.")
     try:
@@ -65,8 +67,7 @@ def parse(data: memoryview) -> onnx.ModelProto:
         raise invalid("The ONNX file has no graph; export the network again.")
     if len(model.graph.node) > MAX_NODES:
         raise invalid(f"The ONNX graph has {len(model.graph.node)} nodes; at most {MAX_NODES} are read.")
-    _widen(model)
-    return model
+    return model, _widen(model)
 
 
 def tensor(proto: TensorProto, what: str) -> Tensor:
@@ -102,8 +103,11 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _widen(model: onnx.ModelProto) -> None:
+def _widen(model: onnx.ModelProto) -> str:
+    """The element type of its inputs and weights before."""
     graph = model.graph
+    tensors = [item.type.tensor_type.elem_type for item in graph.input] + [one.data_type for one in graph.initializer]
+    halves = [_HALVES[one] for one in tensors if one in _HALVES]
     for item in (*graph.input, *graph.output, *graph.value_info):
         if item.type.tensor_type.elem_type in _HALVES:
             item.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -115,6 +119,7 @@ def _widen(model: onnx.ModelProto) -> None:
                 _widen_tensor(attribute.t)
             if attribute.name in ("to", "dtype") and attribute.i in _HALVES:
                 attribute.i = TensorProto.FLOAT
+    return halves[0] if halves else "float32"
 
 
 def _widen_tensor(proto: TensorProto) -> None:

@@ -30,6 +30,7 @@ class Signature:
     """stored: by the name of a value, the qualified name of the tensor that it is. parameters: qualified names.
 
     inputs: shapes without the batch, by name. fixed: the number of images that the file was exported for, None for any.
+    open_axes: axes after the batch that the file leaves open, by input; they take the sizes of `inputs`.
     outputs: (value, name) of each; names are "" where what the model returns has no keys.
     """
 
@@ -38,6 +39,7 @@ class Signature:
     inputs: Mapping[str, tuple[int, ...]]
     float_type: torch.dtype
     fixed: int | None
+    open_axes: Mapping[str, tuple[int, ...]]
     outputs: tuple[tuple[str, str], ...]
 
 
@@ -89,6 +91,10 @@ def read_signature(module: Mapping[str, Any], given: Sequence[int] | Mapping[str
         },
         types.pop(),
         fixed,
+        {
+            name: tuple(axis for axis, size in enumerate(axes) if axis and isinstance(size, _Open))
+            for name, axes in sizes.items()
+        },
         _outputs(module, signature),
     )
 

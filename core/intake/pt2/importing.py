@@ -71,7 +71,15 @@ def read_pt2(data: memoryview, input_shape: InputShape | None = None) -> Network
         parameter_names=signature.parameters & tensors.keys(),
         inputs=inputs,
         outputs=outputs,
-        interface=Interface(batch_size=1 if signature.fixed == 1 else None),
+        interface=Interface(
+            batch_size=1 if signature.fixed == 1 else None,
+            closed_axes={
+                spec.name: dict.fromkeys(axes, "")
+                for spec, axes in zip(inputs, signature.open_axes.values(), strict=True)
+                if axes
+            },
+            element_type=str(signature.float_type).removeprefix("torch."),
+        ),
     )
     if not network.parameter_names:
         raise invalid("The network in the .pt2 file has no weights, so there is nothing to compress.")
