@@ -166,6 +166,7 @@ def _run(
     # torch takes seconds to import; usage mistakes should not wait for it.
     from core.engine import compress as run_engine
     from core.errors import EngineError
+    from core.recovery.processes import ProcessLost
     from worker.runner.translate import compression_request
 
     request: CompressionRequest = compression_request(
@@ -196,6 +197,8 @@ def _run(
         status = EXIT_USAGE if error.code in USAGE_CODES else exit_code(error.code)
         document = {"code": error.code, "message": error.message, "param": error.param, "details": error.details}
         raise Stopped(f"{error.code}: {error.message}", status, document) from error
+    except ProcessLost as error:
+        raise _refused(f"{error} The same command goes on from its last checkpoint.", EXIT_FAILED) from error
     except OSError as error:
         raise _refused(f"{error.filename or output}: {error.strerror or error}", EXIT_FAILED) from error
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import Any
 
 _NAMES = {"params": "parameter-aware", "flops": "FLOPs-aware", "memory": "memory-aware"}
 _FIGURES = {"params": "Parameters", "macs": "MACs", "memory_bytes": "Memory (bytes)"}
-_WIDTH, _ROW, _TOP, _LEFT, _RIGHT = 720, 30, 26, 130, 190
+_WIDTH, _ROW = 360, 40
 Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 
 
@@ -17,10 +17,11 @@ def complexity_html(
     baseline: Mapping[str, Any],
     table: Table,
     paragraph: Callable[[Any], str],
+    pictures: Callable[[Iterable[str]], str],
 ) -> str:
     """One panel per figure, a bar per mode; the spread over the seeds is a line across the bar's end.
 
-    complexity: as `core.draws` describes it. table, paragraph: the page's own, which escape.
+    complexity: as `core.draws` describes it. table, paragraph, pictures: the page's own; the first two escape.
     """
     if not complexity:
         return ""
@@ -32,14 +33,16 @@ def complexity_html(
             "deviation over the seeds."
         )
     ]
+    panels = []
     for figure, title in _FIGURES.items():
         if baseline.get(figure):
             rows = [_bar(mode, figure, baseline[figure], lambda value: f"{value:,.0f}") for mode in modes]
-            parts.append(_panel(title, rows, delivered))
+            panels.append(_panel(title, rows, delivered))
     measured = [mode for mode in modes if mode["accuracy"] is not None]
     if measured:
         rows = [_bar(mode, "accuracy", 1.0, lambda value: f"{value:.2%}") for mode in measured]
-        parts.append(_panel("Accuracy (test)", rows, delivered))
+        panels.append(_panel("Accuracy (test)", rows, delivered))
+    parts.append(pictures(panels))
     if len(complexity["draws"]) > len(modes) or len(measured) > 1:
         parts.append(_draws(complexity["draws"], table))
     return "".join(parts)
@@ -55,28 +58,26 @@ def _bar(
 
 
 def _panel(title: str, rows: Sequence[tuple[str, float, float | None, str]], delivered: str) -> str:
-    height = _TOP + _ROW * len(rows)
-    length = _WIDTH - _LEFT - _RIGHT
     bars = []
     for index, (mode, share, spread, label) in enumerate(rows):
-        top = _TOP + _ROW * index
-        end = _LEFT + length * min(1.0, max(0.0, share))
+        top = _ROW * index
+        end = _WIDTH * min(1.0, max(0.0, share))
         color = "--after" if mode == delivered else "--before"
         bars.append(
-            f'<text x="{_LEFT - 10}" y="{top + 16}" text-anchor="end">{escape(_NAMES[mode])}</text>'
-            f'<rect x="{_LEFT}" y="{top + 4}" width="{length}" height="16" rx="4" fill="var(--line)"/>'
-            f'<rect x="{_LEFT}" y="{top + 4}" width="{end - _LEFT:.1f}" height="16" rx="4" fill="var({color})"/>'
-            f'<text x="{_WIDTH - _RIGHT + 10}" y="{top + 16}">{escape(label)}</text>'
+            f'<text x="0" y="{top + 13}">{escape(_NAMES[mode])}</text>'
+            f'<text x="{_WIDTH}" y="{top + 13}" text-anchor="end">{escape(label)}</text>'
+            f'<rect x="0" y="{top + 19}" width="{_WIDTH}" height="12" rx="4" fill="var(--line)"/>'
+            f'<rect x="0" y="{top + 19}" width="{end:.1f}" height="12" rx="4" fill="var({color})"/>'
         )
         if spread:
-            low, high = (_LEFT + length * min(1.0, max(0.0, share + sign * spread)) for sign in (-1, 1))
+            low, high = (_WIDTH * min(1.0, max(0.0, share + sign * spread)) for sign in (-1, 1))
             bars.append(
-                f'<path d="M{low:.1f} {top + 12}H{high:.1f}M{low:.1f} {top + 7}v10M{high:.1f} {top + 7}v10" fill="none" '
+                f'<path d="M{low:.1f} {top + 25}H{high:.1f}M{low:.1f} {top + 21}v8M{high:.1f} {top + 21}v8" fill="none" '
                 'stroke="var(--ink)" stroke-width="1.5"/>'
             )
     said = "; ".join(f"{_NAMES[mode]} {label}" for mode, _, _, label in rows)
     return (
-        f'<h3>{escape(title)}</h3><svg viewBox="0 {_TOP - 4} {_WIDTH} {height - _TOP + 4}" role="img" '
+        f'<h3>{escape(title)}</h3><svg viewBox="0 0 {_WIDTH} {_ROW * len(rows)}" role="img" '
         f'aria-label="{escape(f"{title}: {said}")}">{"".join(bars)}</svg>'
     )
 

@@ -22,9 +22,10 @@ _STYLE = """
 *{box-sizing:border-box}body{margin:0 auto;max-width:72rem;padding:1.5rem 1rem 4rem;background:var(--paper);
 color:var(--ink);font:15px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 h3{font-size:.95rem;margin:1.2rem 0 .3rem;color:var(--dim)}p{margin:.4rem 0}.dim{color:var(--dim)}.ok{color:var(--ok)}
-.bad{color:var(--bad)}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .7rem .3rem 0;
-border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}th{font-weight:600;color:var(--dim);
-font-size:.85rem}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;overflow-wrap:normal}
+.bad{color:var(--bad)}.table{overflow-x:auto;margin:.2rem 0 1rem}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600;color:var(--dim);font-size:.85rem}td:last-child,th:last-child{padding-right:0}.pairs td{
+overflow-wrap:anywhere}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .cap{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;margin:.5rem 0}
 .cap div:first-child{display:flex;justify-content:space-between;gap:1rem;flex-wrap:wrap}.bar{position:relative;height:9px;
 border-radius:5px;background:var(--line);overflow:hidden;margin-top:.35rem}.bar i{position:absolute;inset:0 auto 0 0;
@@ -32,9 +33,10 @@ background:var(--after);border-radius:5px}.bar i.b{background:var(--before)}.lay
 grid-template-columns:minmax(9rem,2fr) 6rem 3fr 3fr;padding:.3rem 0;border-bottom:1px solid var(--line);align-items:center;
 font-size:.88rem}.layer span{overflow-wrap:anywhere}.layer .w{text-align:right;font-variant-numeric:tabular-nums}
 .layer small{color:var(--dim);font-variant-numeric:tabular-nums}.layer .bar{margin-top:.1rem;height:7px}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font:12px system-ui,sans-serif}
+.pictures{display:grid;gap:.2rem 2rem;grid-template-columns:repeat(auto-fit,minmax(min(18rem,100%),1fr))}
+.pictures div{max-width:30rem}svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font:12px system-ui,sans-serif}
 details{margin:.5rem 0}summary{cursor:pointer}
-@media(max-width:40rem){.layer{grid-template-columns:1fr 1fr}.layer>span:first-child{font-weight:600}}
+@media(max-width:40rem){th,td{padding-right:.5rem;font-size:.9rem}.layer{grid-template-columns:1fr 1fr}.layer>span:first-child{font-weight:600}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _COSTS = {
@@ -137,45 +139,64 @@ def _costs(result: Mapping[str, Any]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The first column is text, the others are figures."""
+    # Where it is wider than the screen, it scrolls by itself and not the page.
     titles = "".join(f"<th{' class=n' if index else ''}>{_text(one)}</th>" for index, one in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{' class=n' if i else ''}>{_text(one)}</td>" for i, one in enumerate(row)) + "</tr>"
         for row in rows
     )
-    return f"<table><tr>{titles}</tr>{body}</table>"
+    return f'<div class="table"><table><tr>{titles}</tr>{body}</table></div>'
 
 
 def _recovery(recovery: Mapping[str, Any]) -> str:
-    parts = [_paragraph(f"Method: {recovery['method']}") if "method" in recovery else ""]
+    parts = [_paragraph(f"Method: {_words(recovery['method'])}") if "method" in recovery else ""]
     accuracy = recovery.get("accuracy")
     if accuracy:
         rows = [(name, *(f"{accuracy[name][split]:.2%}" for split in ("val", "test"))) for name in accuracy]
         parts.append(_table(("accuracy", "validation", "test"), rows))
     stages = recovery.get("validation_accuracy")
     if stages:
-        rows = [(name.replace("_", " "), f"{value:.2%}") for name, value in stages.items()]
+        rows = [(_words(name), f"{value:.2%}") for name, value in stages.items()]
         parts.append(_table(("stage", "validation accuracy"), rows))
     errors = recovery.get("output_error")
     if errors:
-        rows = [(name.replace("_", " "), f"{value:.4g}") for name, value in errors.items()]
+        rows = [(_words(name), f"{value:.4g}") for name, value in errors.items()]
         parts.append(_table(("stage", "output error against the original"), rows))
     training = recovery.get("training") or {}
-    parts.append(_curve("Training loss", "step", [tuple(point) for point in training.get("curve", ())]))
+    parts += [_paragraph(line) for line in (_training(training), *training.get("notes", ()))]
+    curves = [_curve("Training loss", "step", [tuple(point) for point in training.get("curve", ())], "{:.3g}")]
     epochs = training.get("epoch_records", ())
-    for title, key in (
-        ("Train accuracy per epoch", "train_accuracy"),
-        ("Validation accuracy per epoch", "validation_accuracy"),
-        ("Output error per epoch", "output_error"),
+    for title, key, shown in (
+        ("Train accuracy", "train_accuracy", "{:.1%}"),
+        ("Validation accuracy", "validation_accuracy", "{:.1%}"),
+        ("Output error", "output_error", "{:.3g}"),
     ):
         points = [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch[key] is not None]
-        parts.append(_curve(title, "epoch", points))
+        curves.append(_curve(title, "epoch", points, shown))
+    parts.append(_pictures(curves))
     parts.append(_epochs(epochs))
     return "".join(parts)
 
 
+def _training(training: Mapping[str, Any]) -> str:
+    """How it was trained, in one line."""
+    if not training.get("steps"):
+        return ""
+    processes = training.get("processes", 1)
+    said = [
+        f"{_number(training['epochs'])} epochs of batches of {training['batch_size']}",
+        f"{training['optimizer']} at {training['learning_rate']:.3g}, {_words(training['schedule'])}",
+        f"{training['precision']}, {_words(training.get('layout', 'contiguous'))}",
+        f"{processes} processes" if processes > 1 else "",
+        "torch.compile" if training.get("compiled") else "",
+        "gone on from a checkpoint" if training.get("resumed") else "",
+    ]
+    return "Training: " + "; ".join(filter(None, said)) + "."
+
+
 def _complexity(result: Mapping[str, Any]) -> str:
     drawn = (result.get("recovery") or {}).get("complexity")
-    return complexity_html(drawn, result["baseline"], _table, _paragraph)
+    return complexity_html(drawn, result["baseline"], _table, _paragraph, _pictures)
 
 
 def _epochs(epochs: Sequence[Mapping[str, Any]]) -> str:
@@ -184,14 +205,21 @@ def _epochs(epochs: Sequence[Mapping[str, Any]]) -> str:
         return ""
     names = [name for name in _EPOCH_FIGURES if epochs[0][name] is not None]
     rows = [(str(epoch["epoch"]), *(_EPOCH_FIGURES[name].format(epoch[name]) for name in names)) for epoch in epochs]
-    return _table(("epoch", *(name.replace("_", " ") for name in names)), rows[-_EPOCHS_SHOWN:])
+    table = _table(("epoch", *map(_words, names)), rows[-_EPOCHS_SHOWN:])
+    return f"<details><summary>Epochs ({len(rows)})</summary>{table}</details>"
 
 
-def _curve(title: str, unit: str, points: Sequence[tuple[float, float]]) -> str:
-    """A line through (x, y) with the extremes written at its axes; nothing for fewer than two points."""
+def _pictures(pictures: Iterable[str]) -> str:
+    """Side by side as far as there is room, so that their letters are of one size on every screen."""
+    shown = "".join(f"<div>{picture}</div>" for picture in pictures if picture)
+    return f'<div class="pictures">{shown}</div>' if shown else ""
+
+
+def _curve(title: str, unit: str, points: Sequence[tuple[float, float]], shown: str) -> str:
+    """A line through (x, y) with the extremes written at its axes, `shown` as a format; nothing for fewer than two points."""
     if len(points) < 2:
         return ""
-    width, height, left, low = 720, 220, 56, 26
+    width, height, left, low = 360, 180, 50, 24
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     span_x, span_y = (max(xs) - min(xs)) or 1, (max(ys) - min(ys)) or 1
     line = " ".join(
@@ -202,11 +230,11 @@ def _curve(title: str, unit: str, points: Sequence[tuple[float, float]]) -> str:
     return (
         f'<h3>{_text(title)}</h3><svg viewBox="0 0 {width} {height}" role="img" aria-label="{_text(title)}">'
         f'<path d="M{left} 8V{height - low}H{width - 8}" fill="none" stroke="var(--line)"/>'
-        f'<polyline points="{line}" fill="none" stroke="var(--after)" stroke-width="2"/>'
-        f'<text x="{left - 6}" y="16" text-anchor="end">{max(ys):.3g}</text>'
-        f'<text x="{left - 6}" y="{height - low}" text-anchor="end">{min(ys):.3g}</text>'
-        f'<text x="{left}" y="{height - 8}">{_text(unit)} {_number(min(xs))}</text>'
-        f'<text x="{width - 8}" y="{height - 8}" text-anchor="end">{_number(max(xs))}</text></svg>'
+        f'<polyline points="{line}" fill="none" stroke="var(--after)" stroke-width="1.5" stroke-linejoin="round"/>'
+        f'<text x="{left - 6}" y="16" text-anchor="end">{shown.format(max(ys))}</text>'
+        f'<text x="{left - 6}" y="{height - low}" text-anchor="end">{shown.format(min(ys))}</text>'
+        f'<text x="{left}" y="{height - 7}">{_text(unit)} {_number(min(xs))}</text>'
+        f'<text x="{width - 8}" y="{height - 7}" text-anchor="end">{_number(max(xs))}</text></svg>'
     )
 
 
@@ -285,7 +313,11 @@ def _notice(notice: Mapping[str, str]) -> str:
 def _pairs(values: Mapping[str, Any]) -> str:
     rows = [(name.replace("_", " "), value) for name, value in values.items() if value not in (None, {}, [])]
     body = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows)
-    return f"<table>{body}</table>"
+    return f'<div class="table"><table class="pairs">{body}</table></div>'
+
+
+def _words(name: str) -> str:
+    return str(name).replace("_", " ")
 
 
 def _number(value: float) -> str:

@@ -31,10 +31,10 @@ from torch import distributed as dist
 from core.recovery.team import ALONE, Team
 
 # A process imports torch and reads what it gets; on a busy machine that takes its time.
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0
 # While the first process looks at validation images or writes a checkpoint, the others wait for it.
 STEP_TIMEOUT = timedelta(hours=2)
-MEETING_TIMEOUT = timedelta(seconds=120)
+MEETING_TIMEOUT = timedelta(minutes=5)
 END_TIMEOUT_S = 30.0
 LAST_WORDS_S = 5.0
 # After another process is gone, the first hears of it from the next exchange, as a rule at once.
@@ -97,7 +97,9 @@ def gathered(content: Mapping[str, Any], size: int, seed: int, device: torch.dev
             yield Gathering(Team(0, size, seed, group))
             done = True
         except Exception as error:
-            raise others.cause(error) from error
+            if (cause := others.cause(error)) is error:
+                raise
+            raise cause from error
         finally:
             others.finished.set()
             _leave()

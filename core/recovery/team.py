@@ -39,13 +39,12 @@ class Team:
         for name, norm in list(module.named_modules()):
             if isinstance(norm, _BatchNorm):
                 module.set_submodule(name, SyncedBatchNorm(norm, self))
+        # Every process computes the same statistics, so there is nothing to send but gradients.
+        buffers = [name for name, _ in module.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(
-            module,
-            device_ids=devices,
-            process_group=self._group,
-            broadcast_buffers=False,
-            find_unused_parameters=some_unused,
+            module, device_ids=devices, process_group=self._group, find_unused_parameters=some_unused
         )
 
     def part(self, count: int) -> slice:

@@ -97,6 +97,6 @@ def test_training_is_shown_epoch_by_epoch():
     epochs = [{"epoch": n, "loss": 1 / n, "validation_accuracy": 0.8 + n / 100, **figures} for n in (1, 2, 3)]
     page = Page(report_html(result(recovery={"method": "fine_tuning", "training": {"epoch_records": epochs}})))
     assert sum(tag == "polyline" for tag, _ in page.tags) == 2
-    for words in ("Validation accuracy per epoch", "Train accuracy per epoch", "83.00%", "0.3333", "1,840"):
+    for words in ("Validation accuracy", "Train accuracy", "Epochs (", "83.00%", "0.3333", "1,840"):
         assert words in page.text
     assert "output error" not in page.text
