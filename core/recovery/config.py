@@ -24,7 +24,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "mixup": (0, 10),
     "patience": (1, 1000),
     "threads": (1, 1024),
-    "processes": (1, 64),
+    "processes": (1, 16),
 }
 CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "layout": LAYOUTS}
 
