@@ -1,10 +1,14 @@
 """Kernel sharing on CIFAR-10, phase by phase: accuracy and counts, then the delivered model's own figures.
 
-    python -m benchmarks.penni_cifar --data FOLDER --net resnet20 [--ratio 0.5] [--epochs 1] [--device cpu] [--json FILE]
+    python -m benchmarks.penni_cifar --data FOLDER --net resnet20 [--ratio 0.5] [--epochs 1 3] [--device cpu] [--json FILE]
+        [--beside torch-pruning] [--final-only] [--checkpoint FILE]
 
 FOLDER holds `cifar10/*.parquet` and, for resnet20 and resnet56, `checkpoints/{net}-cifar10.th`; resnet18 and vgg16 are trained
 first (`--baseline-epochs`), or read from `--baseline FILE` (safetensors), where they are also written. Accuracy is on test
-images (`--test-images` of them, all by default), which decide nothing. `--train-images` trains on part of the train split.
+images (`--test-images` of them, all by default), which decide nothing; `--final-only` leaves out that of the phases. Every
+number of `--epochs` trains anew from the same fitted network. `--beside torch-pruning` (resnet20) takes its network on the
+same cap through the same loop with the same seed. A run that was stopped goes on from `--checkpoint`: the closed forms are not
+fitted again, and training continues at the step that was kept last. `--train-images` trains on part of the train split.
 Latency is of the ONNX file on one thread of this machine; the peak is what loading and running it adds to a process (Linux).
 """
 
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +30,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from benchmarks.recovery_cpu import WAYS
 from benchmarks.scores import cifar10
 from core.analysis import profile
 from core.architectures import build
 from core.budget import Budget, Cap, Costs
+from core.checkpoint import Checkpoint
 from core.deliver.latency import measure_latencies
 from core.deliver.onnx_file import write_onnx
 from core.intake import load_network, save_safetensors
@@ -39,6 +46,7 @@ from core.penni.rewriting import executable, trainable
 from core.penni.sparse import sparse_network_counts
 from core.recovery import ImageDataset, RecoveryConfig, accuracy, recover
 from core.recovery.evaluation import predict, top1
+from core.recovery.steps import Steps
 
 ARCHITECTURES = {
     "resnet20": "cifar_resnet20",
@@ -68,8 +76,19 @@ def main() -> None:
     dataset = cifar10(arguments.data / "cifar10")
     if arguments.train_images:
         dataset = dataclasses.replace(dataset, train=dataset.train.sample(arguments.train_images))
-    test = dataset.test.sample(arguments.test_images)
     original = _original(arguments, dataset, device)
+    found = []
+    for ratio in arguments.ratio:
+        found.append(_compressed(original, dataset, ratio, arguments))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _compressed(
+    original: Network, dataset: ImageDataset, ratio: float, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Every phase at one share of the MACs, printed as it comes."""
+    device, test = torch.device(arguments.device), dataset.test.sample(arguments.test_images)
     base = profile(original).costs
     rows: list[dict[str, Any]] = []
 
@@ -78,24 +97,49 @@ def main() -> None:
         rows.append(_row(phase, correct, base, costs, sparse))
         print(f"{phase}: {100 * correct:.2f} % at {rows[-1]['macs']:.3f} of the MACs", flush=True)
 
-    watch("original", original, base)
-    constraints = Budget((Cap("macs", max_ratio=arguments.ratio),)).constraints(base)
+    def phase(name: str, network: Network, costs: Costs) -> None:
+        if not arguments.final_only:
+            watch(name, network, costs)
+
+    phase("original", original, base)
+    constraints = Budget((Cap("macs", max_ratio=ratio),)).constraints(base)
     images = dataset.prepare(dataset.train.sample(arguments.images).images)
     bases = Bases(arguments.bases) if arguments.bases else Bases()
+    checkpoint = Checkpoint(arguments.checkpoint, json.dumps([arguments.net, arguments.seed]))
     began = time.monotonic()
     reduced = reduce_columns(
-        original, constraints, images, bases=bases, round_to=arguments.round_to, device=device, watch=watch
+        original,
+        constraints,
+        images,
+        bases=bases,
+        round_to=arguments.round_to,
+        device=device,
+        steps=Steps(checkpoint, f"penni_{ratio}", original),
+        watch=phase,
     )
     fitting_s = time.monotonic() - began
-    network, training = trainable(reduced.network, reduced.layers), {}
-    if arguments.epochs:
+    fitted = trainable(reduced.network, reduced.layers)
+    network, trained = fitted, []
+    for epochs in arguments.epochs:
         began = time.monotonic()
-        config = RecoveryConfig(epochs=arguments.epochs, learning_rate=arguments.learning_rate)
-        recovered = recover(network, original, dataset, config, kept={}, seed=arguments.seed, device=device)
-        network, training = recovered.network, recovered.details
-        training_s = time.monotonic() - began
+        config = RecoveryConfig(epochs=epochs, learning_rate=arguments.learning_rate)
+        recovered = recover(
+            fitted,
+            original,
+            dataset,
+            config,
+            kept=reduced.kept,
+            seed=arguments.seed,
+            device=device,
+            checkpoint=checkpoint,
+            step=f"recover_{ratio}_{epochs}",
+        )
+        network = recovered.network
+        trained.append(_training(epochs, recovered.details, time.monotonic() - began))
         sparse = sparse_network_counts(original, network, reduced.layers)
-        watch(f"fine-tuned, {arguments.epochs} epochs", network, reduced.costs, sparse)
+        watch(f"fine-tuned, {epochs} epochs", network, reduced.costs, sparse)
+    if arguments.beside:
+        rows += _torch_pruning(original, dataset, ratio, arguments)
     delivered = executable(reduced.network, network, reduced.layers)
     figures = {
         "net": arguments.net,
@@ -105,13 +149,37 @@ def main() -> None:
         "columns": [reduced.report["columns"], reduced.report["columns_before"]],
         "two_stage_layers": [reduced.report["two_stage_layers"], reduced.report["layers"]],
         "fitting_s": round(fitting_s, 1),
-        "training_s": round(training_s, 1) if training else None,
-        "kept": training.get("method"),
+        "training": trained,
         **_measured(original, delivered),
     }
     _print(rows, figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"phases": rows, **figures}, indent=2) + "\n", encoding="utf-8")
+    return {"ratio": ratio, "phases": rows, **figures}
+
+
+def _training(epochs: int, details: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What the loop says of itself; `kept` is the stage that validation images chose."""
+    training = details["training"]
+    chosen = ("learning_rate", "batch_size", "distill", "precision", "threads", "images_per_s")
+    return {
+        "epochs": epochs,
+        "kept": details["method"],
+        **{name: training.get(name) for name in chosen},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _torch_pruning(
+    original: Network, dataset: ImageDataset, ratio: float, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Its network on the same cap, as its users prune, through the same training for as many epochs."""
+    rows = []
+    for epochs in arguments.epochs:
+        asked = argparse.Namespace(ratio=ratio, epochs=epochs)
+        row = WAYS["torch-pruning"](original, dataset, arguments.seed, True, asked)
+        before, after, macs = (row[name] for name in ("before", "after", "macs_ratio"))
+        print(f"Torch-Pruning, {epochs} epochs: {before:.2%} → {after:.2%} at {macs:.3f} of the MACs", flush=True)
+        rows.append({"phase": f"Torch-Pruning, fine-tuned, {epochs} epochs", "accuracy": after, "macs": macs})
+    return rows
 
 
 def _original(arguments: argparse.Namespace, dataset: ImageDataset, device: torch.device) -> Network:
@@ -198,8 +266,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--net", choices=list(ARCHITECTURES), default="resnet20")
-    parser.add_argument("--ratio", type=float, default=0.5, help="share of the MACs, counted dense")
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--ratio", type=float, nargs="+", default=[0.5], help="shares of the MACs, counted dense")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[1], help="none for the closed forms alone")
+    parser.add_argument("--beside", choices=["torch-pruning"])
+    parser.add_argument("--final-only", action="store_true", help="no accuracy of the closed-form phases")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--images", type=int, default=512, help="of the closed-form fits")
     parser.add_argument("--bases", type=int, help="shared kernels per layer; by default enough for the budget")
@@ -210,6 +280,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--baseline-epochs", type=int, default=30)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, help="where a run in pieces keeps what is done")
     parser.add_argument("--json", type=Path, help="also write every figure here")
     return parser.parse_args()
 

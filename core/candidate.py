@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from core.agreement import require_agreement
 from core.budget import Constraint, Costs
 from core.checkpoint import Checkpoint
 from core.choice import Choice, Chooser
+from core.draws import Made, draw_and_make
 from core.encoding.encode import Encoded, encode
 from core.encoding.steering import Steering
 from core.errors import EngineError
@@ -23,10 +25,12 @@ from core.latency import REPLANS, analytic, exported_latency, guide_for, guided
 from core.network import Network
 from core.origin import Origin
 from core.progress import Stages
+from core.proof import proven
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
 from core.request import CompressionRequest
 from core.rewriting import Rewriter
-from core.surgery import Equivalence, apply, kept_indices, verify
+from core.rivals import Rivals
+from core.surgery import Equivalence, apply, kept_indices
 
 # With `on_unmet: best_effort`, an accuracy floor that the budget breaks is kept by moving the caps this far towards the
 # original costs, one attempt after another; the last one delivers the original network.
@@ -45,7 +49,9 @@ class Candidate:
     sparse: Mapping[str, int] | None = None
 
 
-def choose(chooser: Chooser | Rewriter, constraints: Sequence[Constraint], request: CompressionRequest) -> Choice:
+def choose(
+    chooser: Chooser | Rewriter | Rivals, constraints: Sequence[Constraint], request: CompressionRequest
+) -> Choice:
     """The plan within the caps that can be planned for; with best effort the nearest one."""
     capped = analytic(constraints)
     try:
@@ -59,7 +65,7 @@ def choose(chooser: Chooser | Rewriter, constraints: Sequence[Constraint], reque
 def compress_onto(
     constraints: Sequence[Constraint],
     choice: Choice,
-    chooser: Chooser | Rewriter,
+    chooser: Chooser | Rewriter | Rivals,
     steering: Steering,
     request: CompressionRequest,
     origin: Origin,
@@ -76,39 +82,22 @@ def compress_onto(
         if relaxation:
             with stages.run("plan"):
                 choice = choose(chooser, steering.planned(caps), request)
-        sparse = None
-        if isinstance(chooser, Rewriter):
-            made = chooser.make(steering.planned(caps), dataset, stages, checkpoint, f"recover_{index}")
+        sparse, taken, trial = None, chooser, None
+        if isinstance(chooser, Rivals):
+            with stages.run("plan"):
+                taken, trial = chooser.decide(
+                    steering.planned(caps), choice, dataset, stages, checkpoint, f"recover_{index}"
+                )
+        if isinstance(taken, Rewriter):
+            made = taken.make(steering.planned(caps), dataset, stages, checkpoint, f"recover_{index}")
             choice, equivalence, recovered, sparse = made.choice, made.equivalence, made.recovered, made.sparse
         else:
-            choice, pruned = _apply_within_latency(steering.planned(caps), choice, chooser, request, origin, stages)
-            with stages.run("verify"):
-                equivalence = verify(origin.network, choice.analysis, choice.plan.keep, pruned, seed=request.seed)
-                if not equivalence.passed:
-                    raise EngineError(
-                        "equivalence_failed",
-                        "The pruned network does not agree with its masked reference "
-                        f"({_disagreement(equivalence)}), so it is not delivered. This is a fault of the service, not of the "
-                        "checkpoint; please report it with the model's architecture.",
-                        details={
-                            "layer": equivalence.worst,
-                            "problem": equivalence.problem,
-                            "insensitive": list(equivalence.insensitive),
-                        },
-                    )
-            with stages.run("recover"):
-                recovered = recover(
-                    pruned,
-                    origin.network,
-                    dataset,
-                    recovery,
-                    kept=kept_indices(choice.analysis, choice.plan.keep),
-                    seed=request.seed,
-                    device=device,
-                    progress=stages.listener,
-                    checkpoint=checkpoint,
-                    step=f"recover_{index}",
-                )
+            planned = steering.planned(caps)
+            make = partial(_made, planned, request, origin, dataset, device, stages, checkpoint, recovery)
+            made = draw_and_make(taken, choice, planned, request, make, f"recover_{index}")
+            choice, equivalence, recovered = made.choice, made.equivalence, made.recovered
+        if trial is not None:
+            recovered = dataclasses.replace(recovered, details={**recovered.details, "trial": trial})
         encoded = Encoded.unchanged(recovered)
         if steering.encodes:
             with stages.run("encode"):
@@ -137,6 +126,39 @@ def compress_onto(
         param="/accuracy/max_drop",
         details={"accuracy_drop": drop, "costs": choice.plan.predicted.as_dict()},
     )
+
+
+def _made(
+    constraints: Sequence[Constraint],
+    request: CompressionRequest,
+    origin: Origin,
+    dataset: ImageDataset | None,
+    device: torch.device,
+    stages: Stages,
+    checkpoint: Checkpoint,
+    recovery: RecoveryConfig,
+    chooser: Chooser,
+    choice: Choice,
+    step: str,
+) -> Made:
+    """`choice` applied, verified and recovered."""
+    choice, pruned = _apply_within_latency(constraints, choice, chooser, request, origin, stages)
+    with stages.run("verify"):
+        equivalence = proven(origin.network, choice, pruned, request.seed)
+    with stages.run("recover"):
+        recovered = recover(
+            pruned,
+            origin.network,
+            dataset,
+            recovery,
+            kept=kept_indices(choice.analysis, choice.plan.keep),
+            seed=request.seed,
+            device=device,
+            progress=stages.listener,
+            checkpoint=checkpoint,
+            step=step,
+        )
+    return Made(choice, equivalence, recovered)
 
 
 def _apply_within_latency(
@@ -183,13 +205,6 @@ def _applied(origin: Origin, choice: Choice) -> Network:
     pruned = apply(origin.network, choice.analysis, choice.plan.keep)
     require_agreement(pruned, choice.plan.predicted, "The plan")
     return pruned
-
-
-def _disagreement(equivalence: Equivalence) -> str:
-    """Why verification failed, in words."""
-    if equivalence.problem is not None:
-        return equivalence.problem
-    return f"relative error {equivalence.max_relative_error:.1e} at {equivalence.worst}"
 
 
 def _accuracy_drop(recovered: Recovered, encoded: Encoded, request: CompressionRequest) -> float | None:

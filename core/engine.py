@@ -21,6 +21,7 @@ import torch
 from core.agreement import require_agreement, require_equal, require_same_function
 from core.analysis import profile
 from core.candidate import choose, compress_onto
+from core.chain import Chain
 from core.checkpoint import Checkpoint
 from core.choice import Chooser, given_widths
 from core.deliver import NO_CALIBRATION, deliver, require_outputs
@@ -37,6 +38,7 @@ from core.recovery import ImageDataset, RecoveryConfig, check_baseline, check_fi
 from core.report import compose_result
 from core.request import CompressionRequest
 from core.rewriting import Rewriter
+from core.rivals import AUTO, RIVAL, Rivals
 from core.surgery import apply
 
 __all__ = ["CompressionRequest", "compress", "propose", "resolve_device"]
@@ -69,7 +71,7 @@ def compress(
         scored_by_data = _needs_data(request)
         # Unless scores look at images, an infeasible budget is refused before a single one is read.
         dataset = _load_dataset(request, origin.upload, device) if scored_by_data else None
-        chooser = _chooser(request, origin, dataset, device)
+        chooser = _with_rivals(_chooser(request, origin, dataset, device), request, origin, device)
         choice = choose(chooser, steering.planned(constraints), request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
@@ -219,7 +221,8 @@ def _load_dataset(request: CompressionRequest, original: Network, device: torch.
 
 
 def _needs_data(request: CompressionRequest) -> bool:
-    return get_method(request.methods[0]["type"]).needs_data and request.dataset_path is not None
+    scored = any(get_method(method["type"]).needs_data for method in request.methods)
+    return scored and request.dataset_path is not None
 
 
 def _chooser(
@@ -230,18 +233,30 @@ def _chooser(
     *,
     with_size: bool = False,
 ) -> Chooser | Rewriter:
-    method = get_method(request.methods[0]["type"])
-    if isinstance(method, RewritingMethod):
-        return Rewriter(method, request, origin, device)
+    if len(request.methods) > 1:
+        return Chain(request, origin, dataset, device)
+    (entry,) = request.methods
+    if isinstance(get_method(entry["type"]), RewritingMethod):
+        return Rewriter(request, origin, device, method=entry)
     return Chooser(
         origin.network,
-        request.methods[0],
+        entry,
         seed=request.seed,
         given=given_widths(request.plan),
         with_size=with_size or request.budget.has("size"),
         dataset=dataset,
         device=device,
     )
+
+
+def _with_rivals(
+    chooser: Chooser | Rewriter, request: CompressionRequest, origin: Origin, device: torch.device
+) -> Chooser | Rewriter | Rivals:
+    """`auto` as such, with images, tries another method beside its own; with options of widths it is asked for widths."""
+    widths = request.plan is not None or request.budget.has("latency_ms")
+    if request.methods != (AUTO,) or request.dataset_path is None or widths or not isinstance(chooser, Chooser):
+        return chooser
+    return Rivals(chooser, Rewriter(request, origin, device, method=RIVAL), origin, device)
 
 
 def _steering(request: CompressionRequest, origin: Origin) -> Steering:

@@ -9,8 +9,11 @@ against the masked reference (`core.penni.shrinking`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,21 +25,24 @@ from core.budget import Constraint, Costs
 from core.checkpoint import Checkpoint
 from core.choice import Choice
 from core.errors import EngineError
-from core.methods import RewritingMethod
+from core.methods import RewritingMethod, get_method
 from core.methods.method import Rewriting, RewritingTask
 from core.network import Network
 from core.origin import Origin
 from core.penni.shrinking import keep_of
 from core.planning import Plan, PlannedLayer
-from core.progress import Stages, silent
+from core.progress import Progress, Stages, silent
+from core.proof import proven
 from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
 from core.recovery.corrections import MIN_REFIT_EXAMPLES, refit_examples
+from core.recovery.judges import judge_for
 from core.recovery.steps import Steps
 from core.request import CompressionRequest
 from core.surgery import Equivalence
 
 TOLERANCE = 1e-5
 _BATCH = 3
+_FIRST_METHOD = "/methods/0"
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,47 @@ class Made:
     sparse: Mapping[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Channels that a plan took out of a network before or after it was rewritten."""
+
+    network: Network
+    choice: Choice
+    pruned: Network
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A network within the caps that is not trained yet. report: what there is to say beside the rewriting's own."""
+
+    rewriting: Rewriting
+    choice: Choice
+    cuts: tuple[Cut, ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Rewriter:
     """Rewrites one network under changing caps; `choose` and `nearest` are those of a `Chooser`."""
 
     def __init__(
-        self, method: RewritingMethod, request: CompressionRequest, origin: Origin, device: torch.device
+        self,
+        request: CompressionRequest,
+        origin: Origin,
+        device: torch.device,
+        *,
+        method: Mapping[str, Any],
+        position: int = 0,
     ) -> None:
-        """Raises EngineError for options and caps that the method cannot serve."""
-        options = dict(request.methods[0])
-        options.pop("type")
-        self._method, self._request, self._origin, self._device = method, request, origin, device
-        self._config = method.config(options)
+        """method: as in the request, where it is at `position`. Raises EngineError for what it cannot serve."""
+        options = dict(method)
+        found = get_method(options.pop("type"))
+        if not isinstance(found, RewritingMethod):
+            raise TypeError(f"{found.type} removes channels")
+        self._method, self._request, self._origin, self._device = found, request, origin, device
+        self._most_examples: int | None = None
+        with option_errors_at(position):
+            self._config = found.config(options)
+        method = self._method
         if request.plan is not None:
             raise EngineError(
                 "invalid_request",
@@ -74,18 +110,52 @@ class Rewriter:
                 param="/budget/latency_ms",
             )
 
+    def limited(self, examples: int) -> Rewriter:
+        """One that fits to no more images than this."""
+        limited = copy.copy(self)
+        limited._most_examples = examples
+        return limited
+
     def choose(self, constraints: Sequence[Constraint]) -> Choice:
         """What weights alone say, without images. Raises EngineError("target_infeasible")."""
-        return self._choice(self._planned(constraints, nearest=False), constraints)
+        return self._from_weights(constraints, nearest=False).choice
 
     def nearest(self, constraints: Sequence[Constraint]) -> Choice:
         """The network nearest to caps that cannot all be met."""
-        return self._choice(self._planned(constraints, nearest=True), constraints)
+        return self._from_weights(constraints, nearest=True).choice
 
     def planned_network(self, constraints: Sequence[Constraint]) -> Network:
         """What would be delivered, without images and without training; nearest to the caps where they are out of reach."""
-        rewriting = self._planned(constraints, nearest=True)
+        rewriting = self._from_weights(constraints, nearest=True).rewriting
         return rewriting.delivered(rewriting.network)
+
+    def work(
+        self,
+        constraints: Sequence[Constraint],
+        dataset: ImageDataset | None,
+        stages: Stages,
+        checkpoint: Checkpoint,
+        step: str,
+    ) -> Work:
+        """What is trained from: fitted to images, where these make it better on held-out ones."""
+        nearest = self._request.on_unmet == "best_effort"
+        images = self._images(dataset)
+        steps = Steps(checkpoint, step, self._origin.network)
+        found = self._rewrite(constraints, images, nearest, stages.listener, steps)
+        if images is None:
+            return found
+        alone = self._rewrite(constraints, None, nearest, silent, None)
+        judge = judge_for(self._origin.network, dataset, self._device)
+        fitted, plain = (judge.value(work.rewriting.reference(work.rewriting.network)) for work in (found, alone))
+        better = judge.no_worse(fitted, plain)
+        guard = {
+            "measure": judge.measure,
+            "fitted": round(fitted, 6),
+            "weights_alone": round(plain, 6),
+            "taken": "fitted" if better else "weights_alone",
+        }
+        taken = found if better else alone
+        return replace(taken, report={**taken.report, "guard": guard})
 
     def make(
         self,
@@ -98,17 +168,10 @@ class Rewriter:
         """The recovered network within the caps; nearest to them with best effort."""
         seed = self._request.seed
         with stages.run("apply"):
-            task = RewritingTask(
-                self._origin.network,
-                tuple(constraints),
-                self._images(dataset),
-                self._request.on_unmet == "best_effort",
-                self._device,
-                stages.listener,
-                Steps(checkpoint, step, self._origin.network),
-            )
-            rewriting = self._method.rewrite(task, self._config)
+            work = self.work(constraints, dataset, stages, checkpoint, step)
+        rewriting = work.rewriting
         with stages.run("verify"):
+            proofs = [proven(cut.network, cut.choice, cut.pruned, seed) for cut in work.cuts]
             _require_equal_forms(rewriting, rewriting.network, seed)
             require_agreement(rewriting.delivered(rewriting.network), rewriting.predicted, "The plan")
         with stages.run("recover"):
@@ -124,26 +187,47 @@ class Rewriter:
                 checkpoint=checkpoint,
                 step=step,
             )
-            equivalence = _require_equal_forms(rewriting, recovered.network, seed)
-        details = {**recovered.details, "rewriting": {"method": self._method.type, **rewriting.report}}
+            proofs.append(_require_equal_forms(rewriting, recovered.network, seed))
+        details = {
+            **recovered.details,
+            "rewriting": {"method": self._method.type, **rewriting.report, **work.report},
+        }
         return Made(
-            self._choice(rewriting, constraints),
-            equivalence,
+            work.choice,
+            _together(proofs),
             replace(recovered, network=rewriting.delivered(recovered.network), details=details),
             rewriting.sparse(recovered.network),
         )
 
-    def _planned(self, constraints: Sequence[Constraint], *, nearest: bool) -> Rewriting:
-        network = self._origin.network
-        nowhere = Steps(Checkpoint(), "plan", network)
-        task = RewritingTask(network, tuple(constraints), None, nearest, self._device, silent, nowhere)
-        return self._method.rewrite(task, self._config)
+    def _from_weights(self, constraints: Sequence[Constraint], *, nearest: bool) -> Work:
+        return self._rewrite(constraints, None, nearest, silent, None)
+
+    def _rewrite(
+        self,
+        constraints: Sequence[Constraint],
+        images: Tensor | None,
+        nearest: bool,
+        listener: Progress,
+        steps: Steps | None,
+    ) -> Work:
+        task = RewritingTask(
+            self._origin.network,
+            tuple(constraints),
+            images,
+            nearest,
+            self._device,
+            listener,
+            steps,
+        )
+        rewriting = self._method.rewrite(task, self._config)
+        return Work(rewriting, self._choice(rewriting, constraints))
 
     def _images(self, dataset: ImageDataset | None) -> Tensor | None:
         """Prepared train images; None where so few fit the memory and the time of a fit that it would say nothing."""
         if dataset is None:
             return None
         count = refit_examples(self._origin.network, self._origin.network, self._device)
+        count = min(count, self._most_examples or count)
         images = dataset.train.sample(max(1, count)).images
         return dataset.prepare(images) if len(images) >= MIN_REFIT_EXAMPLES else None
 
@@ -151,7 +235,7 @@ class Rewriter:
         """A plan in which every channel stays that did not die in the rewriting."""
         analysis = analyse(self._origin.network)
         keep = keep_of(analysis, rewriting.kept)
-        binding = max(constraints, key=lambda cap: cap.value(rewriting.predicted) / max(1, cap.limit), default=None)
+        binding = most_used(constraints, rewriting.predicted)
         plan = Plan(
             keep=keep,
             widths=analysis.widths(keep),
@@ -162,17 +246,43 @@ class Rewriter:
                 for layer in rewriting.layers
             ),
             binding=binding,
-            note=_binding_note(binding, rewriting.predicted) + rewriting.note,
+            note=binding_note(binding, rewriting.predicted) + rewriting.note,
         )
         return Choice(analysis, plan, ())
 
 
-def _binding_note(binding: Constraint | None, costs: Costs) -> str:
+def most_used(constraints: Sequence[Constraint], costs: Costs) -> Constraint | None:
+    return max(constraints, key=lambda cap: cap.value(costs) / max(1, cap.limit), default=None)
+
+
+def binding_note(binding: Constraint | None, costs: Costs) -> str:
     if binding is None:
         return ""
     share = int(1e4 * binding.value(costs) / max(1, binding.limit)) / 100
     return (
         f"The cap on {binding.metric} binds: {binding.value(costs):,} of {binding.limit:,} are used ({share:.2f} %). "
+    )
+
+
+@contextmanager
+def option_errors_at(position: int) -> Iterator[None]:
+    """Errors about options of a method name its place in the request."""
+    try:
+        yield
+    except EngineError as error:
+        if error.param is None or not error.param.startswith(_FIRST_METHOD):
+            raise
+        param = f"/methods/{position}{error.param.removeprefix(_FIRST_METHOD)}"
+        raise EngineError(error.code, error.message, param=param, details=error.details) from error
+
+
+def _together(proofs: Sequence[Equivalence]) -> Equivalence:
+    """Several proofs as one; the worst error is the one that counts."""
+    worst = max(proofs, key=lambda proof: proof.max_relative_error)
+    return replace(
+        worst,
+        insensitive=tuple(name for proof in proofs for name in proof.insensitive),
+        checked=sum(proof.checked for proof in proofs),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from core.network import Network
 from core.planning import PlanOptions
 from core.progress import Progress
 from core.recovery.dataset import ImageDataset
+from core.recovery.recalibration import Kept
 from core.recovery.steps import Steps
 
 
@@ -112,7 +113,7 @@ class RewritingTask:
     """What a rewriting method works on. images: prepared inputs [n, …] to fit to, None without a dataset.
 
     nearest: where the caps are out of reach, come as near as possible instead of raising. steps: where a long fit is kept,
-    so that an interrupted run need not fit again.
+    so that an interrupted run need not fit again; None keeps nothing.
     """
 
     network: Network
@@ -121,7 +122,17 @@ class RewritingTask:
     nearest: bool
     device: torch.device
     progress: Progress
-    steps: Steps
+    steps: Steps | None
+
+
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """What a fit follows. kept: what the fitted network still has of the tensors of `original`. images: prepared."""
+
+    original: Network
+    kept: Kept
+    images: Tensor
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -141,18 +152,32 @@ class Rewriting:
     predicted: exact costs of what is delivered. layers: those in another form. kept: what is left of the original's
     tensors that lost channels on the way, as indices along each axis (None where it is whole).
     delivered, reference: from the trained network, the form that is delivered and the plain one that it must equal.
-    sparse: from the trained network, counts by nonzeros. note, report: for a person, and as JSON.
+    sparse: from the trained network, counts by nonzeros. note, report: for a person, and as JSON. narrowing: how it goes on
+    where the reference loses channels.
     """
 
     network: Network
     predicted: Costs
     layers: tuple[RewrittenLayer, ...]
-    kept: Mapping[str, tuple[np.ndarray | None, ...]]
+    kept: Kept
     note: str
     report: dict[str, Any]
     delivered: Callable[[Network], Network]
     reference: Callable[[Network], Network]
     sparse: Callable[[Network], dict[str, int]]
+    narrowing: Narrowing
+
+
+class Narrowing(Protocol):
+    """A rewriting whose reference loses channels. pruned: the cut reference; cut: what is left of its tensors."""
+
+    def fits(self, pruned: Network, cut: Kept, constraints: Sequence[Constraint]) -> bool:
+        """Whether everything that was rewritten may stay within the caps."""
+
+    def narrow(
+        self, pruned: Network, cut: Kept, constraints: Sequence[Constraint], nearest: bool, fitting: Fitting | None
+    ) -> Rewriting:
+        """The same layers with these channels less, within the caps. Raises EngineError("target_infeasible")."""
 
 
 @dataclass(frozen=True)

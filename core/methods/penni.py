@@ -8,15 +8,19 @@ sparse one; and closed-form fits on images, labelled or not, take the place of m
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.methods.method import Rewriting, RewritingMethod, RewritingTask, RewrittenLayer
+from core.budget import Constraint
+from core.methods.method import Fitting, Rewriting, RewritingMethod, RewritingTask, RewrittenLayer
 from core.network import Network
-from core.penni.reduction import ROUND_TO, Bases, reduce_columns
+from core.penni.narrowing import keeps_all, narrow
+from core.penni.reduction import ROUND_TO, Bases, Reduced, reduce_columns
 from core.penni.rewriting import executable, fused, trainable
 from core.penni.sites import sites
 from core.penni.sparse import sparse_network_counts
+from core.recovery.recalibration import Kept
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,12 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         progress=task.progress,
         steps=task.steps,
     )
+    return _rewriting(reduced, {site.weight: site.outputs for site in sites(task.network)}, config.round_to)
+
+
+def _rewriting(reduced: Reduced, widths: Mapping[str, int], round_to: int) -> Rewriting:
+    """widths: the outputs that each layer had before, by its weight."""
     layers = reduced.layers
-    widths = {site.weight: site.outputs for site in sites(task.network)}
 
     def counts(trained: Network) -> dict[str, int]:
         return sparse_network_counts(reduced.network, trained, layers)
@@ -68,7 +76,26 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         delivered=lambda trained: executable(reduced.network, trained, layers),
         reference=lambda trained: fused(reduced.network, trained, layers),
         sparse=counts,
+        narrowing=_Narrowing(reduced, widths, round_to),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Narrowing:
+    """A `core.methods.method.Narrowing`."""
+
+    reduced: Reduced
+    widths: Mapping[str, int]
+    round_to: int
+
+    def fits(self, pruned: Network, cut: Kept, constraints: Sequence[Constraint]) -> bool:
+        return keeps_all(self.reduced, pruned, cut, constraints, self.round_to)
+
+    def narrow(
+        self, pruned: Network, cut: Kept, constraints: Sequence[Constraint], nearest: bool, fitting: Fitting | None
+    ) -> Rewriting:
+        found = narrow(self.reduced, pruned, cut, constraints, round_to=self.round_to, nearest=nearest, fitting=fitting)
+        return _rewriting(found, self.widths, self.round_to)
 
 
 def _note(report: dict[str, Any]) -> str:

@@ -1,0 +1,220 @@
+"""A chain of two methods: channels leave, and what is left shares kernels; in either order, onto one budget.
+
+    channels first   plan widths half of the way ── cut ── refit ── rewrite onto the caps
+    kernels first    rewrite half of the way ── plan widths of the written-out network ── cut both ── land on the caps
+
+Half of the way is the geometric mean of what a network costs and what it may cost, so that both methods take the same share
+of what is there. Where the first half is out of one method's reach the other takes more. The caps are reached by exact
+counts of the delivered form in both orders. Each cut is proven against its masked reference, each rewritten layer against
+the plain convolution with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.analysis import profile
+from core.budget import Constraint, Costs
+from core.choice import Choice, Chooser
+from core.errors import EngineError
+from core.methods import RewritingMethod, get_method
+from core.methods.method import Fitting, Rewriting, RewritingTask
+from core.network import Network
+from core.origin import Origin
+from core.penni.shrinking import compose
+from core.planning import PlannedLayer
+from core.progress import Progress
+from core.recovery import ImageDataset
+from core.recovery.refit import refit
+from core.recovery.steps import Steps
+from core.request import CompressionRequest
+from core.rewriting import Cut, Rewriter, Work, binding_note, most_used, option_errors_at
+from core.surgery import apply, kept_indices
+
+# How far channels go before kernels are shared, as an exponent between what a network costs and its cap.
+_SHARES = (0.5, 0.75, 1.0)
+# Steps of the bisection that finds how many channels have to go after kernels are shared.
+_WIDTH_TRIES = 8
+
+
+class Chain(Rewriter):
+    """The two methods of a request; used like a `Rewriter`."""
+
+    def __init__(
+        self, request: CompressionRequest, origin: Origin, dataset: ImageDataset | None, device: torch.device
+    ) -> None:
+        """Raises EngineError for a chain of other than one method of each kind."""
+        first, second = (get_method(method["type"]) for method in request.methods)
+        rewrites = [isinstance(method, RewritingMethod) for method in (first, second)]
+        if sum(rewrites) != 1:
+            raise EngineError(
+                "invalid_request",
+                f"methods chains {first.type!r} and {second.type!r}. A chain is of one method that removes channels and one "
+                'that rewrites layers, in either order: [{"type": "penni"}, {"type": "magnitude"}]. Run others one after '
+                "another.",
+                param="/methods",
+            )
+        self._kernels_first = rewrites[0]
+        sharing = rewrites.index(True)
+        super().__init__(request, origin, device, method=request.methods[sharing], position=sharing)
+        cutting = rewrites.index(False)
+        self._cutting: Mapping[str, Any] = request.methods[cutting]
+        self._dataset = dataset
+        with option_errors_at(cutting):
+            self._chooser = self._chooser_for(origin.network)
+
+    def _rewrite(
+        self,
+        constraints: Sequence[Constraint],
+        images: Tensor | None,
+        nearest: bool,
+        listener: Progress,
+        steps: Steps | None,
+        dataset: ImageDataset | None = None,
+    ) -> Work:
+        if self._kernels_first:
+            return self._kernels_then_channels(constraints, images, nearest, listener, steps)
+        for share in _SHARES:
+            try:
+                return self._channels_then_kernels(constraints, images, share, False, listener, steps)
+            except EngineError as error:
+                refusal = error
+                if error.code != "target_infeasible":
+                    raise
+        if not nearest:
+            raise refusal
+        return self._channels_then_kernels(constraints, images, 1.0, True, listener, steps)
+
+    def _channels_then_kernels(
+        self,
+        constraints: Sequence[Constraint],
+        images: Tensor | None,
+        share: float,
+        nearest: bool,
+        listener: Progress,
+        steps: Steps | None,
+    ) -> Work:
+        origin = self._origin.network
+        costs = self._origin.costs
+        choice = _chosen(self._chooser, [_between(cap, costs, share) for cap in constraints])
+        pruned = apply(origin, choice.analysis, choice.plan.keep)
+        kept = kept_indices(choice.analysis, choice.plan.keep)
+        start = pruned
+        if images is not None:
+            start = refit(pruned, origin, images, kept=kept, device=self._device).network
+        task = RewritingTask(start, tuple(constraints), images, nearest, self._device, listener, steps)
+        rewriting = self._method.rewrite(task, self._config)
+        rewriting = replace(rewriting, kept=compose(kept, rewriting.kept))
+        halves = (
+            self._half(self._cutting["type"], choice.plan.predicted),
+            self._half(self._method.type, rewriting.predicted),
+        )
+        return self._work(rewriting, choice, Cut(origin, choice, pruned), constraints, halves)
+
+    def _kernels_then_channels(
+        self,
+        constraints: Sequence[Constraint],
+        images: Tensor | None,
+        nearest: bool,
+        listener: Progress,
+        steps: Steps | None,
+    ) -> Work:
+        origin, costs = self._origin.network, self._origin.costs
+        caps = [_between(cap, costs, _SHARES[0]) for cap in constraints]
+        task = RewritingTask(origin, tuple(caps), images, True, self._device, listener, steps)
+        shared = self._method.rewrite(task, self._config)
+        narrowing = shared.narrowing
+        written = shared.reference(shared.network)
+        chooser = self._chooser_for(written)
+        whole = profile(written).costs
+
+        def at(limit: float) -> Choice:
+            """Channels of the written-out network planned onto this share of the way to the caps."""
+            return _chosen(chooser, [_between(cap, whole, limit) for cap in constraints])
+
+        # The most channels with which no column has to go; all of the way, the plain network is within the caps itself.
+        low, high = 0.0, 1.0
+        for _ in range(_WIDTH_TRIES):
+            middle = (low + high) / 2
+            choice = at(middle)
+            cut = kept_indices(choice.analysis, choice.plan.keep)
+            pruned = apply(written, choice.analysis, choice.plan.keep)
+            low, high = (low, middle) if narrowing.fits(pruned, cut, constraints) else (middle, high)
+        choice = at(high)
+        pruned = apply(written, choice.analysis, choice.plan.keep)
+        cut = kept_indices(choice.analysis, choice.plan.keep)
+        fitting = None
+        if images is not None:
+            fitting = Fitting(origin, compose(shared.kept, cut), images, self._device)
+        rewriting = narrowing.narrow(pruned, cut, constraints, nearest, fitting)
+        halves = (
+            self._half(self._method.type, shared.predicted),
+            self._half(self._cutting["type"], rewriting.predicted),
+        )
+        return self._work(rewriting, choice, Cut(written, choice, pruned), constraints, halves)
+
+    def _work(
+        self,
+        rewriting: Rewriting,
+        choice: Choice,
+        cut: Cut,
+        constraints: Sequence[Constraint],
+        halves: Sequence[Mapping[str, Any]],
+    ) -> Work:
+        binding = most_used(constraints, rewriting.predicted)
+        plain = rewriting.reference(rewriting.network)
+        layers = tuple(_planned(layer, plain) for layer in choice.plan.layers)
+        said = f"First {halves[0]['method']}, then {halves[1]['method']}, which started from "
+        said += f"{halves[0]['macs']:,} MACs. "
+        plan = replace(
+            choice.plan,
+            predicted=rewriting.predicted,
+            constraints=tuple(constraints),
+            layers=layers,
+            binding=binding,
+            note=binding_note(binding, rewriting.predicted) + said + rewriting.note,
+        )
+        report = {"chain": [dict(half) for half in halves]}
+        return Work(rewriting, Choice(choice.analysis, plan, choice.changed), (cut,), report)
+
+    def _chooser_for(self, network: Network) -> Chooser:
+        return Chooser(
+            network,
+            self._cutting,
+            seed=self._request.seed,
+            with_size=self._request.budget.has("size"),
+            dataset=self._dataset,
+            device=self._device,
+        )
+
+    @staticmethod
+    def _half(method: str, costs: Costs) -> dict[str, Any]:
+        return {"method": method, "macs": costs.macs, "params": costs.params}
+
+
+def _chosen(chooser: Chooser, caps: Sequence[Constraint]) -> Choice:
+    """The plan within the caps, or the nearest to them: the other method goes on from there."""
+    try:
+        return chooser.choose(caps)
+    except EngineError as error:
+        if error.code != "target_infeasible":
+            raise
+        return chooser.nearest(caps)
+
+
+def _between(cap: Constraint, costs: Costs, share: float) -> Constraint:
+    """A cap this far on the way from what `costs` says, in equal ratios."""
+    start = max(1, cap.limit, cap.value(costs))
+    return cap if share == 1 else replace(cap, limit=math.floor(start * (max(1, cap.limit) / start) ** share))
+
+
+def _planned(layer: PlannedLayer, plain: Network) -> PlannedLayer:
+    """With the width that it has in the end, where channels died in the rewriting."""
+    weight = plain.tensors.get(f"{layer.name}.weight")
+    return layer if weight is None or weight.shape[0] > layer.after else replace(layer, after=weight.shape[0])

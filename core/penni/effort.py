@@ -1,0 +1,24 @@
+"""How many multiply-accumulates the closed-form fits of a reduction take, so that who offers them can bound them."""
+
+from __future__ import annotations
+
+from core.analysis import profile
+from core.network import Network
+from core.penni.reduction import PRUNING_STEPS
+from core.penni.sites import sites
+
+# Of the windows that a layer sees only so many enter its Gram matrix (`core.recovery.refit`).
+_ROWS_PER_COLUMN, _LEAST_ROWS = 64, 2**16
+# Ridge problems of one layer in one pass, about: two strengths, tried and then solved on all images.
+_SOLVES = 6
+
+
+def fitting_macs(network: Network, examples: int) -> int:
+    """Of a whole reduction fitted to `examples` images: both networks run in every pass, and every layer is solved."""
+    forward = 2 * examples * profile(network).costs.macs
+    layers = 0
+    for site in sites(network):
+        width = site.inputs * site.taps + 1
+        rows = min(examples * site.positions, max(_LEAST_ROWS, _ROWS_PER_COLUMN * width))
+        layers += rows * width * (width + site.outputs) + _SOLVES * width**3 // 3
+    return (1 + PRUNING_STEPS) * (forward + layers)

@@ -1,0 +1,120 @@
+"""Two methods for one request, of which a short trial takes the better: what `auto` does where there are images.
+
+    widths planned, cut, corrected in closed form  ──┐
+                                                     ├── held-out images ── the better one goes on and is trained
+    kernels shared, fitted in closed form          ──┘
+
+Neither is trained for it. What is measured is what goes on, so that what is delivered is no worse on held-out images than
+the other was. The trial is bounded by counts, not by a clock, so that a run can be repeated: it fits to fewer images, or is
+left out, where it would take too long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.budget import Constraint
+from core.checkpoint import Checkpoint, Saved
+from core.choice import Choice, Chooser
+from core.errors import EngineError
+from core.network import Network
+from core.origin import Origin
+from core.penni.effort import fitting_macs
+from core.progress import ProgressEvent, Stages
+from core.recovery import ImageDataset
+from core.recovery.corrections import MIN_REFIT_EXAMPLES, corrections
+from core.recovery.judges import judge_for
+from core.rewriting import Rewriter
+from core.surgery import apply, kept_indices
+
+# The request that a trial is made for, and what is tried beside the method that it names.
+AUTO: Mapping[str, Any] = {"type": "auto"}
+RIVAL: Mapping[str, Any] = {"type": "penni"}
+# Multiply-accumulates of the fits: about a seventh of what training takes at most by default.
+TRIAL_MACS = {"cpu": 6e12, "cuda": 6e14}
+_EXAMPLES = (512, 256, 128, 64, 32, MIN_REFIT_EXAMPLES)
+
+
+@dataclass(frozen=True, eq=False)
+class Rivals:
+    """chooser: of widths, which is what is proposed, too. rewriter: what may take its place once there are images."""
+
+    chooser: Chooser
+    rewriter: Rewriter
+    origin: Origin
+    device: torch.device
+
+    def choose(self, constraints: Sequence[Constraint]) -> Choice:
+        return self.chooser.choose(constraints)
+
+    def nearest(self, constraints: Sequence[Constraint]) -> Choice:
+        return self.chooser.nearest(constraints)
+
+    def decide(
+        self,
+        constraints: Sequence[Constraint],
+        choice: Choice,
+        dataset: ImageDataset | None,
+        stages: Stages,
+        checkpoint: Checkpoint,
+        step: str,
+    ) -> tuple[Chooser | Rewriter, dict[str, Any] | None]:
+        """Who goes on, and the trial for the report; None where there was nothing to try on. choice: the chooser's plan."""
+        if dataset is None:
+            return self.chooser, None
+        examples = next((count for count in _EXAMPLES if self._bounded(count)), 0)
+        if min(examples, len(dataset.train)) < MIN_REFIT_EXAMPLES:
+            reason = "Too few images, or a network so large that its fits would take longer than a trial may."
+            return self.chooser, {"taken": "magnitude", "reason": reason}
+        rewriter = self.rewriter.limited(examples)
+        saved = checkpoint.finished(f"{step}/trial")
+        if saved is None:
+            stages.listener(ProgressEvent("plan", message="Trying shared kernels beside removed channels"))
+            saved = Saved(self._tried(rewriter, constraints, choice, dataset, stages, checkpoint, step))
+            checkpoint.finish(f"{step}/trial", saved)
+        report = dict(saved.values)
+        return (rewriter if report["taken"] == "penni" else self.chooser), report
+
+    def _bounded(self, examples: int) -> bool:
+        return fitting_macs(self.origin.network, examples) <= TRIAL_MACS.get(self.device.type, TRIAL_MACS["cpu"])
+
+    def _tried(
+        self,
+        rewriter: Rewriter,
+        constraints: Sequence[Constraint],
+        choice: Choice,
+        dataset: ImageDataset,
+        stages: Stages,
+        checkpoint: Checkpoint,
+        step: str,
+    ) -> dict[str, Any]:
+        began = time.monotonic()
+        original = self.origin.network
+        try:
+            work = rewriter.work(constraints, dataset, stages, checkpoint, step)
+        except EngineError as refusal:
+            if refusal.code != "target_infeasible":
+                raise
+            return {"taken": "magnitude", "reason": refusal.message}
+        pruned = apply(original, choice.analysis, choice.plan.keep)
+        corrected = corrections(pruned, original, dataset, kept_indices(choice.analysis, choice.plan.keep), self.device)
+        judge = judge_for(original, dataset, self.device)
+        plain: list[Network] = [pruned, *(one.network for one in corrected if one.network is not None)]
+        removed = judge.value(plain[0])
+        for network in plain[1:]:
+            value = judge.value(network)
+            removed = value if judge.no_worse(value, removed) else removed
+        shared = judge.value(work.rewriting.reference(work.rewriting.network))
+        return {
+            "taken": "magnitude" if judge.no_worse(removed, shared) else "penni",
+            "measure": judge.measure,
+            "magnitude": round(removed, 6),
+            "penni": round(shared, 6),
+            "examples": work.rewriting.report["fit"]["examples"],
+            "seconds": round(time.monotonic() - began, 3),
+        }

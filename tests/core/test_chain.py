@@ -1,0 +1,133 @@
+"""Chains of a method that removes channels and one that shares kernels, and the trial of one beside the other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from core.budget import Budget, Cap
+from core.checkpoint import Checkpoint
+from core.engine import CompressionRequest, compress, propose
+from core.errors import EngineError
+from core.intake import save_safetensors
+from core.penni.effort import fitting_macs
+from tests.core.recovery_cases import digits, save_digits, trained_network
+
+PENNI = {"type": "penni", "round_to": 4}
+MAGNITUDE = {"type": "magnitude"}
+
+
+@pytest.fixture(scope="module")
+def request_for(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    save_safetensors(trained_network().tensors, folder / "model.safetensors")
+    labelled = save_digits(folder)
+    images, _, split = digits()
+    np.savez(folder / "unlabelled.npz", x=images, split=split)
+
+    def make(*methods: dict, data: str | None = None, ratio: float = 0.5, **changes) -> CompressionRequest:
+        request = CompressionRequest(
+            folder / "model.safetensors",
+            Budget((Cap("macs", max_ratio=ratio),)),
+            architecture="cifar_resnet",
+            architecture_args={"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10},
+            input_shape=(1, 8, 8),
+            methods=methods,
+            dataset_path={"labelled": labelled, "unlabelled": folder / "unlabelled.npz", None: None}[data],
+            outputs=("safetensors", "report"),
+        )
+        return dataclasses.replace(request, **changes)
+
+    return make
+
+
+@pytest.mark.parametrize("methods", [(PENNI, MAGNITUDE), (MAGNITUDE, PENNI)])
+def test_both_methods_take_their_share_and_the_caps_are_met_as_proposed(request_for, tmp_path, methods):
+    request = request_for(*methods)
+    proposal = propose(request)
+    result = compress(request, tmp_path)
+    (constraint,) = result["constraints"]
+    assert constraint["met"]
+    assert constraint["value"] >= 0.94 * constraint["limit"]
+    assert proposal["feasible"]
+    assert proposal["predicted"]["macs"] == constraint["value"]
+    first, second = result["recovery"]["rewriting"]["chain"]
+    assert [first["method"], second["method"]] == [method["type"] for method in methods]
+    # Half of the way in equal ratios is 71 % of the MACs.
+    assert first["macs"] == pytest.approx(0.5**0.5 * result["baseline"]["macs"], rel=0.05)
+    assert second["macs"] == constraint["value"]
+    # The masked reference of the cut and the forms of the layers: more than either checks alone.
+    assert result["equivalence"]["passed"]
+    assert result["equivalence"]["max_relative_error"] <= 1e-5
+    assert result["equivalence"]["checked"] > 15
+    rows = {row["name"]: row for row in result["layers"]}
+    assert any(row["after"]["out"] < row["before"]["out"] for row in rows.values())
+    assert result["recovery"]["rewriting"]["two_stage_layers"] > 0
+
+
+def test_a_chain_that_died_in_training_goes_on_to_the_same_network(request_for, tmp_path):
+    request = request_for(PENNI, MAGNITUDE, data="labelled", recovery={"epochs": 1, "threads": 1})
+    whole = compress(request, tmp_path / "whole")
+    assert whole["compressed"]["accuracy"] >= whole["baseline"]["accuracy"] - 0.05
+    guard = whole["recovery"]["rewriting"]["guard"]
+    assert guard["taken"] == "fitted"
+    assert guard["fitted"] > guard["weights_alone"]
+
+    class Dying(Checkpoint):
+        due = True
+
+        def save(self, step, state):
+            super().save(step, state)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(request, tmp_path / "first", checkpoint=Dying(tmp_path / "state", "request"))
+    result = compress(request, tmp_path / "second", checkpoint=Checkpoint(tmp_path / "state", "request"))
+    assert result["recovery"]["training"]["resumed"]
+    digests = [
+        next(one["sha256"] for one in found["artifacts"] if one["name"] == "model.safetensors")
+        for found in (whole, result)
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("methods", "param"),
+    [
+        ((MAGNITUDE, {"type": "bn_scale"}), "/methods"),
+        ((PENNI, PENNI), "/methods"),
+        ((PENNI, MAGNITUDE, MAGNITUDE), "/methods"),
+        ((PENNI, {"type": "magnitude", "round_to": 0}), "/methods/1/round_to"),
+        ((MAGNITUDE, {"type": "penni", "bases": "many"}), "/methods/1/bases"),
+    ],
+)
+def test_other_chains_and_bad_options_of_a_chain_are_refused(request_for, tmp_path, methods, param):
+    with pytest.raises(EngineError) as refusal:
+        compress(request_for(*methods), tmp_path)
+    assert refusal.value.code == "invalid_request"
+    assert refusal.value.param == param
+
+
+def test_auto_takes_what_held_out_images_say_and_reports_both(request_for, tmp_path):
+    request = request_for({"type": "auto"}, data="labelled", recovery={"epochs": 0})
+    result = compress(request, tmp_path)
+    trial = result["recovery"]["trial"]
+    assert trial["measure"] == "validation_accuracy"
+    better = "penni" if trial["penni"] > trial["magnitude"] else "magnitude"
+    assert trial["taken"] == better
+    assert ("rewriting" in result["recovery"]) == (better == "penni")
+    # What is delivered is no worse on held-out images than either was.
+    delivered = result["recovery"]["accuracy"]["after"]["val"]
+    assert delivered >= max(trial["penni"], trial["magnitude"]) - 1e-6
+
+
+def test_a_trial_that_would_take_too_long_is_left_out_and_says_so(request_for, tmp_path, monkeypatch):
+    network = trained_network()
+    assert fitting_macs(network, 512) > fitting_macs(network, 16)
+    monkeypatch.setattr("core.rivals.TRIAL_MACS", {"cpu": 1.0})
+    request = request_for({"type": "auto"}, data="labelled", recovery={"epochs": 0})
+    trial = compress(request, tmp_path)["recovery"]["trial"]
+    assert trial["taken"] == "magnitude"
+    assert "longer than a trial may" in trial["reason"]
