@@ -258,7 +258,14 @@ class JobOptions(Request):
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = Field(default_factory=dict)
     budget: Budget
     accuracy: Accuracy | None = None
-    methods: Annotated[list[Method], Field(min_length=1, max_length=1)] = Field(default_factory=lambda: [Method()])
+    methods: Annotated[
+        list[Method],
+        Field(
+            min_length=1,
+            max_length=2,
+            description="One method, or a chain of one that removes channels and one that rewrites layers.",
+        ),
+    ] = Field(default_factory=lambda: [Method()])
     plan: WidthPlan | None = None
     recovery: Recovery = Field(default_factory=Recovery)
     encoding: Encoding = Field(default_factory=Encoding)
