@@ -1,4 +1,5 @@
-"""How long each tenant has held GPUs: counted where a job ran, whatever it asked for, and whatever became of it.
+"""How long each tenant has held GPUs, added up over GPUs: counted where a job ran, whatever it asked for, and whatever
+became of it.
 
 An attempt that ends, by success or by a lost worker, leaves a row; one that runs counts from its start. Deleting a job
 gives nothing back.
@@ -26,7 +27,7 @@ GPU = "gpu"
 
 
 def record(session: Session, job: Job, seconds: float, *, now: datetime) -> None:
-    """Note that an attempt at `job` has ended which held a GPU for so long."""
+    """Note that an attempt at `job` has ended which held one GPU for so long, or several for less."""
     tallies.count(session, TallyName.gpu_seconds, seconds)
     session.add(
         GpuRun(job_id=job.id, attempt=job.attempt, tenant_id=job.tenant_id, ended_at=now, seconds=max(0.0, seconds))
@@ -41,15 +42,15 @@ def used_s(session: Session, tenant_id: str) -> float:
             GpuRun.tenant_id == tenant_id, GpuRun.ended_at > now - timedelta(days=WINDOW_DAYS)
         )
     )
-    running = session.scalars(
-        select(Job.started_at).where(
+    running = session.execute(
+        select(Job.started_at, Job.gpus).where(
             Job.tenant_id == tenant_id,
             Job.status.in_([JobStatus.running, JobStatus.cancelling]),
-            Job.device == GPU,
+            Job.gpus > 0,
             Job.started_at.is_not(None),
         )
     )
-    return float(ended or 0.0) + sum((now - started).total_seconds() for started in running)
+    return float(ended or 0.0) + sum((now - started).total_seconds() * gpus for started, gpus in running)
 
 
 def forget_old(database: Database) -> int:

@@ -43,14 +43,14 @@ def transition(
     *,
     now: datetime,
     attempt: int | None = None,
-    device: str | None = None,
+    gpus: int = 0,
     result: JobResult | None = None,
     error: ErrorInfo | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """Move `job` (locked by this transaction) to `to`, with its timestamps, its event and its new version.
 
-    `attempt` and `device` come with running, `result` with succeeded (or failed, when the best that was reached is worth showing),
+    `attempt` comes with running, and `gpus`, how many the worker gives the job; `result` with succeeded (or failed, when the best that was reached is worth showing),
     `error` with failed; `data` is added to the event `job.<status>`. Raises IllegalTransition.
     """
     if to not in TRANSITIONS[job.status]:
@@ -65,13 +65,14 @@ def transition(
         case JobStatus.queued:
             job.queued_at, job.started_at, job.stage, job.progress = now, None, None, None
         case JobStatus.running:
-            job.started_at, job.device, job.resumed_from = now, device, None
+            job.started_at, job.resumed_from = now, None
+            job.device, job.gpus = (gpu_time.GPU if gpus else "cpu"), gpus
         case JobStatus.cancelling:
             job.cancel_requested_at = now
         case JobStatus.cancelled:
             job.cancel_requested_at = job.cancel_requested_at or now
-    if ran_s is not None and to is not JobStatus.cancelling and job.device == gpu_time.GPU:
-        gpu_time.record(session, job, ran_s, now=now)
+    if ran_s is not None and to is not JobStatus.cancelling and job.gpus:
+        gpu_time.record(session, job, ran_s * job.gpus, now=now)
     if attempt is not None:
         job.attempt = attempt
     if result is not None:

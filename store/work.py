@@ -46,12 +46,19 @@ _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None, "ove
 
 
 def claim(
-    database: Database, *, worker_id: str, kinds: Collection[WorkKind], queues: Collection[str], lease_s: float
+    database: Database,
+    *,
+    worker_id: str,
+    kinds: Collection[WorkKind],
+    queues: Collection[str],
+    lease_s: float,
+    gpus: int = 1,
 ) -> Claim | None:
     """Take the most urgent claimable work of these kinds, or None; `store.demand` says which that is.
 
     `queues` are the devices that this worker serves (`cpu`, `gpu`); work for any device is always included. A job or a
-    plan is claimable once its model and its dataset are ready.
+    plan is claimable once its model and its dataset are ready. `gpus`: how many of them a job has to itself on a worker
+    that serves `gpu`.
     """
     with database.transaction() as session:
         now = dialect.now(session)
@@ -75,9 +82,9 @@ def claim(
         if work.kind is WorkKind.job:
             job = session.get_one(Job, work.id, with_for_update=True)
             checkpoint = checkpoint_of(job)
-            transition(
-                session, job, JobStatus.running, now=now, attempt=work.attempt, device=_device(work.queue, queues)
-            )
+            # The runner takes the GPUs that it sees unless it is told not to.
+            gets = gpus if gpu_time.GPU in queues and work.queue in (gpu_time.GPU, ANY_QUEUE) else 0
+            transition(session, job, JobStatus.running, now=now, attempt=work.attempt, gpus=gets)
         return Claim(
             id=work.id,
             kind=work.kind,
@@ -89,12 +96,6 @@ def claim(
             troubles=work.troubles,
             checkpoint=checkpoint,
         )
-
-
-def _device(queue: str, served: Collection[str]) -> str:
-    """Where a job of this queue runs on a worker that serves those: the runner takes a GPU that it sees unless it is told
-    not to."""
-    return gpu_time.GPU if gpu_time.GPU in served and queue in (gpu_time.GPU, ANY_QUEUE) else "cpu"
 
 
 def heartbeat(

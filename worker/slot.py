@@ -37,6 +37,7 @@ class SlotSpec:
     keeps_ready: whether a runner waits for the next task; replaces_early: whether its successor gets ready while it
     works (short tasks come in twos, a model and its dataset), not when it is done.
     catalogue: the runner to ask what this worker can do, for the slot that publishes it before it claims anything.
+    gpus: how many a job has to itself here.
     succeeds: whether whatever is leased under worker_id belongs to a dead predecessor, and is taken back at once.
     """
 
@@ -49,6 +50,7 @@ class SlotSpec:
     replaces_early: bool = False
     catalogue: RunnerSpec | None = None
     succeeds: bool = False
+    gpus: int = 0
 
 
 class Slot(threading.Thread):
@@ -145,6 +147,7 @@ class Slot(threading.Thread):
             kinds=self._spec.kinds,
             queues=self._spec.queues,
             lease_s=self._services.timing.lease_s,
+            gpus=self._spec.gpus,
         )
         if found is None:
             return False

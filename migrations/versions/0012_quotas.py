@@ -33,6 +33,7 @@ def upgrade() -> None:
         tenants.add_column(sa.Column("quotas", sa.JSON(none_as_null=True), nullable=True))
     with op.batch_alter_table("jobs") as jobs:
         jobs.add_column(sa.Column("device", sa.String(length=16), nullable=True))
+        jobs.add_column(sa.Column("gpus", sa.Integer(), nullable=True))
     op.create_table(
         "gpu_runs",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -47,7 +48,7 @@ def upgrade() -> None:
     op.create_index(op.f("ix_gpu_runs_ended_at"), "gpu_runs", ["ended_at"])
     # Until now only jobs that asked for a GPU were known to have had one.
     op.execute(
-        "UPDATE jobs SET device = 'gpu' "
+        "UPDATE jobs SET device = 'gpu', gpus = 1 "
         "WHERE started_at IS NOT NULL AND id IN (SELECT id FROM work WHERE queue = 'gpu')"
     )
     ended = sa.select(JOBS).where(JOBS.c.device == "gpu", JOBS.c.finished_at.is_not(None))
@@ -70,6 +71,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_gpu_runs_tenant_id_ended_at"), table_name="gpu_runs")
     op.drop_table("gpu_runs")
     with op.batch_alter_table("jobs") as jobs:
+        jobs.drop_column("gpus")
         jobs.drop_column("device")
     with op.batch_alter_table("tenants") as tenants:
         tenants.drop_column("quotas")

@@ -17,7 +17,7 @@ class Job(Base):
 
     checkpoint_*: the stored file from which the next attempt goes on; it stays here until that file is deleted, after the
     job's end. resumed_from: the checkpoint that the running attempt, or the last one, went on from. device: `cpu` or
-    `gpu`, what the worker has that runs it, or ran it last.
+    `gpu`, what the worker has that runs it, or ran it last; gpus: how many of them it has to itself.
     """
 
     __tablename__ = "jobs"
@@ -40,6 +40,7 @@ class Job(Base):
     stage: Mapped[str | None] = mapped_column(String(32))
     attempt: Mapped[int]
     device: Mapped[str | None] = mapped_column(String(16))
+    gpus: Mapped[int | None]
     request: Mapped[dict[str, Any]]
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]

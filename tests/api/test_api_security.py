@@ -141,7 +141,7 @@ def test_another_tenant_sees_nothing_on_any_route(serve):
                     continue
                 answer = service.client.request(method, path.format(**ids), headers=headers, **body)
                 assert answer.status_code in expected, (method, path, answer.text)
-        for path in ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/jobs", "/v1/webhook_endpoints"):
+        for path in ("/v1/models", "/v1/datasets", "/v1/uploads", "/v1/plans", "/v1/jobs", "/v1/webhook_endpoints"):
             assert service.client.get(path, headers=other).json()["data"] == []
             assert len(service.client.get(path).json()["data"]) >= 1
         foreign = service.client.post("/v1/jobs", json={"model": job["model"], "budget": HALF}, headers=other)

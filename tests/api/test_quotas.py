@@ -76,9 +76,11 @@ def test_jobs_at_a_time_are_limited_even_when_they_come_together(serve):
         problem(service.client.post(f"/v1/jobs/{job}/retry"), 429, "too_many_jobs")
 
 
-def run_on_gpu(service: Service, seconds: float) -> None:
-    """The oldest job runs on a worker with a GPU for so long, and that worker is stopped."""
-    claim = work.claim(service.database, worker_id="w", kinds={WorkKind.job}, queues={"gpu", "cpu"}, lease_s=60)
+def run_on_gpu(service: Service, seconds: float, gpus: int = 1) -> None:
+    """The oldest job runs on a worker with GPUs for so long, and that worker is stopped."""
+    claim = work.claim(
+        service.database, worker_id="w", kinds={WorkKind.job}, queues={"gpu", "cpu"}, lease_s=60, gpus=gpus
+    )
     with service.database.transaction() as session:
         started_at = service.database.now(session) - timedelta(seconds=seconds)
         session.execute(update(Job).where(Job.id == claim.id).values(started_at=started_at))
@@ -94,7 +96,7 @@ def test_gpu_time_counts_whatever_the_job_asked_for_and_is_not_given_back(serve,
         run_on_gpu(service, 90)
         body = {"model": job["model"], "budget": HALF}
         assert service.client.post("/v1/jobs", json=body).status_code == 201
-        run_on_gpu(service, 30)
+        run_on_gpu(service, 15, gpus=2)
         for device in ("gpu", "auto"):
             refusal = problem(service.client.post("/v1/jobs", json={**body, "device": device}), 507, "quota_exceeded")
             assert "Ask for the device 'cpu'" in refusal["detail"]
