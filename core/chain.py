@@ -63,6 +63,13 @@ class Chain(Rewriter):
         self._kernels_first = rewrites[0]
         sharing = rewrites.index(True)
         super().__init__(request, origin, device, method=request.methods[sharing], position=sharing)
+        if self._kernels_first and self._config.unit != "column":
+            raise EngineError(
+                "invalid_request",
+                "Channels that leave after kernels are shared take whole columns along, so unit has to be column here. Put "
+                f"{first.type} second, where single coefficients are pruned last.",
+                param="/methods/0/unit",
+            )
         cutting = rewrites.index(False)
         self._cutting: Mapping[str, Any] = request.methods[cutting]
         self._dataset = dataset
