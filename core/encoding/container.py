@@ -7,21 +7,23 @@ the header says is checked against caps and the file's length before anything of
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from core.encoding import csc, formats
+from core.encoding.ans_decoder import CONTEXTS
 from core.encoding.errors import PwtError, PwtFault
 from core.encoding.header import (
     MAGIC,
     MAX_HEADER_BYTES,
     PRELUDE,
-    VERSION,
+    VERSIONS,
     PwtHeader,
     SkeletonEntry,
     TensorEntry,
@@ -59,6 +61,7 @@ def write_pwt(
     survivors where that is smaller, unless another format than `auto` or `csc` is asked for.
     """
     coded = {name: _encode(name, value, format) for name, value in tensors.items()}
+    version = VERSIONS[any(_of_version_2(*one) for one in coded.values())]
     bare = zlib.compress(skeleton, 9) if skeleton else b""
     about_skeleton = SkeletonEntry(len(bare), len(skeleton), zlib.crc32(bare)) if skeleton else None
     header = header_json(PwtHeader(dict(about), [entry for entry, _ in coded.values()], about_skeleton))
@@ -69,7 +72,7 @@ def write_pwt(
         parse_header(header)
     except PwtError as error:
         raise formats.EncodingError(f"what was written could not be read again: {error}") from error
-    prelude = PRELUDE.pack(MAGIC, VERSION, len(packed), len(header), zlib.crc32(packed))
+    prelude = PRELUDE.pack(MAGIC, version, len(packed), len(header), zlib.crc32(packed))
     payloads = [payload for _, payload in coded.values()] + ([bare] if skeleton else [])
     with Path(path).open("wb") as file:
         size = file.write(prelude + packed)
@@ -88,16 +91,20 @@ def read_pwt(
     path: str | Path, max_decoded_bytes: int = MAX_DECODED_BYTES
 ) -> tuple[dict[str, QuantizedTensor | np.ndarray], dict[str, Any]]:
     """Every tensor of a file and its `about`. Raises PwtError for whatever is wrong with it."""
-    content = memoryview(Path(path).read_bytes())
-    header, offsets = _open(content, max_decoded_bytes)
-    tensors = {
-        entry.name: _decode(entry, content[offset : offset + entry.bytes])
-        for entry, offset in zip(header.tensors, offsets, strict=False)
-    }
-    if header.skeleton:
-        packed = content[offsets[-1] : offsets[-1] + header.skeleton.bytes]
-        _unpacked(packed, header.skeleton.unpacked_bytes, header.skeleton.crc32, "onnx_skeleton")
+    with Path(path).open("rb") as file:
+        header, offsets = _open(file, max_decoded_bytes)
+        tensors = {
+            entry.name: _decode(entry, _read(file, offset, entry.bytes))
+            for entry, offset in zip(header.tensors, offsets, strict=False)
+        }
+        if header.skeleton:
+            packed = _read(file, offsets[-1], header.skeleton.bytes)
+            _unpacked(packed, header.skeleton.unpacked_bytes, header.skeleton.crc32, "onnx_skeleton")
     return tensors, header.about
+
+
+def _of_version_2(entry: TensorEntry, payload: bytes) -> bool:
+    return entry.format == "ans" and payload[4 * entry.levels] == CONTEXTS
 
 
 def _encode(name: str, value: QuantizedTensor | np.ndarray, format: str) -> tuple[TensorEntry, bytes]:
@@ -117,40 +124,49 @@ def _encode(name: str, value: QuantizedTensor | np.ndarray, format: str) -> tupl
     return entry, payload
 
 
-def _open(content: memoryview, max_decoded_bytes: int) -> tuple[PwtHeader, list[int]]:
-    """The header and the payloads' offsets, the skeleton's last if there is one."""
-    if bytes(content[: len(MAGIC)]) != MAGIC:
+def _open(file: BinaryIO, max_decoded_bytes: int) -> tuple[PwtHeader, list[int]]:
+    """The header and the payloads' offsets, the skeleton's last if there is one. No payload is read."""
+    prelude = file.read(PRELUDE.size)
+    if prelude[: len(MAGIC)] != MAGIC:
         raise PwtError(PwtFault.not_pwt, "file", "it does not begin as a .pwt file does")
-    if len(content) < PRELUDE.size:
-        raise PwtError(PwtFault.truncated, "file", f"{len(content)} bytes are no whole prelude")
-    _, version, packed_bytes, header_bytes, checksum = PRELUDE.unpack(content[: PRELUDE.size])
-    if version != VERSION:
-        raise PwtError(PwtFault.unsupported_version, "file", f"version {version}; this reader knows {VERSION}")
+    if len(prelude) < PRELUDE.size:
+        raise PwtError(PwtFault.truncated, "file", f"{len(prelude)} bytes are no whole prelude")
+    _, version, packed_bytes, header_bytes, checksum = PRELUDE.unpack(prelude)
+    if version not in VERSIONS:
+        raise PwtError(PwtFault.unsupported_version, "file", f"version {version}; this reader knows {VERSIONS}")
     if max(packed_bytes, header_bytes) > MAX_HEADER_BYTES:
         raise PwtError(PwtFault.header_too_large, "header", f"above its cap of {MAX_HEADER_BYTES} bytes")
-    end = PRELUDE.size + packed_bytes
-    if len(content) < end:
+    end, size = PRELUDE.size + packed_bytes, os.fstat(file.fileno()).st_size
+    if size < end:
         raise PwtError(PwtFault.truncated, "header", f"{packed_bytes} bytes, and the file ends before")
-    header = parse_header(_unpacked(content[PRELUDE.size : end], header_bytes, checksum, "header"))
+    header = parse_header(_unpacked(file.read(packed_bytes), header_bytes, checksum, "header"))
     decoded = sum(math.prod(entry.shape) * entry.item_bytes for entry in header.tensors)
     decoded += header.skeleton.unpacked_bytes if header.skeleton else 0
     if decoded > max_decoded_bytes:
         raise PwtError(PwtFault.too_large, "file", f"it unpacks to {decoded} bytes; {max_decoded_bytes} are allowed")
     offsets = []
-    for size in [entry.bytes for entry in header.tensors] + ([header.skeleton.bytes] if header.skeleton else []):
+    for length in [entry.bytes for entry in header.tensors] + ([header.skeleton.bytes] if header.skeleton else []):
         begin = end + -end % ALIGNMENT
-        if begin + size > len(content):
-            raise PwtError(PwtFault.truncated, "file", f"a payload of {size} bytes at {begin} goes beyond the end")
-        if any(content[end:begin]):
+        if begin + length > size:
+            raise PwtError(PwtFault.truncated, "file", f"a payload of {length} bytes at {begin} goes beyond the end")
+        if any(_read(file, end, begin - end)):
             raise PwtError(PwtFault.bad_padding, "file", f"the bytes {end} to {begin} are not zero")
         offsets.append(begin)
-        end = begin + size
-    if end != len(content):
-        raise PwtError(PwtFault.trailing_bytes, "file", f"{len(content) - end} bytes after the last payload")
+        end = begin + length
+    if end != size:
+        raise PwtError(PwtFault.trailing_bytes, "file", f"{size - end} bytes after the last payload")
     return header, offsets
 
 
-def _unpacked(packed: memoryview, size: int, checksum: int, where: str) -> bytes:
+def _read(file: BinaryIO, offset: int, size: int) -> memoryview:
+    file.seek(offset)
+    content = file.read(size)
+    if len(content) < size:
+        raise PwtError(PwtFault.truncated, "file", "it has become shorter")
+    return memoryview(content)
+
+
+def _unpacked(packed: bytes | memoryview, size: int, checksum: int, where: str) -> bytes:
     if zlib.crc32(packed) != checksum:
         code = PwtFault.header_corrupt if where == "header" else PwtFault.checksum_mismatch
         raise PwtError(code, where, "its bytes are not those that were written")

@@ -36,11 +36,12 @@ def rans_symbols(
     frequency_of_slot: np.ndarray,
     offset_of_slot: np.ndarray,
     precision: int,
+    contexts: np.ndarray,
     found: np.ndarray,
 ) -> int:
     """`rans.Stream.symbols` in place on `state` and `found`; the words taken, more than there are if they ran out."""
     steps = (frequency_of_slot << 16 | offset_of_slot).astype(np.uint32)
-    return int(_rans_kernel()(state, words, taken, symbol_of_slot, steps, precision, found))
+    return int(_rans_kernel()(state, words, taken, symbol_of_slot, steps, precision, contexts, found))
 
 
 @cache
@@ -48,17 +49,19 @@ def _rans_kernel() -> Callable[..., int]:
     import numba
 
     @numba.njit(nogil=True)
-    def decode(state, words, taken, symbol_of_slot, steps, precision, found):
+    def decode(state, words, taken, symbol_of_slot, steps, precision, contexts, found):
         lanes = len(state)
         mask = np.uint32((1 << precision) - 1)
         x = np.empty(lanes, np.uint32)
         for lane in range(lanes):
             x[lane] = state[lane]
-        short = np.int64(len(words))
+        short, several = np.int64(len(words)), len(contexts) > 0
         for first in range(0, len(found), lanes):
             for lane in range(min(lanes, len(found) - first)):
                 now = x[lane]
                 slot = now & mask
+                if several:
+                    slot |= np.uint32(contexts[first + lane]) << np.uint32(precision)
                 step = steps[slot]
                 found[first + lane] = symbol_of_slot[slot]
                 now = np.uint32((step >> np.uint32(16)) * (now >> np.uint32(precision)) + (step & np.uint32(0xFFFF)))
@@ -204,39 +207,77 @@ def _shac_kernel() -> Callable[..., bool]:
 
 @cache
 def _shac_vector_kernel() -> Callable[..., bool]:
-    """Of one x: four columns advance together, so that the waiting of one codeword's reading hides that of others."""
+    """Of one x. The columns are four runs whose codewords are read in turn, so that the waiting for one hides behind the
+    others; the values are then multiplied column by column. Nothing in either loop depends on where a column ends."""
     import numba
 
     long_symbol = _long_symbol()
 
     @numba.njit(nogil=True)
     def product(words, ends, counts, rows, table, aligned, order, lengths, codebook, x, out):
-        last, beyond, first = len(words) - 2, len(counts), 0
-        position, place, left = np.empty(4, np.int64), np.empty(4, np.int64), np.empty(4, np.int64)
-        following = 0
-        while first < beyond:
-            together = min(4, beyond - first)
-            most = 0
-            for lane in range(together):
-                position[lane], place[lane], left[lane] = ends[first + lane], following, counts[first + lane]
-                following += left[lane]
-                most = max(most, left[lane])
-            for step in range(most):
-                for lane in range(together):
-                    if step < left[lane]:
-                        at = position[lane]
-                        index = min(at >> 5, last)
-                        pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
-                        window = (pair >> np.uint64(32 - (at & 31))) & np.uint64(0xFFFFFFFF)
-                        entry = table[window >> np.uint64(21)]
-                        if entry == 0:
-                            entry = long_symbol(window, aligned, order, lengths)
-                        out[first + lane] += codebook[entry >> 6] * x[rows[place[lane] + step]]
-                        position[lane] = at + (entry & 63)
-            for lane in range(together):
-                if position[lane] != ends[first + lane + 1]:
-                    return False
-            first += together
+        last, columns = len(words) - 2, len(counts)
+        values = np.empty(len(rows), np.float32)
+        # Runs of as many survivors each as whole columns allow: first survivors, bit positions, survivors left.
+        place, position, left = np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64)
+        target, column, before = np.zeros(4, np.int64), 0, 0
+        for run in range(4):
+            place[run], position[run] = before, ends[column]
+            share = len(rows) * (run + 1) // 4
+            while column < columns and (before < share or run == 3):
+                before += counts[column]
+                column += 1
+            left[run], target[run] = before - place[run], ends[column]
+        together = min(min(left[0], left[1]), min(left[2], left[3]))
+        at0, at1, at2, at3 = position[0], position[1], position[2], position[3]
+        place0, place1, place2, place3 = place[0], place[1], place[2], place[3]
+        for step in range(together):
+            index0, index1, index2, index3 = at0 >> 5, at1 >> 5, at2 >> 5, at3 >> 5
+            index0, index1, index2, index3 = min(index0, last), min(index1, last), min(index2, last), min(index3, last)
+            pair0 = (np.uint64(words[index0]) << np.uint64(32)) | np.uint64(words[index0 + 1])
+            pair1 = (np.uint64(words[index1]) << np.uint64(32)) | np.uint64(words[index1 + 1])
+            pair2 = (np.uint64(words[index2]) << np.uint64(32)) | np.uint64(words[index2 + 1])
+            pair3 = (np.uint64(words[index3]) << np.uint64(32)) | np.uint64(words[index3 + 1])
+            window0 = (pair0 >> np.uint64(32 - (at0 & 31))) & np.uint64(0xFFFFFFFF)
+            window1 = (pair1 >> np.uint64(32 - (at1 & 31))) & np.uint64(0xFFFFFFFF)
+            window2 = (pair2 >> np.uint64(32 - (at2 & 31))) & np.uint64(0xFFFFFFFF)
+            window3 = (pair3 >> np.uint64(32 - (at3 & 31))) & np.uint64(0xFFFFFFFF)
+            entry0, entry1 = table[window0 >> np.uint64(21)], table[window1 >> np.uint64(21)]
+            entry2, entry3 = table[window2 >> np.uint64(21)], table[window3 >> np.uint64(21)]
+            if entry0 == 0:
+                entry0 = long_symbol(window0, aligned, order, lengths)
+            if entry1 == 0:
+                entry1 = long_symbol(window1, aligned, order, lengths)
+            if entry2 == 0:
+                entry2 = long_symbol(window2, aligned, order, lengths)
+            if entry3 == 0:
+                entry3 = long_symbol(window3, aligned, order, lengths)
+            values[place0 + step], values[place1 + step] = codebook[entry0 >> 6], codebook[entry1 >> 6]
+            values[place2 + step], values[place3 + step] = codebook[entry2 >> 6], codebook[entry3 >> 6]
+            at0 += entry0 & 63
+            at1 += entry1 & 63
+            at2 += entry2 & 63
+            at3 += entry3 & 63
+        position[0], position[1], position[2], position[3] = at0, at1, at2, at3
+        for run in range(4):
+            at = position[run]
+            for step in range(together, left[run]):
+                index = min(at >> 5, last)
+                pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
+                window = (pair >> np.uint64(32 - (at & 31))) & np.uint64(0xFFFFFFFF)
+                entry = table[window >> np.uint64(21)]
+                if entry == 0:
+                    entry = long_symbol(window, aligned, order, lengths)
+                values[place[run] + step] = codebook[entry >> 6]
+                at += entry & 63
+            if at != target[run]:
+                return False
+        survivor = 0
+        for column in range(columns):
+            total = np.float32(0)
+            for survivor_of_column in range(survivor, survivor + counts[column]):
+                total += values[survivor_of_column] * x[rows[survivor_of_column]]
+            survivor += counts[column]
+            out[column] = total
         return True
 
     return product

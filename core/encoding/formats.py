@@ -77,19 +77,11 @@ def encoded_bytes(tensor: QuantizedTensor, format: str = AUTO) -> int:
     return 4 * len(tensor.codebook) + _named(format).size_bits(tensor) // 8
 
 
-def estimated_bytes(tensor: QuantizedTensor) -> int:
-    """What `auto` would take, to about a percent, from counts alone: for searches that ask often."""
-    check(tensor)
-    sizes = [FORMATS[name].size_bits(tensor) // 8 for name in FORMATS if name != "ans"]
-    if ans.encodable(tensor):
-        sizes.append(ans.estimated_bytes(tensor))
-    return 4 * len(tensor.codebook) + min(sizes)
-
-
-def decode(payload: bytes | memoryview, format: str, layout: Layout) -> QuantizedTensor:
-    """The tensor again, bit for bit; its indices in the narrowest unsigned type."""
+def decode(payload: bytes | memoryview, format: str, layout: Layout, threads: int = 1) -> QuantizedTensor:
+    """The tensor again, bit for bit; its indices in the narrowest unsigned type. threads: that share the blocks of `ans`."""
     codebook, decoder = open_payload(payload, format, layout)
-    return QuantizedTensor(decoder.columns(0, layout.columns).reshape(layout.shape), codebook, layout.zero)
+    share = {"threads": threads} if format == "ans" else {}
+    return QuantizedTensor(decoder.columns(0, layout.columns, **share).reshape(layout.shape), codebook, layout.zero)
 
 
 def open_payload(payload: bytes | memoryview, format: str, layout: Layout) -> tuple[np.ndarray, ColumnDecoder]:

@@ -12,10 +12,14 @@ from typing import Any
 from core.encoding.errors import PwtError, PwtFault
 
 MAGIC = b"\x93PWT\r\n\x1a\n"
-VERSION = 1
+# Version 2 knows `ans` with contexts; a file without them is of version 1, which older readers take.
+VERSIONS = (1, 2)
 PRELUDE = struct.Struct("<8sIIII")  # magic, version, packed header bytes, header bytes, CRC-32 of the packed header
 
 MAX_HEADER_BYTES = 1 << 24
+MAX_ABOUT_BYTES = 1 << 20
+# What JSON is made of costs many times its text; the largest lists of tensors have fewer.
+MAX_COMMAS, MAX_BRACKETS = 1 << 20, 1 << 18
 MAX_TENSORS = 1 << 16
 MAX_NAME_CHARACTERS = 1024
 MAX_AXES = 8
@@ -81,6 +85,8 @@ def header_json(header: PwtHeader) -> bytes:
 
 def parse_header(text: bytes) -> PwtHeader:
     """Raises PwtError for whatever is not as docs/pwt.md says."""
+    if text.count(b",") > MAX_COMMAS or text.count(b"[") + text.count(b"{") > MAX_BRACKETS:
+        raise PwtError(PwtFault.header_too_large, "header", f"more than {MAX_COMMAS} commas or {MAX_BRACKETS} brackets")
     try:
         document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -93,6 +99,8 @@ def parse_header(text: bytes) -> PwtHeader:
         raise _invalid("header", "an object of about, tensors and perhaps onnx_skeleton belongs here")
     if not isinstance(document["about"], dict) or not isinstance(document["tensors"], list):
         raise _invalid("header", "about must be an object, and tensors a list")
+    if len(json.dumps(document["about"])) > MAX_ABOUT_BYTES:
+        raise PwtError(PwtFault.header_too_large, "header", f"about takes more than {MAX_ABOUT_BYTES} bytes")
     if len(document["tensors"]) > MAX_TENSORS:
         raise PwtError(PwtFault.too_many_tensors, "header", f"{len(document['tensors'])}; at most {MAX_TENSORS}")
     tensors = [_entry(value, f"tensor {number}") for number, value in enumerate(document["tensors"])]

@@ -24,13 +24,14 @@ from core.encoding.shac import Decoder as ShacDecoder
 PRODUCT_FORMATS = ("hac", "shac", "im")
 TILE_BYTES = 1 << 20
 _DECODED_BYTES = 24  # what numpy holds of an entry while a tile is decoded: symbol, place, index, value
+_CHECKED_BYTES = 64  # and while the survivors of a column are looked at
 
 
 class CompressedMatrix:
     """A layer's weight [outputs, inputs, …] in the bytes of its coding.
 
-    payload: as `formats.encode` makes it in one of PRODUCT_FORMATS. Raises PwtError where it is damaged: sizes and rows when
-    the matrix is made, the stream when it is decoded.
+    payload: as `formats.encode` makes it in one of PRODUCT_FORMATS. Raises PwtError where it is damaged: sizes, and all of
+    sHAC, when the matrix is made; the other streams when they are decoded.
     """
 
     def __init__(self, payload: bytes | memoryview, format: str, layout: Layout) -> None:
@@ -40,7 +41,7 @@ class CompressedMatrix:
         self._codebook, self._decoder = formats.open_payload(payload, format, layout)
         symbols = layout.entries
         if isinstance(self._decoder, ShacDecoder):
-            self._decoder.check_rows()
+            self._decoder.check(max(1, TILE_BYTES // max(1, _CHECKED_BYTES * layout.rows)))
             symbols = len(self._decoder.placed(0, layout.columns)[1])
         # Compiled loops look nothing up before they read it.
         if symbols and not isinstance(self._decoder, ImDecoder) and len(self._decoder.code.order) == 0:
@@ -136,7 +137,7 @@ class CompressedMatrix:
 
     def _tile_columns(self, start: int, stop: int, threads: int, tile_bytes: int, compiled: bool) -> int:
         """Columns at a time: what the budget holds, and no more than an even share of a thread."""
-        per_column = self.stored_bytes / self.layout.columns if compiled else _DECODED_BYTES * self.layout.rows
+        per_column = 3 * self.stored_bytes / self.layout.columns if compiled else _DECODED_BYTES * self.layout.rows
         return int(max(1, min(tile_bytes / per_column, -(-(stop - start) // threads))))
 
     def _tile_by_tile(self, transposed: np.ndarray, tile: tuple[int, int], out: np.ndarray) -> None:

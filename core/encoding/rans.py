@@ -30,18 +30,27 @@ _FEW_LANES = 24  # below this, numbers one by one are faster than arrays of them
 
 @dataclass(frozen=True)
 class Model:
-    """Frequencies of the symbols 0 … S−1, int64 [S], of sum 2**precision."""
+    """Frequencies of the symbols 0 … S−1, int64 [S], of sum 2**precision; with contexts one such table after another,
+    int64 [contexts·S]."""
 
     frequencies: np.ndarray
     precision: int
+    contexts: int = 1
+
+    @property
+    def free(self) -> bool:
+        """Whether a symbol takes no bits, as there is only one."""
+        return self.contexts == 1 and int(self.frequencies.max()) == 1 << self.precision
 
     @cached_property
     def cumulated(self) -> np.ndarray:
-        return np.cumsum(self.frequencies) - self.frequencies
+        tables = self.frequencies.reshape(self.contexts, -1)
+        return (np.cumsum(tables, axis=1) - tables).reshape(-1)
 
     @cached_property
     def symbol_of_slot(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.frequencies)), self.frequencies).astype(np.uint16)
+        symbols = np.tile(np.arange(len(self.frequencies) // self.contexts), self.contexts)
+        return np.repeat(symbols, self.frequencies).astype(np.uint16)
 
     @cached_property
     def frequency_of_slot(self) -> np.ndarray:
@@ -50,7 +59,8 @@ class Model:
     @cached_property
     def offset_of_slot(self) -> np.ndarray:
         """slot − c."""
-        return np.arange(1 << self.precision) - np.repeat(self.cumulated, self.frequencies)
+        slots = np.tile(np.arange(1 << self.precision), self.contexts)
+        return slots - np.repeat(self.cumulated, self.frequencies)
 
 
 def fitted(counts: np.ndarray, precision: int) -> Model:
@@ -79,7 +89,10 @@ def cost_bits(counts: np.ndarray, model: Model) -> float:
 
 
 def encode(segments: list[tuple[np.ndarray, Model]], lanes: int) -> bytes:
-    """The final states (N little-endian uint32) and the 16-bit words of segments that follow one another."""
+    """The final states (N little-endian uint32) and the 16-bit words of segments that follow one another.
+
+    With contexts a symbol is context·S + symbol.
+    """
     state = np.full(lanes, LOWEST_STATE, np.int64)
     emitted: list[np.ndarray] = []
     for symbols, model in reversed(segments):
@@ -110,9 +123,12 @@ class Stream:
         if len(self._state) and int(self._state.min()) < LOWEST_STATE:
             raise PwtError(PwtFault.bad_stream, "ans", "a lane begins below its lowest state")
 
-    def symbols(self, count: int, model: Model) -> np.ndarray:
-        """The next `count` symbols, uint16."""
+    def symbols(self, count: int, model: Model, contexts: np.ndarray | None = None) -> np.ndarray:
+        """The next `count` symbols, uint16. contexts: uint8 [count], where the model has several."""
+        if model.free:
+            return np.full(count, model.frequencies.argmax(), np.uint16)
         found = np.empty(count, np.uint16)
+        contexts = np.empty(0, np.uint8) if contexts is None else contexts
         if fast.worthwhile(count):
             self._taken = fast.rans_symbols(
                 self._state,
@@ -122,12 +138,13 @@ class Stream:
                 model.frequency_of_slot,
                 model.offset_of_slot,
                 model.precision,
+                contexts,
                 found,
             )
         elif len(self._state) < _FEW_LANES:
-            self._decode_one_by_one(found, model)
+            self._decode_one_by_one(found, model, contexts)
         else:
-            self._decode(found, model)
+            self._decode(found, model, contexts)
         if self._taken > len(self._words):
             raise PwtError(PwtFault.bad_stream, "ans", "the words end before the symbols do")
         return found
@@ -138,7 +155,7 @@ class Stream:
             raise PwtError(PwtFault.bad_stream, "ans", "a lane does not end in its lowest state")
         return 4 * len(self._state) + 2 * self._taken
 
-    def _decode(self, found: np.ndarray, model: Model) -> None:
+    def _decode(self, found: np.ndarray, model: Model, contexts: np.ndarray) -> None:
         lanes, mask = len(self._state), (1 << model.precision) - 1
         slot, factor = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
         frequencies, offsets, symbols = model.frequency_of_slot, model.offset_of_slot, model.symbol_of_slot
@@ -149,6 +166,8 @@ class Stream:
                 slot, factor = slot[: len(target)], factor[: len(target)]
             state = self._state[: len(target)]
             np.bitwise_and(state, mask, out=slot)
+            if len(contexts):
+                slot += contexts[first : first + lanes].astype(np.int64) << model.precision
             np.take(symbols, slot, out=target, mode="clip")
             np.right_shift(state, model.precision, out=state)
             np.take(frequencies, slot, out=factor, mode="clip")
@@ -164,14 +183,15 @@ class Stream:
                 state[low] = (state[low] << 16) | word
         self._taken = taken
 
-    def _decode_one_by_one(self, found: np.ndarray, model: Model) -> None:
+    def _decode_one_by_one(self, found: np.ndarray, model: Model, contexts: np.ndarray) -> None:
         frequencies, offsets = model.frequency_of_slot.tolist(), model.offset_of_slot.tolist()
         words, taken, states = self._words, self._taken, self._state.tolist()
         lanes, precision, mask = len(states), model.precision, (1 << model.precision) - 1
         slots = np.empty(len(found), np.int64)
-        for number in range(len(found)):
+        begins = (contexts.astype(np.int64) << precision).tolist() if len(contexts) else [0] * len(found)
+        for number, begin in enumerate(begins):
             state = states[number % lanes]
-            slots[number] = slot = state & mask
+            slots[number] = slot = begin + (state & mask)
             state = frequencies[slot] * (state >> precision) + offsets[slot]
             if state < LOWEST_STATE:
                 taken += 1

@@ -89,10 +89,11 @@ class Decoder:
         dense[rows + np.repeat(np.arange(stop - start) * self._layout.rows, counts)] = indices
         return dense.reshape(stop - start, self._layout.rows)
 
-    def check_rows(self) -> None:
-        """Raises PwtError where a row does not exist, for those who read `placed` without looking."""
-        if len(self._rows) and int(self._rows.max()) >= self._layout.rows:
-            raise PwtError(PwtFault.bad_index, "shac", "a row does not exist")
+    def check(self, columns_at_once: int) -> None:
+        """Raises PwtError where a row is none or a column does not end where it must, for those who read `placed` and the
+        stream without looking. columns_at_once: to hold while looking."""
+        for start in range(0, self._layout.columns, columns_at_once):
+            self.survivors(start, min(start + columns_at_once, self._layout.columns))
 
     def placed(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Survivors of each of the columns [start, stop), and their rows as they are stored."""

@@ -19,6 +19,7 @@ from pennyweight import pwt
 
 from benchmarks import fuzz_pwt
 from core.encoding import fast
+from core.encoding.ans_decoder import CONTEXTS
 from core.encoding.container import read_pwt, write_pwt
 from core.encoding.errors import PwtError, PwtFault
 from core.encoding.header import MAGIC, MAX_HEADER_BYTES, PRELUDE
@@ -59,6 +60,31 @@ def with_body(tmp_path: Path, format: str, change: Callable[[bytearray], Any]) -
     return fuzz_pwt.joined(document, payloads)
 
 
+def with_contexts(tmp_path: Path, change: Callable[[bytearray], Any]) -> bytes:
+    """A file of one tensor that is coded with contexts, its body changed."""
+    path = tmp_path / "contexts.pwt"
+    write_pwt(path, {"w": fuzz_pwt.scaled()}, {}, "ans")
+    document, payloads = fuzz_pwt.parted(path.read_bytes())
+    begin = 4 * document["tensors"][0]["levels"]
+    body = bytearray(payloads[0][begin:])
+    assert body[0] == CONTEXTS and path.read_bytes()[8] == 2
+    change(body)
+    return fuzz_pwt.joined(document, [payloads[0][:begin] + bytes(body)])
+
+
+def hour_of_symbols(tmp_path: Path) -> bytes:
+    """A billion entries in one lane and a few bytes, each of 2^-15 of a bit or less."""
+    document, payloads = fuzz_pwt.parted(whole_file(tmp_path, "ans"))
+    document["tensors"][0] |= {"shape": [1, 1 << 27], "levels": 2}
+    # Direct, one lane, precision 15 and order 14, one column a block; the frequencies 2^15 − 1 and 1.
+    codes = f"{(1 << 15) - 1 + (1 << 14):017b}".rjust(18, "0")[1:] + f"{1 + (1 << 14):015b}"
+    codes = "0" + codes.ljust(-(-(len(codes) + 1) // 8) * 8 - 1, "0")
+    tables = int(codes, 2).to_bytes(len(codes) // 8, "big")
+    body = bytes([0, 0, 15, 14, 1]) + tables + bytes([4]) + (1 << 16).to_bytes(4, "little")
+    payloads[0] = payloads[0][:8] + body
+    return fuzz_pwt.joined(document, payloads)
+
+
 def with_codebook(tmp_path: Path, *values: float) -> bytes:
     document, payloads = fuzz_pwt.parted(whole_file(tmp_path))
     payloads[0] = np.array(values, "<f4").tobytes() + payloads[0][16:]
@@ -86,7 +112,7 @@ ATTACKS: dict[str, tuple[PwtFault, Callable[[Path], bytes]]] = {
     "a zip file": (PwtFault.not_pwt, lambda _: b"PK\3\4" + bytes(60)),
     "line ends rewritten": (PwtFault.not_pwt, lambda t: whole_file(t).replace(b"\r\n", b"\n", 1)),
     "the magic alone": (PwtFault.truncated, lambda _: MAGIC),
-    "a later version": (PwtFault.unsupported_version, lambda t: MAGIC + b"\2" + whole_file(t)[9:]),
+    "a later version": (PwtFault.unsupported_version, lambda t: MAGIC + b"\3" + whole_file(t)[9:]),
     "the header cut off": (PwtFault.truncated, lambda t: whole_file(t)[: PRELUDE.size + 9]),
     "the last payload cut off": (PwtFault.truncated, lambda t: whole_file(t)[:-1]),
     "a byte more": (PwtFault.trailing_bytes, lambda t: whole_file(t) + b"\0"),
@@ -160,6 +186,16 @@ ATTACKS: dict[str, tuple[PwtFault, Callable[[Path], bytes]]] = {
     "an order above the precision": (PwtFault.bad_model, lambda t: with_body(t, "ans", at(3, 9))),
     "blocks of no columns": (PwtFault.bad_model, lambda t: with_body(t, "ans", at(4, 0))),
     "frequencies without end": (PwtFault.bad_model, lambda t: with_body(t, "ans", at(5, 0))),
+    "sixteen thousand slots for each context": (PwtFault.bad_model, lambda t: with_contexts(t, at(2, 14))),
+    "a hundred contexts": (PwtFault.bad_model, lambda t: with_contexts(t, at(5, 100))),
+    "no context": (PwtFault.bad_model, lambda t: with_contexts(t, at(5, 0))),
+    "knots further apart than symbols can be": (PwtFault.bad_model, lambda t: with_contexts(t, at(4, 30))),
+    "contexts that begin beyond all classes": (PwtFault.bad_model, lambda t: with_contexts(t, at(6, 127))),
+    "classes cut off": (PwtFault.bad_extent, lambda t: with_contexts(t, lambda b: b.__delitem__(slice(9, None)))),
+    "an hour of symbols that take no room": (PwtFault.bad_model, hour_of_symbols),
+    "brackets enough to fill the memory": (PwtFault.header_too_large, lambda _: sealed(b'{"about":{"x":[' + b"[]," * 300_000 + b'0]},"tensors":[]}', [])),
+    "commas enough to fill the memory": (PwtFault.header_too_large, lambda _: sealed(b'{"about":{"x":[' + b"0," * 1_100_000 + b'0]},"tensors":[]}', [])),
+    "more about the file than in it": (PwtFault.header_too_large, lambda _: sealed(b'{"about":{"x":"' + b"x" * (1 << 20) + b'"},"tensors":[]}', [])),
     "a lane in a wrong state": (PwtFault.bad_stream, lambda t: with_body(t, "ans", lambda b: b.__setitem__(-3, b[-3] ^ 1))),
 }  # fmt: skip
 

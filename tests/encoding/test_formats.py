@@ -222,12 +222,6 @@ def test_ans_lies_within_two_percent_of_the_entropy(levels, density):
     assert len(body) >= 0.999 * entropy_bytes
 
 
-@pytest.mark.parametrize("density", [1.0, 0.4, 0.1, 0.01])
-def test_the_estimate_of_the_smallest_size_is_near_it(density):
-    tensor = equiprobable(300, 700, 64, density)
-    assert formats.estimated_bytes(tensor) == pytest.approx(formats.encoded_bytes(tensor), rel=0.02)
-
-
 def test_large_tensors_are_cut_into_blocks_that_decode_on_their_own(monkeypatch):
     monkeypatch.setattr(ans, "_BLOCK_BYTES", 400)
     for density in (1.0, 0.05):

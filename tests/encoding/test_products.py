@@ -121,6 +121,20 @@ def test_damage_is_found_while_multiplying(monkeypatch, compiled):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+def test_a_row_that_is_there_twice_is_refused_when_the_matrix_is_made(monkeypatch, compiled):
+    monkeypatch.setattr(fast, "worthwhile", lambda count: compiled)
+    tensor = layer((4, 50), 3, 1.0)
+    payload = bytearray(formats.encode(tensor, "shac")[0])
+    # Codebook and lengths of four levels, a byte for the bits of each column, one for its survivors.
+    first_row = 4 * 4 + 4 + 4 + 4
+    assert payload[first_row : first_row + 3] == bytes([0, 1, 2])
+    payload[first_row + 1] = 0
+    with pytest.raises(PwtError) as caught:
+        CompressedMatrix(bytes(payload), "shac", layout_of(tensor))
+    assert caught.value.code is PwtFault.bad_index
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("format", ["hac", "shac"])
 def test_symbols_without_a_codeword_are_refused_before_a_loop_looks_one_up(monkeypatch, compiled, format):
     monkeypatch.setattr(fast, "worthwhile", lambda count: compiled)

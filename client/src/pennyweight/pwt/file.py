@@ -23,10 +23,12 @@ from .plain import IndexMap, SparseColumns
 MAX_DECODED_BYTES = 1 << 32
 
 _MAGIC = b"\x93PWT\r\n\x1a\n"
-_VERSION = 1
+_VERSIONS = (1, 2)
 _PRELUDE = struct.Struct("<8sIIII")
 _ALIGNMENT = 8
 _MAX_HEADER_BYTES = 1 << 24
+_MAX_ABOUT_BYTES = 1 << 20
+_MAX_COMMAS, _MAX_BRACKETS = 1 << 20, 1 << 18  # what JSON is made of takes many times its text
 _MAX_TENSORS = 1 << 16
 _MAX_NAME_CHARACTERS = 1024
 _MAX_AXES = 8
@@ -143,7 +145,7 @@ class PwtFile:
         require(prelude[: len(_MAGIC)] == _MAGIC, PwtFault.not_pwt, "file", "it does not begin as a .pwt file does")
         require(len(prelude) == _PRELUDE.size, PwtFault.truncated, "file", "no whole prelude")
         _, version, packed_size, size, checksum = _PRELUDE.unpack(prelude)
-        require(version == _VERSION, PwtFault.unsupported_version, "file", f"version {version}, not {_VERSION}")
+        require(version in _VERSIONS, PwtFault.unsupported_version, "file", f"version {version}, not {_VERSIONS}")
         fits = max(packed_size, size) <= _MAX_HEADER_BYTES
         require(fits, PwtFault.header_too_large, "header", f"more than {_MAX_HEADER_BYTES} bytes")
         end = _PRELUDE.size + packed_size
@@ -184,6 +186,8 @@ def _unpacked(packed: bytes | memoryview, size: int, code: PwtFault, where: str)
 
 
 def _document(text: bytes) -> dict[str, Any]:
+    few = text.count(b",") <= _MAX_COMMAS and text.count(b"[") + text.count(b"{") <= _MAX_BRACKETS
+    require(few, PwtFault.header_too_large, "header", f"more than {_MAX_COMMAS} commas or {_MAX_BRACKETS} brackets")
     try:
         document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -193,6 +197,8 @@ def _document(text: bytes) -> dict[str, Any]:
     require(whole, PwtFault.header_invalid, "header", "an object of about and tensors belongs here")
     typed = isinstance(document["about"], dict) and isinstance(document["tensors"], list)
     require(typed, PwtFault.header_invalid, "header", "about must be an object, and tensors a list")
+    small = len(json.dumps(document["about"])) <= _MAX_ABOUT_BYTES
+    require(small, PwtFault.header_too_large, "header", f"about takes more than {_MAX_ABOUT_BYTES} bytes")
     few = len(document["tensors"]) <= _MAX_TENSORS
     require(few, PwtFault.too_many_tensors, "header", f"more than {_MAX_TENSORS}")
     return document

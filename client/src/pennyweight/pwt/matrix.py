@@ -26,6 +26,11 @@ class Matrix:
         return math.prod(self.shape[1:] if len(self.shape) > 1 else self.shape)
 
     @property
+    def channels(self) -> int:
+        """Input channels: the second axis, or one for vectors and scalars."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
     def entries(self) -> int:
         return math.prod(self.shape)
 
