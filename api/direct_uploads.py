@@ -200,7 +200,7 @@ def _wrong_size(number: int, size: int, what: str) -> Problem:
     "/uploads/{upload_id}/complete",
     status_code=201,
     summary="The parts are there: make the model or dataset",
-    description="Reads the file once for its digest, so a large one takes seconds. Asking again gives the same answer.",
+    description="The file is read for its digest where that was not possible before, so a large one may take seconds. Asking again gives the same answer.",
     responses=problems(401, 403, 404, 409, 415),
     openapi_extra=_json_body("UploadCompletion", required=False),
 )

@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self
 
 from store.errors import ObjectMissing, PartsGone, PartsIncomplete
 from store.files import move_into_place
+from store.running_digests import RunningDigests
 
 HASH_BYTES = 1 << 20
 
@@ -88,7 +89,7 @@ class PartStore(Protocol):
 
     def list(self, upload: PartUpload) -> Sequence[StoredPart]: ...
     def complete(self, upload: PartUpload) -> Assembled:
-        """Make the object visible under its key and read it once for its digest. Completing again gives the same answer.
+        """Make the object visible under its key, and tell its digest. Completing again gives the same answer.
 
         Raises PartsIncomplete, changing nothing, unless every part is there with its size.
         """
@@ -121,6 +122,7 @@ class LocalParts:
         """`folder` holds the parts; objects get their names under `root`, on the same file system."""
         self._root = root
         self._folder = folder
+        self._digests = RunningDigests()
         folder.mkdir(parents=True, exist_ok=True)
 
     def begin(self, key: str, size: int, part_size: int) -> PartUpload:
@@ -132,7 +134,7 @@ class LocalParts:
         return upload
 
     def write(self, upload: PartUpload, number: int) -> LocalPartWriter:
-        return LocalPartWriter(upload, self._folder / upload.handle, number)
+        return LocalPartWriter(upload, self._folder / upload.handle, number, self._digests)
 
     def url(self, upload: PartUpload, number: int) -> None:
         return None
@@ -147,8 +149,10 @@ class LocalParts:
         target = self._root.joinpath(*upload.key.split("/"))
         try:
             with _locked(folder):
-                check_complete(upload, _complete_parts(upload, folder))
-                assembled = _digested(folder / "data")
+                parts = _complete_parts(upload, folder)
+                check_complete(upload, parts)
+                etags = [part.etag for part in parts]
+                sha256 = self._digests.finish(upload.handle, folder / "data", etags, upload.size)
                 os.utime(folder / "data")  # the age of an object counts from here
                 move_into_place(folder / "data", target, self._root)
         except PartsGone:
@@ -156,9 +160,10 @@ class LocalParts:
                 return _of_right_size(upload, target)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-        return assembled
+        return Assembled(upload.size, sha256)
 
     def abort(self, upload: PartUpload) -> None:
+        self._digests.forget(upload.handle)
         self._abort(self._folder / upload.handle)
 
     def abort_older_than(self, age_s: float) -> int:
@@ -181,10 +186,11 @@ class LocalParts:
 class LocalPartWriter:
     """Writes one part into its range of the file."""
 
-    def __init__(self, upload: PartUpload, folder: Path, number: int) -> None:
+    def __init__(self, upload: PartUpload, folder: Path, number: int, digests: RunningDigests) -> None:
         self._upload = upload
         self._folder = folder
         self._number = number
+        self._digests = digests
         self._etag = f'"{secrets.token_hex(16)}"'
         self._size = 0
         with _locked(folder):
@@ -213,6 +219,7 @@ class LocalPartWriter:
             self._check_still_ours()
             _write_note(self._folder, self._number, self._etag, self._size)
         self._file.close()
+        self._digests.add(self._upload.handle, self._folder / "data", self._number, self._etag, self._size)
         return StoredPart(self._number, self._size, self._etag)
 
     def abort(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,35 @@ def test_a_writer_that_hangs_is_overtaken_and_can_do_no_more_harm(tmp_path):
                 hanging.write(bytes(1000))
         with objects.open_reader(KEY) as reader:
             assert reader.read() == DATA
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_digest_is_right_whoever_took_which_part_and_whatever_came_again(tmp_path, seed):
+    order = random.Random(seed)
+    data = order.randbytes(40 * 1000 + 7)
+    with opened("local", tmp_path / "objects", None) as one, opened("local", tmp_path / "objects", None) as other:
+        upload = one.parts.begin(KEY, len(data), 1000)
+        numbers = order.sample(range(1, upload.part_count + 1), upload.part_count) if seed else range(1, 42)
+        for number in numbers:
+            processes = [one, other] if seed > 1 else [one]
+            if order.random() < 0.3:
+                send(order.choice(processes), upload, number, bytes(len(data)))
+            if order.random() < 0.2:
+                with order.choice(processes).parts.write(upload, number) as broken:
+                    broken.write(bytes(5))
+            send(order.choice(processes), upload, number, data)
+        again = order.choice(list(numbers))
+        send(order.choice(processes), upload, again, bytes(len(data)))
+        with one.parts.write(upload, again) as hanging:
+            hanging.write(bytes(5))
+            send(other, upload, again, data)
+            assert one.parts.complete(upload) == Assembled(len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_the_digest_is_right_when_parts_arrive_at_once(tmp_path):
+    data = os.urandom(64 * 5000)
+    with opened("local", tmp_path / "objects", None) as objects:
+        upload = objects.parts.begin(KEY, len(data), 5000)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda number: send(objects, upload, number, data), range(1, 65)))
+        assert objects.parts.complete(upload).sha256 == hashlib.sha256(data).hexdigest()
