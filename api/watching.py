@@ -97,8 +97,7 @@ class Watcher:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _versions(self, ids: list[str]) -> dict[str, int | str | None]:
-        with self._database.read() as session:
-            return {**dict.fromkeys(ids), **versions(session, ids)}
+        return {**dict.fromkeys(ids), **self._database.look(lambda connection: versions(connection, ids))}
 
 
 async def unless_gone(request: Request, waiting: Callable[[], Awaitable[T]], otherwise: T) -> T:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from sqlalchemy import Select, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Select, select
 
 from store.contract import PlanStatus
 from store.tables import Job, Plan
@@ -14,14 +13,14 @@ AT_ONCE = 500
 """Ids in one query; SQLite takes no list of any length."""
 
 
-def versions(session: Session, ids: Collection[str]) -> dict[str, int | str]:
+def versions(connection: Connection, ids: Collection[str]) -> dict[str, int | str]:
     """By the id of a job or plan, a value that differs after every change that a client can see. Ids that are gone are
     left out."""
     found: dict[str, int | str] = {}
     for some in _portions([id for id in ids if id.startswith("job_")]):
-        found.update((id, version) for id, version in session.execute(_jobs(some)))
+        found.update((id, version) for id, version in connection.execute(_jobs(some)))
     for some in _portions([id for id in ids if id.startswith("pln_")]):
-        found.update((id, status.value) for id, status in session.execute(_plans(some)))
+        found.update((id, status.value) for id, status in connection.execute(_plans(some)))
     return found
 
 
