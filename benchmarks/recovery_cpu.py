@@ -1,13 +1,13 @@
 """What recovery brings back of ResNet-20 on CIFAR-10 at half of its MACs, stage by stage, beside Torch-Pruning.
 
     python -m benchmarks.recovery_cpu --data FOLDER [--epochs 3] [--ratio 0.5] [--seeds 0] [--method JSON] [--json F]
-        [--ways ours torch-pruning] [--distill yes no] [--train-images N] [--test-images N]
+        [--ways ours torch-pruning] [--distill yes no] [--checkpoints FOLDER] [--train-images N] [--test-images N]
 
 FOLDER holds `checkpoints/resnet20-cifar10.th` and `cifar10/*.parquet`. Accuracy before and after each stage is that of the
 test split; after each epoch it is that of validation images, as the test split decides nothing. Every way goes through the
 same training loop, with and without distillation; Torch-Pruning's network (MagnitudeImportance, global, no refit, as its
-users prune) too, where it can be imported. A row that F already has is not measured again, so that the table can be made
-in pieces. `--train-images` and `--test-images` shorten a trial; its figures are its own.
+users prune) too, where it can be imported. A row that F already has is not measured again, and with `--checkpoints` an
+interrupted training goes on, so that the table can be made in pieces. `--train-images` and `--test-images` shorten a trial; its figures are its own.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from core.recovery.training_attempts import train
 from core.surgery import apply, kept_indices
 
 STEPS = 400
+CHECKPOINT_S = 20.0
 CPU = torch.device("cpu")
 
 
@@ -90,7 +91,16 @@ def _ours(
     refit = refitted(network, original, dataset, kept, CPU)
     started = time.perf_counter()
     config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
-    found = recover(network, original, dataset, config, kept=kept, seed=seed, progress=_told)
+    found = recover(
+        network,
+        original,
+        dataset,
+        config,
+        kept=kept,
+        seed=seed,
+        progress=_told,
+        checkpoint=_checkpoint(arguments, "ours", seed, distill),
+    )
     return {
         "macs_ratio": profile(network).costs.macs / profile(original).costs.macs,
         "before": found.details["accuracy"]["before"]["test"],
@@ -110,7 +120,8 @@ def _torch_pruning(
     judge = AccuracyJudge(original, dataset, CPU)
     started = time.perf_counter()
     config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
-    steps, start = Steps(Checkpoint(), "torch_pruning", network), judge.value(network)
+    steps = Steps(_checkpoint(arguments, "torch_pruning", seed, distill), "torch_pruning", network)
+    start = judge.value(network)
     found = train(network, "pruned", start, original, dataset, config, judge, seed, CPU, _told, steps, kept={})
     return {
         "macs_ratio": independent_costs(network).macs / profile(original).costs.macs,
@@ -120,6 +131,13 @@ def _torch_pruning(
         **_trained(found.details),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _checkpoint(arguments: argparse.Namespace, way: str, seed: int, distill: bool) -> Checkpoint:
+    if arguments.checkpoints is None:
+        return Checkpoint()
+    arguments.checkpoints.mkdir(parents=True, exist_ok=True)
+    return Checkpoint(arguments.checkpoints / f"{way}-{seed}-{distill}", interval_s=CHECKPOINT_S)
 
 
 WAYS = {"ours": _ours, "torch-pruning": _torch_pruning}
@@ -217,6 +235,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--test-images", type=int, help="fewer of them, of validation and test, for a trial")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--distill", nargs="+", choices=("yes", "no"), default=["yes", "no"])
+    parser.add_argument("--checkpoints", type=Path, help="where interrupted trainings are left and taken up")
     parser.add_argument("--json", type=Path, help="every row; those that it has are not measured again")
     arguments = parser.parse_args()
     if importlib.util.find_spec("torch_pruning") is None and "torch-pruning" in arguments.ways:

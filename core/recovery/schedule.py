@@ -9,7 +9,7 @@ networks stay bounded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from core.recovery.config import RecoveryConfig
 # Per optimiser.
 LEARNING_RATES = {"sgd": 0.02, "adamw": 1e-3}
 WEIGHT_DECAYS = {"sgd": 1e-4, "adamw": 1e-2}
+# A step of AdamW, whose size does not depend on the gradient's, moves all layers together by no more than this share.
+LARGEST_MOVE = 0.5
 # One cycle: the share of the steps in which the rate rises, and what it starts and ends at, as shares of its peak.
 _RISING_SHARE = 0.3
 _FIRST_SHARE, _LAST_SHARE = 0.04, 1e-4
@@ -41,7 +43,8 @@ MAX_ACTIVATION_BYTES = {"cpu": 3 * 2**30, "cuda": 12 * 2**30}
 class Schedule:
     """steps: optimiser steps, `steps_per_epoch` of them per pass over the train split (the rest of a batch is left out).
 
-    ema_decay, gradient_clip, patience: None for none of it. The rest is as in `RecoveryConfig`.
+    ema_decay, gradient_clip, patience: None for none of it. largest_move: by how much of their size one step may move the
+    outputs of all layers together (`core.recovery.step_sizes`); None for any. The rest is as in `RecoveryConfig`.
     """
 
     steps: int
@@ -60,6 +63,7 @@ class Schedule:
     cutout: float = 0.0
     mixup: float = 0.0
     patience: int | None = None
+    largest_move: float | None = None
 
     @property
     def epochs(self) -> int:
@@ -89,6 +93,7 @@ class Schedule:
             "batch_size": self.batch_size,
             "optimizer": self.optimizer,
             "learning_rate": self.learning_rate,
+            "largest_move": self.largest_move,
             "schedule": self.shape,
             "warm_up_steps": self.warm_up_steps,
             "weight_decay": self.weight_decay,
@@ -101,6 +106,16 @@ class Schedule:
             "distill": self.distill,
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
         }
+
+
+def gentler(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule with steps of `factor` times the size."""
+    move = schedule.largest_move
+    return replace(
+        schedule,
+        learning_rate=factor * schedule.learning_rate,
+        largest_move=None if move is None else factor * move,
+    )
 
 
 def _between(first: float, last: float, done: float) -> float:
@@ -152,6 +167,7 @@ def plan_schedule(
         cutout=config.cutout or 0.0,
         mixup=config.mixup or 0.0,
         patience=config.patience,
+        largest_move=LARGEST_MOVE if optimizer == "adamw" and config.learning_rate is None else None,
     )
 
 

@@ -7,7 +7,8 @@ at random comes from one generator, so that a run that was interrupted goes on w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from core.recovery.objective import Targets, labelled_loss, output_loss
 from core.recovery.outputs import as_outputs
 from core.recovery.processes import gathered
 from core.recovery.schedule import Schedule
+from core.recovery.step_sizes import largest_rates
 from core.recovery.steps import Steps
 from core.recovery.teacher import memory_format, teacher_for
 from core.recovery.team import ALONE, DistantJudge, Team, TeamJudge
@@ -39,6 +41,8 @@ from core.recovery.training_state import pack, unpack
 
 MOMENTUM = 0.9
 STEP = "training"
+# Images that tell how large a step each layer bears.
+_BOUNDING_EXAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class Trainer:
         self._teacher = teacher_for(
             lesson.original, self._train, lesson.dataset, schedule, lesson.augmentation, lesson.features, device
         )
-        self._optimizer = optimizer_for(self._module, schedule)
+        self._optimizer = optimizer_for(self._module, schedule, self._largest_rates())
         self._average = Average(self._module, schedule.ema_decay) if schedule.ema_decay else None
         self.batches = Batches(self._train, schedule, lesson.augmentation, lesson.seed)
         scales = lesson.judge.scales
@@ -229,7 +233,7 @@ class Trainer:
         """One optimiser step on a batch: rows of the train split, and its augmented images."""
         schedule, dataset = self._lesson.schedule, self._lesson.dataset
         for group in self._optimizer.param_groups:
-            group["lr"] = schedule.learning_rate_at(step)
+            group["lr"] = group.get("share", 1.0) * schedule.learning_rate_at(step)
         inputs = dataset.prepare(images)
         labels = self._train.labels[rows] if dataset.labelled else None
         mixed = None
@@ -294,6 +298,17 @@ class Trainer:
         self._set_mode()
         self.curve.skip()
 
+    def _largest_rates(self) -> dict[str, float]:
+        move = self._lesson.schedule.largest_move
+        if move is None:
+            return {}
+        rows = torch.arange(min(_BOUNDING_EXAMPLES, len(self._train)), device=self._train.images.device)
+        inputs = self._lesson.dataset.prepare(self._train.images[rows]).contiguous(memory_format=self._layout)
+        self._module.eval()
+        rates = largest_rates(self._module, inputs, move)
+        self._set_mode()
+        return rates
+
     def _out_of_patience(self) -> bool:
         patience = self._lesson.schedule.patience
         return patience is not None and self._best is not None and len(self.curve.epochs) - self._best[1] >= patience
@@ -313,20 +328,34 @@ def layout_of(network: Network, lesson: Lesson) -> torch.memory_format:
     return fits if lesson.channels_last is not False else torch.contiguous_format
 
 
-def optimizer_for(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+def optimizer_for(
+    module: nn.Module, schedule: Schedule, largest: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """largest: by parameter name, the rate that is not to be exceeded; any for those that are not named."""
     groups = parameter_groups(module, schedule.weight_decay)
+    for name, parameter in module.named_parameters():
+        share = (largest or {}).get(name, math.inf) / schedule.learning_rate
+        if share < 1:
+            groups.append(_taken_out(parameter, groups, share))
     if schedule.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0)
     return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Kernels and matrices decay; scales, shifts and biases do not."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _taken_out(parameter: nn.Parameter, groups: list[dict[str, Any]], share: float) -> dict[str, Any]:
+    """The parameter as a group of its own, whose rate is a share of the schedule's."""
+    (home,) = (group for group in groups if any(one is parameter for one in group["params"]))
+    home["params"] = [one for one in home["params"] if one is not parameter]
+    return {**home, "params": [parameter], "share": share}
 
 
 def autocast(schedule: Schedule, device: torch.device) -> torch.autocast:

@@ -19,7 +19,7 @@ from core.recovery.features import NO_FEATURES, Features
 from core.recovery.judges import AccuracyJudge, OutputJudge
 from core.recovery.processes import gpus
 from core.recovery.recalibration import Kept
-from core.recovery.schedule import Schedule, plan_schedule
+from core.recovery.schedule import Schedule, gentler, plan_schedule
 from core.recovery.steps import Steps
 from core.recovery.threads import WORTH_MACS, fastest_threads, using
 from core.recovery.training import STEP, Lesson, Trained, Trainer, fine_tune, layout_of, reproducible
@@ -94,7 +94,7 @@ def train(
         attempt = 0
     attempts = [schedule]
     if config.learning_rate is None:
-        attempts.append(replace(schedule, learning_rate=RETRY_FACTOR * schedule.learning_rate))
+        attempts.append(gentler(schedule, RETRY_FACTOR))
     with using(threads) if device.type == "cpu" else nullcontext():
         for number in range(attempt, len(attempts)):
             about = {
