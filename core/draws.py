@@ -73,8 +73,10 @@ def draw_and_make(
             one = chooser if first else chooser.again(request.seed + number, mode=mode)
             try:
                 planned = choice if first else one.choose(analytic(constraints))
-            except EngineError:
-                # The modes' floors are the same, but a step may jump over a budget that another reaches.
+            except EngineError as refusal:
+                if refusal.code != "target_infeasible":
+                    raise
+                # The floors are the same for all, but one order of draws may jump over a budget that another lands on.
                 continue
             made = make(one, planned, name) if recovers else None
             draws.append(Draw(mode, request.seed + number, planned.plan.predicted, made))
