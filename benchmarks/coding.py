@@ -6,7 +6,8 @@ Layers: 512×4096 and 192×1024 with k equally likely values among the survivors
 512×512×3×3 layer of normal weights; with --data, the kernels of the checkpoints in DIR/checkpoints, pruned per layer by
 magnitude and put on k values by Lloyd's iteration (one layer of each, the largest). Per layer: bits per weight of each format (payload without the codebook,
 column ends counted in) and of gzip -9, zstd -19 and xz -9 on the indices, one byte each; the entropy bound; `ans` over that bound and
-over xz; and MB/s of float32 weights that `ans` encodes and decodes on one core, in processor time. METHODS' figures of the
+over xz; MB/s of float32 weights that `ans` encodes and decodes on one core, in
+processor time; and how much faster two threads decode, by the clock, which says something only on a machine that is idle. METHODS' figures of the
 equiprobable 512×4096 layer stand beside HAC and sHAC as ψ (of 32 bits per weight).
 """
 
@@ -48,16 +49,16 @@ def main() -> int:
     parser.add_argument("--only", default="", help="Only layers whose name begins so, e.g. 512.")
     parser.add_argument("--rounds", type=int, default=3, help="Decodings, of which the fastest counts.")
     arguments = parser.parse_args()
-    console = Console(width=170)
+    console = Console(width=180)
     table = Table("layer", "p", "k", box=None)
-    for heading in ("entropy", "ans", "hac", "shac", "im", "csc", "gzip", "zstd", "xz", "ans/entropy", "ans/xz", "enc MB/s", "dec MB/s", "ψ hac (spec.)", "ψ shac (spec.)"):  # fmt: skip
+    for heading in ("entropy", "ans", "hac", "shac", "im", "csc", "gzip", "zstd", "xz", "ans/entropy", "ans/xz", "enc MB/s", "dec MB/s", "× 2 threads", "ψ hac (spec.)", "ψ shac (spec.)"):  # fmt: skip
         table.add_column(heading, justify="right")
     over_entropy, over_xz, over_xz_sparse, decoding = [], [], [], []
     for name, pruned, levels, tensor in layers(arguments.data, arguments.small, arguments.only):
         if not name.startswith(arguments.only):
             continue
         bits = measured(tensor)
-        encode_speed, decode_speed = speeds(tensor, arguments.rounds)
+        encode_speed, decode_speed, scaling = speeds(tensor, arguments.rounds)
         ratio = bits["ans"] / bits["entropy"] if bits["entropy"] else float("nan")
         against_xz = bits["ans"] / bits["xz"]
         header = 8 * header_bytes(tensor) / tensor.indices.size
@@ -77,6 +78,7 @@ def main() -> int:
             f"{against_xz:.3f}",
             f"{encode_speed:.0f}",
             f"{decode_speed:.0f}",
+            f"{scaling:.2f}",
             *psi(tensor, specified),
         )
     console.print(f"Bits per weight; {'numba' if fast.available() else 'numpy alone'}.")
@@ -172,18 +174,24 @@ def header_bytes(tensor: QuantizedTensor) -> int:
     return ans.header_bytes(memoryview(ans.encode_body(tensor)), layout_of(tensor))
 
 
-def speeds(tensor: QuantizedTensor, rounds: int) -> tuple[float, float]:
-    """MB of float32 weights that `ans` encodes and decodes per second of processor time."""
+def speeds(tensor: QuantizedTensor, rounds: int) -> tuple[float, float, float]:
+    """MB of float32 weights that `ans` encodes and decodes per second of processor time; and how many times as fast two
+    threads decode, by the clock, in rounds that take turns with one thread's."""
     megabytes = 4 * tensor.indices.size / 1e6
     start = time.process_time()
     payload, _ = formats.encode(tensor, "ans")
     encoding = time.process_time() - start
     best = float("inf")
+    clock = {1: float("inf"), 2: float("inf")}
     for _ in range(rounds + 1):  # the first compiles
         start = time.process_time()
         formats.decode(payload, "ans", layout_of(tensor)).values()
         best = min(best, time.process_time() - start)
-    return megabytes / max(encoding, 1e-9), megabytes / max(best, 1e-9)
+        for threads in clock:
+            start = time.perf_counter()
+            formats.decode(payload, "ans", layout_of(tensor), threads)
+            clock[threads] = min(clock[threads], time.perf_counter() - start)
+    return megabytes / max(encoding, 1e-9), megabytes / max(best, 1e-9), clock[1] / max(clock[2], 1e-9)
 
 
 def psi(tensor: QuantizedTensor, specified: tuple[float, float] | None) -> tuple[str, str]:

@@ -53,6 +53,9 @@ def write_onnx_int8(network: Network, dataset: ImageDataset, path: Path) -> dict
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                 )
+        except MemoryError:
+            # Says nothing of the graph: the job is to fail for the memory that it lacks.
+            raise
         except Exception as error:
             # Whatever the library cannot do with a graph, it says in an exception of its own making.
             raise EngineError(
