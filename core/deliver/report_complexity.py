@@ -26,11 +26,12 @@ def complexity_html(
     if not complexity:
         return ""
     modes, delivered = complexity["modes"], complexity["mode"]
+    several = any(mode["seeds"] > 1 for mode in modes)
     parts = [
         paragraph(
             f"Widths are drawn by lot, weighted by each layer's share of the complexity; delivered: {_NAMES[delivered]}. "
-            "All modes are held to the same caps. Shares are of the original; the line at a bar's end is the standard "
-            "deviation over the seeds."
+            "All modes are held to the same caps, and bars are shares of the original."
+            + (" The line at a bar's end is the standard deviation over the seeds." if several else "")
         )
     ]
     panels = []
@@ -39,11 +40,11 @@ def complexity_html(
             rows = [_bar(mode, figure, baseline[figure], lambda value: f"{value:,.0f}") for mode in modes]
             panels.append(_panel(title, rows, delivered))
     measured = [mode for mode in modes if mode["accuracy"] is not None]
-    if measured:
+    if measured and (len(measured) > 1 or several):
         rows = [_bar(mode, "accuracy", 1.0, lambda value: f"{value:.2%}") for mode in measured]
         panels.append(_panel("Accuracy (test)", rows, delivered))
     parts.append(pictures(panels))
-    if len(complexity["draws"]) > len(modes) or len(measured) > 1:
+    if len(measured) > 1 or several:
         parts.append(_draws(complexity["draws"], table))
     return "".join(parts)
 
