@@ -90,7 +90,7 @@ def best_contexts(flat: np.ndarray, codebook: np.ndarray, layout: Layout) -> Con
 
 
 def _fitted(flat: np.ndarray, codebook: np.ndarray, layout: Layout, count: int) -> ContextModel:
-    contexts = _classified(np.abs(codebook.astype(np.float64))[flat], layout, count)
+    contexts = _classified(_magnitudes(flat, codebook), layout, count)
     place = contexts.of_columns(layout, 0, layout.columns).astype(np.int64) * layout.levels + flat
     counts = np.bincount(place, minlength=count * layout.levels).reshape(count, layout.levels)
     best: ContextModel | None = None
@@ -118,6 +118,15 @@ def _knot_means(counts: np.ndarray, stride_log2: int) -> tuple[np.ndarray, np.nd
     near = np.maximum(0.0, 1 - distance / stride)
     sums, shares = counts @ near, near.sum(axis=0)
     return sums / np.maximum(shares, 1e-9), sums > 0
+
+
+def _magnitudes(flat: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """How many values lie between each entry's and the median one. Fine-tuning moves values but not their order, and so
+    changes no context and no byte of what is coded."""
+    rank = np.argsort(np.argsort(codebook, kind="stable"), kind="stable")
+    counts = np.bincount(rank[flat], minlength=len(codebook))
+    median = int(np.searchsorted(np.cumsum(counts), len(flat) / 2))
+    return np.abs(rank - median).astype(np.float64)[flat]
 
 
 def _classified(magnitudes: np.ndarray, layout: Layout, count: int) -> Contexts:

@@ -84,7 +84,8 @@ def test_the_report_accounts_for_every_byte_and_the_accuracy(job):
     result, folder = job
     encoding = result["encoding"]
     assert encoding["coded_bytes"] == sum(layer["bytes"] for layer in encoding["layers"])
-    assert encoding["entropy_bytes"] <= encoding["coded_bytes"] <= 1.1 * encoding["entropy_bytes"] + 100
+    # Tables for channels of different scale can take less than the entropy of all indices together.
+    assert 0.8 * encoding["entropy_bytes"] <= encoding["coded_bytes"] <= 1.1 * encoding["entropy_bytes"] + 100
     assert encoding["psi"] == pytest.approx(encoding["coded_bytes"] / (4 * encoding["weights"]), abs=1e-6)
     for layer in encoding["layers"]:
         assert layer["bits_per_weight"] == pytest.approx(8 * layer["bytes"] / layer["weights"], abs=1e-4)
