@@ -22,10 +22,13 @@ from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from store.errors import InvalidObjectKey, ObjectMissing, StorageUnavailable
-from store.files import move_into_place
+from store.files import begin_writing, move_into_place
 from store.parts import LocalParts, PartStore
 
 CHUNK_BYTES = 1 << 20
+WRITEBACK_BYTES = 8 << 20
+"""So much is sent on its way to the disk at a time, instead of everything when an object is committed."""
+
 MAX_KEY_LENGTH = 1024
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 
@@ -210,6 +213,7 @@ class LocalWriter:
         self._descriptor, self._path = _locked_temporary(temporary)
         self._digest = hashlib.sha256()
         self._size = 0
+        self._sent = 0
         self._open = True
 
     def write(self, data: bytes) -> None:
@@ -220,6 +224,9 @@ class LocalWriter:
             view = view[os.write(self._descriptor, view) :]
         self._digest.update(data)
         self._size += len(data)
+        if self._size - self._sent >= WRITEBACK_BYTES:
+            begin_writing(self._descriptor, self._sent, self._size - self._sent)
+            self._sent = self._size
 
     def commit(self) -> StoredObject:
         """Make the object visible, replacing one of the same key; when this returns, it survives a power cut."""
