@@ -73,8 +73,10 @@ class TrainingFiles:
     input_shape: list[int]
 
 
-def add_training_job(database: Database, objects: ObjectStore, files: TrainingFiles, *, epochs: int, seed: int) -> str:
-    """A job that trains for so many epochs."""
+def add_training_job(
+    database: Database, objects: ObjectStore, files: TrainingFiles, *, epochs: int, seed: int, **recovery: int
+) -> str:
+    """A job that trains for so many epochs, with other options of `recovery`."""
     model, dataset = new_id("mdl"), new_id("ds")
     with database.transaction() as session:
         ModelRepository(session, LOCAL_TENANT).create(
@@ -97,7 +99,7 @@ def add_training_job(database: Database, objects: ObjectStore, files: TrainingFi
             "model": model,
             "dataset": dataset,
             "budget": {"flops": {"max_ratio": 0.4}},
-            "recovery": {"epochs": epochs},
+            "recovery": {"epochs": epochs, **recovery},
             "outputs": ["safetensors"],
             "seed": seed,
         }

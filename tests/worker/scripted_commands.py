@@ -44,6 +44,12 @@ class RefusedByEngine(Exception):
         self.code, self.message, self.param, self.details = code, message, None, details
 
 
+class ProcessLost(Exception):
+    """Shaped like the engine's, of a training whose second process was killed."""
+
+    signal_number = int(signal.SIGKILL)
+
+
 def prepare() -> None:
     """Nothing to import."""
 
@@ -208,6 +214,10 @@ def do_ignore_sigterm(script, folder, tell):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(1)
+
+
+def do_lose_a_process(script, folder, tell):
+    raise ProcessLost
 
 
 def do_refuse(script, folder, tell):

@@ -50,6 +50,13 @@ def test_the_same_end_twice_without_a_checkpoint_between_ends_the_job(bench):
     bench.when(lambda: bench.job(id).checkpoint_key is None and not bench.stored_keys(id))
 
 
+def test_a_process_of_the_runners_that_is_killed_counts_as_the_runner_killed(bench):
+    bench.supervisor()
+    job = bench.ended(bench.add_job("lose_a_process"))
+    assert (job.attempt, job.error["code"]) == (2, "worker_lost")
+    assert "SIGKILL twice in a row" in job.error["message"]
+
+
 def test_what_a_runner_wrote_just_before_it_died_is_stored_after_its_death(bench, monkeypatch):
     monkeypatch.setattr("worker.keeper.LEAST_GAP_S", 60.0)  # only the first would be stored while it runs
     bench.settings = bench.settings.model_copy(update={"checkpoint_interval_s": 60})
