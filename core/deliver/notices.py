@@ -62,8 +62,9 @@ def left_out(network: Network) -> str:
     own = [value.name for value in onnx.ModelProto.FromString(tail).graph.output]
     names = [spec.name for spec in network.outputs]
     what = tail_operators(tail)
-    computed = f"what the uploaded file computes behind them ({what})" if what else "another name for one of them"
-    return f"It returns {_listed(names)}; {computed}, so that it gives {_listed(own)}, is not in it."
+    if what:
+        return f"It returns {_listed(names)}. What the uploaded file computes from there ({what}) to give {_listed(own)} is not in it."
+    return f"It returns {_listed(names)}. The uploaded file gives {_listed(own)}, where one value has several names."
 
 
 def _of_tail(network: Network, outputs: Sequence[str], graph_in_pwt: bool) -> list[Notice]:
@@ -76,7 +77,9 @@ def _of_tail(network: Network, outputs: Sequence[str], graph_in_pwt: bool) -> li
         if there
     ]
     holder = (
-        f" {' and '.join(where)} hold{'s' * (len(where) == 1)} it." if where else " Ask for the output onnx to have it."
+        f" {' and '.join(where)} hold{'s' * (len(where) == 1)} all of it."
+        if where
+        else " Ask for the output onnx to have all of it."
     )
     return [_notice(_PLAIN[output], missing + holder) for output in outputs if output in _PLAIN]
 
@@ -104,11 +107,7 @@ def _of_precision(network: Network, outputs: Sequence[str]) -> list[Notice]:
     own = network.interface.element_type
     if own == "float32":
         return []
-    return [
-        _notice(
-            "", f"The uploaded file computes in {own}; what is delivered computes in float32, inputs and outputs too."
-        )
-    ]
+    return [_notice("", f"The uploaded file computes in {own}; what is delivered computes in float32 throughout.")]
 
 
 def _axes(network: Network, axes: Mapping[str, Mapping[int, str]]) -> str:

@@ -139,8 +139,8 @@ def _compare(
             try:
                 masked = reference.step(node)
                 if compared:
-                    expected = kept_part(masked, trace.values[node.name], kept)
-                    unmasked = kept_part(original, trace.values[node.name], kept)
+                    expected = _numbers(kept_part(masked, trace.values[node.name], kept))
+                    unmasked = _numbers(kept_part(original, trace.values[node.name], kept))
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 layer, reason = layer_name(node), _first_line(error)
                 problem = f"the masked reference fails in {layer}: {reason}"
@@ -236,11 +236,17 @@ def _relative_error(
         return math.inf, problem or f"{layer} is missing from the pruned network"
     if actual.shape != expected.shape:
         return math.inf, f"{layer} has shape {tuple(actual.shape)} at batch {_BATCH}, expected {tuple(expected.shape)}"
+    actual = _numbers(actual)
     if scale is None:
         error = _distance(actual, expected)
     else:
         error = float((actual - expected).abs().max()) / scale if scale and expected.numel() else 0.0
     return (error, problem) if math.isfinite(error) else (math.inf, problem or f"{layer} is not finite")
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """Places (of the largest score) and truth values, as numbers."""
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -42,19 +42,19 @@ def test_every_form_without_the_end_of_a_detector_says_so(tmp_path):
     found = {one["artifact"]: one["message"] for one in result["notices"]}
     assert found.keys() == {"model.pt2", "model.py"}
     for message in found.values():
-        assert "(NonMaxSuppression)" in message and message.endswith("model.onnx holds it.")
+        assert "(NonMaxSuppression)" in message and message.endswith("model.onnx holds all of it.")
         assert message in " ".join(
             (tmp_path / "out" / "report.html").read_text(encoding="utf-8").replace("&#x27;", "'").split()
         )
     source = " ".join((tmp_path / "out" / "model.py").read_text(encoding="utf-8").split())
-    assert "what the uploaded file computes behind them (NonMaxSuppression)" in source
+    assert "What the uploaded file computes from there (NonMaxSuppression)" in source
 
 
 def test_a_delivery_that_holds_everything_says_nothing():
     network = read_onnx(bytes_of(detector()))
     assert said(network, "onnx", "pwt", "report") == {}
-    assert said(network, "pt2", "pwt")["model.pt2"].endswith("model.pwt holds it.")
-    assert said(network, "pt2")["model.pt2"].endswith("Ask for the output onnx to have it.")
+    assert said(network, "pt2", "pwt")["model.pt2"].endswith("model.pwt holds all of it.")
+    assert said(network, "pt2")["model.pt2"].endswith("Ask for the output onnx to have all of it.")
 
 
 def test_weights_without_a_graph_say_so():
@@ -66,7 +66,7 @@ def test_another_name_for_an_output_is_told_where_it_is_missing():
     maker = GraphMaker(13)
     again = maker.add("Identity", maker.h)
     network = read_onnx(bytes_of(maker.model(maker.h, again)))
-    assert "another name for one of them" in said(network, "safetensors", "onnx")["model.py"]
+    assert "one value has several names" in said(network, "safetensors", "onnx")["model.py"]
 
 
 @pytest.mark.parametrize("follows", [True, False])

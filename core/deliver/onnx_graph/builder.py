@@ -91,8 +91,11 @@ class GraphBuilder:
         """ONNX's number of an element type, None where it has no such type here."""
         return _ELEMENT_TYPES.get(dtype)
 
-    def model(self, results: Sequence[str], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
-        """The finished model, whose outputs are the values `results` under the names of `outputs`."""
+    def model(self, results: Sequence[str], outputs: Sequence[TensorSpec], rows: Sequence[int]) -> onnx.ModelProto:
+        """The finished model, whose outputs are the values `results` under the names of `outputs`.
+
+        rows: of each output, how long its first axis is for one image; only where that is 1 is it the batch.
+        """
         self.scope = ""
         for result, spec in zip(results, outputs, strict=True):
             self._nodes.append(helper.make_node("Identity", [result], [spec.name], name=f"{spec.name}/Identity"))
@@ -102,7 +105,7 @@ class GraphBuilder:
             self._nodes,
             "network",
             [self._value_info(spec) for spec in self._inputs],
-            [self._value_info(spec) for spec in outputs],
+            [self._value_info(spec, "batch" if row == 1 else None) for spec, row in zip(outputs, rows, strict=True)],
             [tensor for name, tensor in self._initializers.items() if name in read],
         )
         opsets = [helper.make_opsetid("", self.opset)]
@@ -128,8 +131,8 @@ class GraphBuilder:
             node.input[:] = [renamed.get(name, name) for name in node.input]
             node.output[:] = [renamed.get(name, name) for name in node.output]
 
-    def _value_info(self, spec: TensorSpec) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(spec.name, _ELEMENT_TYPES[spec.dtype], ["batch", *spec.shape])
+    def _value_info(self, spec: TensorSpec, first: str | None = "batch") -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(spec.name, _ELEMENT_TYPES[spec.dtype], [first, *spec.shape])
 
     def _unique(self, name: str) -> str:
         found, number = name, 0

@@ -52,14 +52,16 @@ class _Emitter:
 
     def model(self) -> onnx.ModelProto:
         results: list[str] = []
+        rows: list[int] = []
         with torch.no_grad():
             for node in self._network.graph.nodes:
                 self._builder.scope = node.name
                 if node.op == "output":
                     results = [self._result(value) for value in node.args[0]]
+                    rows = [value.meta["value"].shape[0] for value in node.args[0]]
                 else:
                     self._set(node, self._covered_value(node))
-        return self._builder.model(results, self._network.outputs)
+        return self._builder.model(results, self._network.outputs, rows)
 
     def _covered_value(self, node: Node) -> Value:
         try:

@@ -27,11 +27,13 @@ MAX_ELEMENTS = 2**28
 class Builder:
     """A graph in the making, its tensors by name, and which of them are trained.
 
+    dynamic: whether the file takes any number of images, so that its numbers hold for all of them.
     squeezes_batch: whether a Squeeze without axes takes the batch away where there is one image, as the operator says, or
     leaves it, as whoever put it inside a network meant. kept_batch: that one did.
     """
 
-    def __init__(self, *, squeezes_batch: bool = False) -> None:
+    def __init__(self, *, dynamic: bool = True, squeezes_batch: bool = False) -> None:
+        self.dynamic = dynamic
         self.squeezes_batch = squeezes_batch
         self.kept_batch = False
         self.graph = Graph()

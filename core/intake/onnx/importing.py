@@ -18,7 +18,7 @@ import torch
 
 from core.errors import EngineError
 from core.intake.onnx.binding import Binding, bind_inputs
-from core.intake.onnx.builder import Builder
+from core.intake.onnx.builder import Builder, aten
 from core.intake.onnx.handlers import HANDLERS
 from core.intake.onnx.names import safe_name
 from core.intake.onnx.node import OnnxNode, read_attributes
@@ -26,11 +26,13 @@ from core.intake.onnx.proto import parse, tensor
 from core.intake.onnx.reference import agrees_at, require_agreement
 from core.intake.onnx.refusal import require_readable, require_valid
 from core.intake.onnx.tail import LAYER_OPERATORS, build_tail
-from core.intake.onnx.values import Computed, Known, NotPerImage, Unsupported, Value
+from core.intake.onnx.values import MANY, Computed, Known, NotPerImage, Unsupported, Value
 from core.intake.refusals import invalid
 from core.network import Interface, Network, TensorSpec
 
 InputShape = Sequence[int] | Mapping[str, Sequence[int]]
+# By input, axes after the batch with their names.
+Axes = Mapping[str, Mapping[int, str]]
 
 
 def read_onnx(data: memoryview, input_shape: InputShape | None = None) -> Network:
@@ -69,9 +71,12 @@ class _Import:
         self.opset = opset
         self.binding = binding
         self.element_type = element_type
-        self.builder = Builder(squeezes_batch=squeezes_batch)
+        self.builder = Builder(dynamic=binding.dynamic, squeezes_batch=squeezes_batch)
         self.values: dict[str, Value] = {}
         self.operators: dict[str, str] = {}
+        # What is computed beside and nobody reads (a mask, indices) is as good as not asked for.
+        self.read = {name for node in model.graph.node for name in node.input}
+        self.read.update(output.name for output in model.graph.output)
         self.tail: list[onnx.NodeProto] = []
         self.tail_values: dict[str, str] = {}
 
@@ -85,7 +90,39 @@ class _Import:
             self.values[spec.name] = self.builder.input(spec.name, spec.shape)
         for index, node in enumerate(self.model.graph.node):
             self._node(node, _label(node, index))
+        self._turn_outputs()
         return self._finish()
+
+    def _turn_outputs(self) -> None:
+        """Outputs with their images along another axis than the first (as [time, batch, classes]) are turned, and turned
+        back behind the network. Raises EngineError("unsupported_format") for one that holds no images.
+        """
+        for name in dict.fromkeys(output.name for output in self.model.graph.output):
+            value = self.values.get(name)
+            if not isinstance(value, Computed) or name in self.tail_values:
+                continue
+            try:
+                axis = value.batch_axis
+            except NotPerImage as reason:
+                raise _no_images(name, value, str(reason)) from reason
+            if axis is None:
+                raise _no_images(name, value, "it has no axis of images")
+            if axis:
+                self._turn(name, value, axis)
+
+    def _turn(self, name: str, value: Computed, axis: int) -> None:
+        order = [axis, *(one for one in range(value.rank) if one != axis)]
+        turned = f"{name}/images_first"
+        while turned in self.values or turned in self.tail_values:
+            turned += "_"
+        shown = f"output {name[:120]!r} (images first)"
+        self.operators[turned] = shown
+        self.values[turned] = self.builder.call(aten.permute.default, value, order)
+        # In the file, too: ONNX Runtime is asked for it.
+        self.model.graph.node.append(onnx.helper.make_node("Transpose", [name], [turned], perm=order))
+        back = [order.index(one) for one in range(value.rank)]
+        self.tail.insert(0, onnx.helper.make_node("Transpose", [turned], [name], perm=back))
+        self.tail_values[name] = f"{shown}: it has its images along axis {axis}"
 
     def _node(self, proto: onnx.NodeProto, label: str) -> None:
         shown = f"node {label[:120]!r} ({proto.op_type})"
@@ -96,7 +133,8 @@ class _Import:
             return
         # Dangling names are refused by the library's check.
         operands = tuple(self.values[name] if name else None for name in proto.input)
-        node = OnnxNode(proto.op_type, label, self.opset, operands, tuple(proto.output), read_attributes(proto, label))
+        wanted = tuple(name if name in self.read else "" for name in proto.output)
+        node = OnnxNode(proto.op_type, label, self.opset, operands, wanted, read_attributes(proto, label))
         self.builder.path = safe_name(label)
         try:
             result = HANDLERS[proto.op_type](self.builder, node)
@@ -159,11 +197,20 @@ class _Import:
         """With the axes that the file leaves open, if the network follows them: sizes that were computed may be literals."""
         if not self.binding.open_axes:
             return network
-        opened = replace(network, interface=replace(network.interface, open_axes=self.binding.open_axes))
-        shapes = [opened.interface.other_shape(spec) for spec in opened.inputs]
-        if agrees_at(self.model, opened, shapes):
-            return opened
-        return replace(network, interface=replace(network.interface, closed_axes=self.binding.open_axes))
+        wanted = self.binding.open_axes
+        if self._follows(network, wanted):
+            return _with_axes(network, wanted, {})
+        # An axis that the network cannot follow, such as channels, is no reason to close the others.
+        alone = [(name, axis) for name, axes in wanted.items() for axis in axes]
+        followed = [one for one in alone if self._follows(network, _chosen(wanted, [one]))]
+        if not self._follows(network, _chosen(wanted, followed)):
+            followed = []
+        closed = [one for one in alone if one not in followed]
+        return _with_axes(network, _chosen(wanted, followed), _chosen(wanted, closed))
+
+    def _follows(self, network: Network, axes: Axes) -> bool:
+        opened = _with_axes(network, axes, {})
+        return agrees_at(self.model, opened, [opened.interface.other_shape(spec) for spec in opened.inputs])
 
     def _outputs(self) -> tuple[list[str], dict[str, str]]:
         """Names of the network's outputs: the file's, then what the tail reads. Also: second names of one value."""
@@ -171,7 +218,8 @@ class _Import:
         renamed: dict[str, str] = {}
         by_node: dict[object, str] = {}
         wanted = [output.name for output in self.model.graph.output if output.name not in self.tail_values]
-        wanted += [name for node in self.tail for name in node.input if isinstance(self.values.get(name), Computed)]
+        read = [name for node in self.tail for name in node.input if name not in self.tail_values]
+        wanted += [name for name in read if isinstance(self.values.get(name), Computed)]
         for name in dict.fromkeys(wanted):
             value = self.values[name]
             if isinstance(value, Known):
@@ -212,6 +260,23 @@ class _Import:
     def _require_work(self, network: Network) -> None:
         if not network.parameter_names:
             raise invalid("The ONNX graph has no weights, so there is nothing to compress.")
+
+
+def _with_axes(network: Network, open_axes: Axes, closed_axes: Axes) -> Network:
+    return replace(network, interface=replace(network.interface, open_axes=open_axes, closed_axes=closed_axes))
+
+
+def _chosen(axes: Axes, kept: Sequence[tuple[str, int]]) -> dict[str, dict[int, str]]:
+    found = {name: {axis: label for axis, label in free.items() if (name, axis) in kept} for name, free in axes.items()}
+    return {name: free for name, free in found.items() if free}
+
+
+def _no_images(name: str, value: Computed, reason: str) -> EngineError:
+    return EngineError(
+        "unsupported_format",
+        f"Output {name[:80]!r} of the ONNX graph is not one result per image: {reason} (its shape is {list(value.shape)} for "
+        f"one image and {list(value.shape_many)} for {MANY}). Export the network without it.",
+    )
 
 
 def _label(proto: onnx.NodeProto, index: int) -> str:

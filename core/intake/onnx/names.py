@@ -44,15 +44,31 @@ class NameTree:
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._parents: set[str] = set()
+        # Every search begins where the last one ended, or a file of many equal names would take forever.
+        self._numbers: dict[str, int] = {}
 
     def take(self, wanted: str) -> str:
         """A free path for a layer or for a tensor outside of layers; nothing else will lie under it."""
-        path = safe_name(wanted)
-        while path in self._taken or path in self._parents or not self._taken.isdisjoint(_ancestors(path)):
-            path += "_"
+        parts = safe_name(wanted).split(".")
+        for depth in range(1, len(parts)):
+            # Beside what has that name already, in a module of a name like it.
+            parts[depth - 1] = self._free(".".join(parts[:depth]), self._taken).rpartition(".")[2]
+        path = self._free(".".join(parts), self._taken, self._parents)
         self._taken.add(path)
         self._parents.update(_ancestors(path))
         return path
+
+    def _free(self, path: str, *taken: set[str]) -> str:
+        """`path`, `path_`, `path_2`, …: the first of them from where the last search for it ended."""
+        number = self._numbers.get(path, 0)
+        while any(_numbered(path, number) in names for names in taken):
+            number += 1
+        self._numbers[path] = number
+        return _numbered(path, number)
+
+
+def _numbered(path: str, number: int) -> str:
+    return path if number == 0 else f"{path}_" if number == 1 else f"{path}_{number}"
 
 
 def _ancestors(path: str) -> list[str]:

@@ -74,6 +74,10 @@ def require_valid(model: onnx.ModelProto) -> None:
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise invalid(f"The ONNX graph has two initializers named {twice[0][:80]!r}.")
+    outputs = Counter(one.name for one in model.graph.output)
+    twice = [name for name, count in outputs.items() if count > 1]
+    if twice:
+        raise invalid(f"The ONNX graph has two outputs named {twice[0][:80]!r}; name each of them once.")
 
 
 def _opset(model: onnx.ModelProto, problems: dict[str, list[str]]) -> int:

@@ -26,12 +26,15 @@ def reshape(builder: Builder, node: OnnxNode) -> Value:
     keeps_zero = bool(node.get("allowzero", 0))
     raw = [int(size) for size in wanted.one.reshape(-1)]
     one = _resolved(raw, x.shape, keeps_zero)
-    if wanted.fixed:
-        return reshape_to(builder, x, one, raw)
-    raw_many = [int(size) for size in wanted.many.reshape(-1)]
-    many = _resolved(raw_many, x.shape_many, keeps_zero)
+    many = _resolved([int(size) for size in wanted.many.reshape(-1)], x.shape_many, keeps_zero)
     changed = [axis for axis, sizes in enumerate(zip(one, many, strict=True)) if sizes[0] != sizes[1]]
-    if len(changed) > 1 or any(many[axis] != MANY * one[axis] for axis in changed):
+    proportional = len(changed) <= 1 and all(many[axis] == MANY * one[axis] for axis in changed)
+    # A file for any number of images means what it says, such as all their channels side by side.
+    exact = changed and proportional and math.prod(many) == math.prod(x.shape_many)
+    literal = builder.dynamic and isinstance(x, Computed) and exact
+    if wanted.fixed and not literal:
+        return reshape_to(builder, x, one, raw)
+    if not proportional:
         raise NotPerImage("it makes a shape that is not proportional to the batch size")
     if isinstance(x, Known):
         return builder.call(
@@ -42,7 +45,7 @@ def reshape(builder: Builder, node: OnnxNode) -> Value:
 
 def reshape_to(builder: Builder, x: Value, shape: list[int], raw: list[int] | None = None) -> Value:
     """`x` in `shape`, which is the one at batch 1. raw: what the graph says there, 0 and −1 included."""
-    batch = x.batch_axis if isinstance(x, Computed) else None
+    batch = x.batch_axis
     if math.prod(shape) != math.prod(x.shape):
         raise Unsupported(f"{list(x.shape)} does not fit into {shape}")
     if batch is None:
