@@ -203,11 +203,10 @@ def _returned(name: str, arguments: argparse.Namespace) -> Row:
     """One network of the sweep, pruned from its weights and pruned after a trip through ONNX."""
     row: Row = {}
     try:
-        network = _exported(name, arguments)
-        row["input_shape"] = list(network.inputs[0].shape)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_onnx(network, path)
+            network = _written(name, arguments, path)
+            row["input_shape"] = list(network.inputs[0].shape)
             started = time.perf_counter()
             again = load_network(path, architecture=None)
             row["import_s"] = round(time.perf_counter() - started, 2)
@@ -234,16 +233,22 @@ def _alike(own: int | None, written: int | None) -> bool:
     return own == written or (own is not None and written is not None and abs(written / own - 1) <= ANOTHER_FORM)
 
 
-def _exported(name: str, arguments: argparse.Namespace) -> Network:
-    """At the size that is asked for, or at the next one, half as large again, that the network takes."""
+def _written(name: str, arguments: argparse.Namespace, path: Path) -> Network:
+    """The network at the size that is asked for, and its file; else at the next, half as large again, that can be had.
+
+    Windows may not fit into a small image, and random weights may magnify rounding there beyond any comparison.
+    """
     size = arguments.image_size
     while size is not None and size < LARGEST_SIZE:
         try:
-            return export(name, seed=arguments.seed, image_size=size)
+            network = export(name, seed=arguments.seed, image_size=size)
+            write_onnx(network, path)
+            return network
         except (RuntimeError, AssertionError, ValueError, EngineError):
-            # Its windows do not fit; which sizes do is for the network to know.
             size += size // 2
-    return export(name, seed=arguments.seed)
+    network = export(name, seed=arguments.seed)
+    write_onnx(network, path)
+    return network
 
 
 def _files_table(rows: Sequence[Row]) -> Table:
