@@ -85,11 +85,6 @@ class Services:
         with self.database.read() as session:
             return self._catalogue.get(CatalogueRepository(session))
 
-    def has_gpus(self) -> bool:
-        """Whether any worker said that it has a GPU."""
-        catalogue = self.catalogue()
-        return catalogue is not None and not set(catalogue.devices) <= {"cpu"}
-
     def remove_objects(self, prefixes: list[str]) -> None:
         """Remove what a committed deletion left in the object store. A failure leaves garbage, never a broken row."""
         for prefix in prefixes:

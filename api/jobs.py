@@ -33,7 +33,7 @@ from api.polling import MOST_WAIT_S, job_etag, job_headers, preferred_wait
 from api.problems import Problem, problems
 from api.requests import media_type, read_json, unsupported_media_type
 from api.uploads import FileRule, Form, received_form
-from api.validation import check_architecture, check_options, validate
+from api.validation import check_architecture, check_options, has_gpus, validate
 from api.watching import unless_gone
 from api.webhooks import check_url
 from store.contract import JobOptions, JobRequest, JobStatus
@@ -93,11 +93,11 @@ async def _from_json(request: Request, services: Services, tenant_id: str, once:
     await once.begin(once.fingerprint(value))
 
     def store() -> _Created:
-        check_options(body, services.catalogue(), dataset=body.dataset is not None)
-        gpus = services.has_gpus()
+        catalogue = services.catalogue()
+        check_options(body, catalogue, dataset=body.dataset is not None)
         with services.database.transaction() as session:
             once.settle(session)
-            services.quotas.require_job(session, tenant_id, body.device, gpus=gpus)
+            services.quotas.require_job(session, tenant_id, body.device, gpus=has_gpus(catalogue))
             return _created(session, once, JobRepository(session, tenant_id).create(body), base_url)
 
     return await run_in_threadpool(store)
@@ -124,11 +124,10 @@ async def _from_form(request: Request, services: Services, tenant_id: str, once:
 
         def store() -> _Created:
             files = _file_columns(form, model_id, dataset_id)
-            gpus = services.has_gpus()
             with services.database.transaction() as session:
                 once.settle(session, once.fingerprint(form.contents()))
                 services.quotas.require_bytes(session, tenant_id, sum(file.size_bytes for file in form.files.values()))
-                services.quotas.require_job(session, tenant_id, options.device, gpus=gpus)
+                services.quotas.require_job(session, tenant_id, options.device, gpus=has_gpus(catalogue))
                 return _created(session, once, _store_form(session, tenant_id, files, options), base_url)
 
         return await run_in_threadpool(store)
@@ -288,7 +287,7 @@ async def retry_job(
     base_url = resources.base_url(request)
 
     def store() -> _Created:
-        gpus = services.has_gpus()
+        gpus = has_gpus(services.catalogue())
         with services.database.transaction() as session:
             once.settle(session)
             jobs = JobRepository(session, tenant_id)

@@ -75,7 +75,7 @@ def json_field(name: str, adapter: TypeAdapter[Any]) -> FieldParser:
 def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: bool, at: str = "") -> None:
     """What the types alone cannot say of a job body. `dataset` tells whether it comes with one. Raises Problem."""
     errors = [] if catalogue is None else _method_errors(options, catalogue, at)
-    if catalogue is not None and options.device == "gpu" and set(catalogue.devices) <= {"cpu"}:
+    if catalogue is not None and options.device == "gpu" and not has_gpus(catalogue):
         detail = "No worker of this service has a GPU; use auto or cpu."
         errors.append(FieldError(pointer=f"{at}/device", code="no_such_device", detail=detail))
     if not dataset:
@@ -95,6 +95,11 @@ def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: 
             errors.append(FieldError(pointer=f"{at}/outputs", code="dataset_required", detail=detail))
     if errors:
         raise invalid(errors)
+
+
+def has_gpus(catalogue: Catalogue | None) -> bool:
+    """Whether any worker said that it has a GPU."""
+    return catalogue is not None and not set(catalogue.devices) <= {"cpu"}
 
 
 def check_architecture(name: str | None, args: dict[str, Any] | None, catalogue: Catalogue | None) -> None:

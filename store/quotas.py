@@ -59,8 +59,7 @@ class Quotas:
             active = active_jobs(session, tenant_id)
             if active >= limits.active_jobs:
                 raise TooManyJobs(
-                    f"{active} jobs are queued or running, and {limits.active_jobs} may be. Wait for one to end, or cancel "
-                    "one.",
+                    f"{active} of {limits.active_jobs} jobs are queued or running already. Wait for one to end, or cancel one.",
                     QuotaUse("active_jobs", limits.active_jobs, active, 1),
                 )
         if limits.gpu_seconds is not None and (device == gpu_time.GPU or (device == "auto" and gpus)):
