@@ -92,8 +92,8 @@ def _of_sizes(network: Network, outputs: Sequence[str]) -> list[Notice]:
         found.append(
             _notice(
                 "",
-                f"The uploaded file leaves {said} open, and holds sizes that belong to the shape it was read with: "
-                "what is delivered takes that shape alone.",
+                f"The uploaded file leaves {said} open, and computes only at what it was read with: what is "
+                "delivered takes that size alone.",
             )
         )
     if interface.open_axes and "pt2" in outputs:
