@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from core.module_form import Layer, layers
 from core.network import Network
 from core.recovery.recalibration import Kept
 
+# What both networks say in so many layers is held through a step; the layers between them are held to it by these.
+MOST_LAYERS = 16
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -30,15 +33,20 @@ class Features:
 
     @staticmethod
     def of(network: Network, original: Network, kept: Kept, device: torch.device) -> Features:
-        """Every convolution that both networks call once. kept: `core.surgery.kept_indices`."""
+        """Convolutions that both networks call once, at most `MOST_LAYERS`, evenly from the first to the last of them.
+
+        kept: `core.surgery.kept_indices`.
+        """
         own, whole = _convolutions(network), _convolutions(original)
         rows: dict[str, Tensor | None] = {}
-        for path in own.keys() & whole.keys():
+        for path in (path for path in own if path in whole):
             (chosen, *_) = kept.get(f"{path}.weight", (None,))
             left = whole[path] if chosen is None else len(chosen)
             if left == own[path]:
                 rows[path] = None if chosen is None else torch.from_numpy(chosen).to(device)
-        return Features(dict(sorted(rows.items())))
+        taken = np.unique(np.linspace(0, len(rows) - 1, min(MOST_LAYERS, len(rows))).round().astype(int))
+        paths = list(rows)
+        return Features({paths[at]: rows[paths[at]] for at in taken})
 
     def to(self, device: torch.device) -> Features:
         return Features({path: None if rows is None else rows.to(device) for path, rows in self.rows.items()})
@@ -71,7 +79,7 @@ NO_FEATURES = Features({})
 
 
 def _convolutions(network: Network) -> dict[str, int]:
-    """Output channels of every convolution that is a module and called once, by path."""
+    """Output channels of every convolution that is a module and called once, by path, in the order of execution."""
     calls: dict[str, list[Layer]] = {}
     for layer in layers(network).values():
         calls.setdefault(layer.path, []).append(layer)

@@ -1,5 +1,7 @@
 """Layers in the middle are compared at the channels that are left, and watching them leaves no trace."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from core.module_form import to_module
 from core.network import Network
 from core.recovery import RecoveryConfig, load_dataset, recover
-from core.recovery.features import NO_FEATURES, Features
+from core.recovery.features import MOST_LAYERS, NO_FEATURES, Features
 from core.recovery.teacher import folded
 from tests.core.recovery_cases import digits, pruned_and_kept, pruned_network, trained_network
 
@@ -47,7 +49,7 @@ def test_a_network_says_what_it_says_and_nobody_listens_afterwards():
     module(2 * x)
     assert all(first[path] is held[path] for path in features.rows)
     assert not any(one._forward_hooks for one in module.modules())
-    assert float(features.loss(first, held)) == 0
+    assert float(features.loss(first, held).detach()) == 0
 
 
 def test_the_teachers_compared_layers_are_not_folded():
@@ -73,6 +75,15 @@ def test_layers_without_a_counterpart_are_left_out():
     # Nothing says which of the six channels the five are; one module is called twice.
     assert list(Features.of(narrow, whole, {}, CPU).rows) == ["b"]
     assert list(NO_FEATURES.rows) == []
+
+
+def test_of_a_deep_network_some_layers_are_compared_from_the_first_to_the_last():
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(40)))
+    network = Network.from_module(deep, {"x": (2, 4, 4)})
+    compared = [int(path) for path in Features.of(network, network, {}, CPU).rows]
+    assert compared[0] == 0 and compared[-1] == 39 and len(compared) == MOST_LAYERS
+    assert {later - earlier for earlier, later in itertools.pairwise(compared)} <= {2, 3}
 
 
 def test_training_without_labels_compares_layers_and_says_so(tmp_path):
