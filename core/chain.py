@@ -28,7 +28,7 @@ from core.methods.method import Fitting, Rewriting, RewritingTask
 from core.network import Network
 from core.origin import Origin
 from core.penni.shrinking import compose
-from core.planning import PlannedLayer
+from core.planning import PlannedLayer, safetensors_bytes
 from core.progress import Progress
 from core.recovery import ImageDataset
 from core.recovery.refit import refit
@@ -139,7 +139,7 @@ class Chain(Rewriter):
         narrowing = shared.narrowing
         written = shared.reference(shared.network)
         chooser = self._chooser_for(written)
-        whole = profile(written).costs
+        whole = replace(profile(written).costs, size_bytes=safetensors_bytes(written))
 
         def at(limit: float) -> Choice:
             """Channels of the written-out network planned onto this share of the way to the caps."""

@@ -67,6 +67,13 @@ def test_both_methods_take_their_share_and_the_caps_are_met_as_proposed(request_
     assert result["recovery"]["rewriting"]["two_stage_layers"] > 0
 
 
+def test_a_cap_on_the_file_is_met_by_a_chain(request_for, tmp_path):
+    result = compress(request_for(PENNI, MAGNITUDE, budget=Budget((Cap("size", max_ratio=0.5),))), tmp_path)
+    (constraint,) = result["constraints"]
+    assert constraint["met"]
+    assert constraint["value"] >= 0.85 * constraint["limit"]
+
+
 def test_a_chain_that_died_in_training_goes_on_to_the_same_network(request_for, tmp_path):
     request = request_for(PENNI, MAGNITUDE, data="labelled", recovery={"epochs": 1, "threads": 1})
     whole = compress(request, tmp_path / "whole")
@@ -112,7 +119,7 @@ def test_other_chains_and_bad_options_of_a_chain_are_refused(request_for, tmp_pa
 
 
 def test_auto_takes_what_held_out_images_say_and_reports_both(request_for, tmp_path):
-    request = request_for({"type": "auto"}, data="labelled", recovery={"epochs": 0})
+    request = request_for({"type": "auto"}, data="labelled", ratio=0.3, recovery={"epochs": 0})
     result = compress(request, tmp_path)
     trial = result["recovery"]["trial"]
     assert trial["measure"] == "validation_accuracy"
@@ -122,6 +129,14 @@ def test_auto_takes_what_held_out_images_say_and_reports_both(request_for, tmp_p
     # What is delivered is no worse on held-out images than either was.
     delivered = result["recovery"]["accuracy"]["after"]["val"]
     assert delivered >= max(trial["penni"], trial["magnitude"]) - 1e-6
+
+
+def test_auto_tries_nothing_else_where_removing_channels_loses_next_to_nothing(request_for, tmp_path):
+    result = compress(request_for({"type": "auto"}, data="labelled", recovery={"epochs": 0}), tmp_path)
+    trial = result["recovery"]["trial"]
+    assert trial["taken"] == "magnitude"
+    assert trial["magnitude"] >= result["recovery"]["accuracy"]["original"]["val"] - 0.01
+    assert "penni" not in trial
 
 
 def test_a_trial_that_would_take_too_long_is_left_out_and_says_so(request_for, tmp_path, monkeypatch):
