@@ -93,6 +93,7 @@ class Rewriter:
             raise TypeError(f"{found.type} removes channels")
         self._method, self._request, self._origin, self._device = found, request, origin, device
         self._most_examples: int | None = None
+        self._position = position
         with option_errors_at(position):
             self._config = found.config(options)
         method = self._method
@@ -139,9 +140,16 @@ class Rewriter:
     ) -> Work:
         """What is trained from: fitted to images, where these make it better on held-out ones."""
         nearest = self._request.on_unmet == "best_effort"
+        option = self._method.by_labels(self._config)
+        if option is not None and (dataset is None or not dataset.labelled):
+            raise EngineError(
+                "dataset_invalid",
+                f"The option {option!r} of {self._method.type} trains by labels. Give a labelled dataset, or leave it out.",
+                param=f"/methods/{self._position}/{option}",
+            )
         images = self._images(dataset)
         steps = Steps(checkpoint, step, self._origin.network)
-        found = self._rewrite(constraints, images, nearest, stages.listener, steps)
+        found = self._rewrite(constraints, images, nearest, stages.listener, steps, dataset)
         if images is None:
             return found
         alone = self._rewrite(constraints, None, nearest, silent, None)
@@ -209,6 +217,7 @@ class Rewriter:
         nearest: bool,
         listener: Progress,
         steps: Steps | None,
+        dataset: ImageDataset | None = None,
     ) -> Work:
         task = RewritingTask(
             self._origin.network,
@@ -218,6 +227,8 @@ class Rewriter:
             self._device,
             listener,
             steps,
+            dataset,
+            self._request.seed,
         )
         rewriting = self._method.rewrite(task, self._config)
         return Work(rewriting, self._choice(rewriting, constraints))
@@ -311,7 +322,10 @@ def compare_forms(reference: Network, delivered: Network, nodes: Sequence[str], 
     pairs = [(name, wanted[name], found[name]) for name in nodes]
     names = [spec.name for spec in reference.outputs]
     pairs += list(zip(names, outputs, delivered_outputs, strict=True))
-    errors = {name: float((one - other).norm() / one.norm().clamp_min(1e-30)) for name, one, other in pairs}
+    errors = {
+        name: float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
+        for name, one, other in pairs
+    }
     worst = max(errors, key=errors.__getitem__)
     return Equivalence(
         max_relative_error=errors[worst],

@@ -113,7 +113,8 @@ class RewritingTask:
     """What a rewriting method works on. images: prepared inputs [n, …] to fit to, None without a dataset.
 
     nearest: where the caps are out of reach, come as near as possible instead of raising. steps: where a long fit is kept,
-    so that an interrupted run need not fit again; None keeps nothing.
+    so that an interrupted run need not fit again; None keeps nothing. dataset: what the images are from, for a method that
+    trains; seed: of that training.
     """
 
     network: Network
@@ -123,6 +124,8 @@ class RewritingTask:
     device: torch.device
     progress: Progress
     steps: Steps | None
+    dataset: ImageDataset | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +187,8 @@ class Narrowing(Protocol):
 class RewritingMethod:
     """A method that replaces layers by another form instead of removing channels; the fields are those of `Method`.
 
-    rewrite: raises EngineError("target_infeasible") where the caps are out of its reach.
+    rewrite: raises EngineError("target_infeasible") where the caps are out of its reach. by_labels: the option of a config
+    that asks for training by labels, if any does.
     """
 
     type: str
@@ -194,6 +198,7 @@ class RewritingMethod:
     options: Mapping[str, Mapping[str, Any]]
     config_type: Callable[..., Any]
     rewrite: Callable[[RewritingTask, Any], Rewriting]
+    by_labels: Callable[[Any], str | None]
     needs_data: bool = False
 
     def info(self) -> MethodInfo:

@@ -11,7 +11,7 @@ to fit to: the singular vectors of the weights stand as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -50,8 +50,8 @@ _ROOM_TRIES = 3
 STEP = "fit"
 # (phase, network, costs of its delivered form).
 Watch = Callable[[str, Network, Costs], None]
-# From the trainable form of a network to the same with other values.
-Train = Callable[[Network], Network]
+# From the trainable form of a network, and its layers with factors, to the same with other values.
+Train = Callable[[Network, Iterable[SharedLayer]], Network]
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +242,7 @@ class _Program:
         layers = {
             SharedLayer.of(site, self._factors[weight]): self._factors[weight] for weight, site in self._sites.items()
         }
-        found = train(trainable(self._network, layers))
+        found = train(trainable(self._network, layers), layers)
         self._factors = {layer.site.weight: layer.factors(found.tensors).normalised() for layer in layers}
         self._network = self._network.with_tensors(
             {name: found.tensors.get(name, tensor) for name, tensor in self._network.tensors.items()}

@@ -229,7 +229,7 @@ def _require_equal_outputs(network: Network, exact: Network, seed: int) -> None:
     inputs = network.random_inputs(_BATCH, seed + 1, torch.float64)
     wanted, found = (one.to(torch.float64).run(*inputs) for one in (network, exact))
     for spec, one, other in zip(network.outputs, wanted, found, strict=True):
-        error = float((one - other).norm() / one.norm().clamp_min(1e-30))
+        error = float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
         if error > TOLERANCE:
             raise _failed(f"relative error {error:.1e} at the output {spec.name}", spec.name)
 

@@ -15,78 +15,8 @@ from core.analysis import analyse, profile
 from core.network import Network
 from core.penni.constants import constant_components
 from core.penni.shrinking import compose, keep_of, shrink
+from tests.core.penni_cases import Chain, Residual, changed, difference, network_of, silenced, silent_value
 from tests.core.recovery_cases import trained_network
-
-
-class Chain(nn.Module):
-    """Two convolutions with a batch-norm and a ReLU between them, and a classifier."""
-
-    def __init__(self, padding: int = 0, bias: bool = False, norm_behind: bool = True):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.second = nn.Conv2d(8, 6, 3, padding=padding, bias=bias)
-        self.bn2 = nn.BatchNorm2d(6) if norm_behind else nn.Identity()
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.first(x)))
-        x = torch.relu(self.bn2(self.second(x)))
-        return self.head(x.mean((2, 3)))
-
-
-class Residual(nn.Module):
-    """A stream of 8 channels with two blocks, the second in two branches that are added."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.bn0 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.a1, self.b1 = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.a2, self.b2 = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.side, self.b3 = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.bn0(self.stem(x)))
-        y = self.b2(self.a2(torch.relu(self.b1(self.a1(x)))))
-        return self.head(torch.relu(x + y + self.b3(self.side(x))).mean((2, 3)))
-
-
-def network_of(module: nn.Module, seed: int = 0, shape=(3, 9, 9)) -> Network:
-    """Random weights and statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for one in module.modules():
-            if isinstance(one, nn.BatchNorm2d):
-                one.weight.copy_(1 + torch.rand(one.weight.shape, generator=generator))
-                one.bias.copy_(torch.randn(one.bias.shape, generator=generator))
-                one.running_mean.copy_(torch.randn(one.bias.shape, generator=generator))
-                one.running_var.copy_(0.5 + torch.rand(one.bias.shape, generator=generator))
-    return Network.from_module(module, {"x": shape})
-
-
-def changed(network: Network, **tensors: torch.Tensor) -> Network:
-    return network.with_tensors({**network.tensors, **{k.replace("__", "."): v for k, v in tensors.items()}})
-
-
-def silenced(network: Network, name: str, rows: list[int], axis: int = 0) -> Network:
-    tensor = network.tensors[name].detach().index_fill(axis, torch.tensor(rows, dtype=torch.int64), 0)
-    return network.with_tensors({**network.tensors, name: tensor})
-
-
-def silent_value(network: Network, norm: str, channel: int, value: float) -> Network:
-    """The batch-norm's channel says `value` where its input is zero."""
-    tensors = dict(network.tensors)
-    scale = tensors[f"{norm}.weight"] / (tensors[f"{norm}.running_var"] + 1e-5).sqrt()
-    shift = tensors[f"{norm}.bias"].clone()
-    shift[channel] = value + tensors[f"{norm}.running_mean"][channel] * scale[channel]
-    return network.with_tensors({**tensors, f"{norm}.bias": shift})
-
-
-def difference(one: Network, other: Network) -> float:
-    inputs = one.random_inputs(4, 7, torch.float64)
-    wanted, found = (net.to(torch.float64).run(*inputs)[0] for net in (one, other))
-    return float((wanted - found).abs().max() / wanted.abs().max())
 
 
 def widths(network: Network) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,124 @@
+"""Single coefficients under one threshold, onto caps on the delivered form and aims counted by nonzeros."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from core.analysis import profile
+from core.budget import Budget, Cap
+from core.errors import EngineError
+from core.methods import get_method
+from core.network import Network
+from core.penni.bases import Bases
+from core.penni.coefficients import CoefficientSearch, aims_of
+from core.penni.decomposition import decompose
+from core.penni.reduction import reduce_columns
+from core.penni.retraining import Alternating, Alternation
+from core.penni.rewriting import SharedLayer, trainable
+from core.penni.sites import sites
+from core.penni.slimming import deliver
+from core.penni.sparse import sparse_network_counts
+from core.recovery import load_dataset
+from tests.core.penni_cases import network_of
+from tests.core.recovery_cases import save_digits, trained_network
+
+
+class Bottleneck(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.narrow, self.widen = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 12, 1)
+        self.wide = nn.Conv2d(8, 8, (3, 1), padding=(1, 0))
+        self.own = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + self.widen(torch.relu(self.wide(torch.relu(self.narrow(x)))))
+        return self.head(torch.relu(self.own(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def bottleneck() -> Network:
+    return network_of(Bottleneck())
+
+
+def loose(network: Network):
+    return Budget((Cap("macs", max_ratio=0.999),)).constraints(profile(network).costs)
+
+
+def test_aims_are_met_and_used_and_caps_stay_dense(bottleneck):
+    base = profile(bottleneck).costs
+    aims = aims_of(base, 0.6, 0.7)
+    reduced = reduce_columns(bottleneck, loose(bottleneck), None, unit="coefficient", aims=aims)
+    form = trainable(reduced.network, reduced.shared)
+    counts = sparse_network_counts(reduced.network, form, reduced.shared)
+    shares = [counts[aim.metric] / aim.limit for aim in aims]
+    assert max(shares) <= 1
+    assert max(shares) >= 0.95
+    delivered = deliver(reduced.network, form, reduced.layers, reduced.dense)
+    assert profile(delivered).costs.macs == reduced.costs.macs <= loose(bottleneck)[0].limit
+    # 1×1 convolutions are coefficients and delivered as they are; grouped ones are left alone.
+    assert {"narrow", "widen", "wide"} <= {layer.site.path for layer in reduced.shared}
+    assert {"narrow", "widen"} <= {layer.site.path for layer in reduced.dense}
+    assert "own" not in {layer.site.path for layer in reduced.shared}
+
+
+def test_the_deviation_rule_is_the_published_threshold_per_layer(bottleneck):
+    found = [site for site in sites(bottleneck, pointwise=True) if site.inputs > 4]
+    factors = {site.weight: decompose(bottleneck.tensors[site.weight], min(3, site.taps)) for site in found}
+    search = CoefficientSearch(bottleneck, found, factors, loose(bottleneck), score="deviation")
+    masks = search._masks(search._floor + len(search._sorted) // 2)
+    threshold = float(search._sorted[len(search._sorted) // 2])
+    for weight, mask in masks.items():
+        coefficients = factors[weight].coefficients.double()
+        published = coefficients.abs() > threshold * coefficients.std()
+        assert bool((published <= mask).all())
+        assert int(mask.sum()) - int(published.sum()) <= 1 + mask.numel() // 50
+
+
+def test_an_aim_out_of_reach_is_refused_with_what_is_the_least(bottleneck):
+    aims = aims_of(profile(bottleneck).costs, None, 0.001)
+    with pytest.raises(EngineError, match="Counted by nonzeros") as refusal:
+        reduce_columns(bottleneck, loose(bottleneck), None, unit="coefficient", aims=aims)
+    assert refusal.value.code == "target_infeasible"
+
+
+def test_numbers_of_single_layers_are_kept_and_unknown_names_refused():
+    original = trained_network()
+    caps = Budget((Cap("params", max_ratio=0.8),)).constraints(profile(original).costs)
+    config = get_method("penni").config({"bases": {"layer3.0.conv2": 2}, "round_to": 4})
+    reduced = reduce_columns(original, caps, None, bases=config.start, round_to=4)
+    assert reduced.report["kernels"]["layer3.0.conv2"] <= 2
+    with pytest.raises(EngineError, match=r"'stem' is no convolution.*layer3\.0\.conv2") as refusal:
+        reduce_columns(original, caps, None, bases=Bases(layers={"stem": 2}))
+    assert refusal.value.param == "/methods/0/bases"
+
+
+class TestAlternation:
+    @pytest.fixture(scope="class")
+    def dataset(self, tmp_path_factory):
+        return load_dataset(save_digits(tmp_path_factory.mktemp("digits")), seed=0)
+
+    @staticmethod
+    def form():
+        original = trained_network()
+        layers = {
+            SharedLayer.of(site, shared): shared
+            for site in sites(original)
+            if site.inputs > 4
+            for shared in [decompose(original.tensors[site.weight], 5)]
+        }
+        return original, layers, trainable(original, layers)
+
+    def test_factors_take_turns_and_the_one_that_rests_does_not_move(self, dataset):
+        original, layers, form = self.form()
+        path = next(iter(layers)).site.path
+        turns = {epochs: Alternation(epochs=epochs).trains_coefficients for epochs in (1, 2)}
+        assert [turns[2](epoch) for epoch in range(5)] == [True, False, False, True, True]
+        first = Alternating(original, dataset, Alternation(epochs=1, penalty=0.0))(form, layers)
+        assert torch.equal(first.tensors[f"{path}.basis"], form.tensors[f"{path}.basis"])
+        assert not torch.equal(first.tensors[f"{path}.coefficients"], form.tensors[f"{path}.coefficients"])
+        assert not torch.equal(first.tensors["bn1.weight"], form.tensors["bn1.weight"])
