@@ -38,6 +38,11 @@ def check_fits(dataset: ImageDataset, network: Network) -> None:
             f"(channels×height×width). {_way_out(dataset, tuple(wanted.shape))}, or set the model's input_shape to what it "
             "was trained on."
         )
+    if not dataset.labelled and not any(spec.dtype.is_floating_point for spec in network.outputs):
+        raise invalid_dataset(
+            f"The network gives only places or truth values ({[spec.name for spec in network.outputs]}), which recovery "
+            "cannot follow. Run the job without a dataset, or upload the network with its scores as outputs."
+        )
     if not dataset.labelled:
         return
     output = network.outputs[0]
