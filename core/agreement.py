@@ -41,7 +41,7 @@ def require_same_function(upload: Network, folded: Network, layers: Sequence[str
     inputs = upload.random_inputs(batch=2, seed=seed, dtype=torch.float64)
     wanted, found = (network.to(torch.float64).run(*inputs) for network in (upload, folded))
     for one, other in zip(wanted, found, strict=True):
-        error = float((one - other).norm() / one.norm().clamp_min(1e-30))
+        error = float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
         if not error <= _FOLDING_TOLERANCE:
             raise EngineError(
                 "internal", f"Folding the weights of {', '.join(layers[:3])} changes an output by {error:.1e}."
