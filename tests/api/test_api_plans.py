@@ -111,13 +111,17 @@ def test_slow_plan_is_a_202_with_a_place_to_come_back_to(service, monkeypatch):
 
 def test_waiting_plans_hold_neither_threads_nor_connections(service, monkeypatch):
     """More waiting requests than there are threads in the pool, and another request is still answered at once."""
-    monkeypatch.setattr("api.plans.WAIT_S", 4)
+    monkeypatch.setattr("api.plans.WAIT_S", 100)
+    service.client.timeout = 120
     model = service.upload()["id"]
     with ThreadPoolExecutor(60) as pool:
         waiting = [pool.submit(ask, service, model) for _ in range(60)]
-        time.sleep(1)
+        deadline = time.monotonic() + 80
+        while service.services.watcher.waiting < 60 and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert service.client.get("/v1/models").status_code == 200
         assert not any(answer.done() for answer in waiting)
+        service.stop_waiting()
         assert {answer.result().status_code for answer in waiting} == {202}
 
 
