@@ -208,76 +208,96 @@ def _shac_kernel() -> Callable[..., bool]:
 @cache
 def _shac_vector_kernel() -> Callable[..., bool]:
     """Of one x. The columns are four runs whose codewords are read in turn, so that the waiting for one hides behind the
-    others; the values are then multiplied column by column. Nothing in either loop depends on where a column ends."""
+    others; the values are then multiplied column by column. Nothing in either loop depends on where a column ends, and no
+    number in the first has a sign, which would be looked at before each look-up.
+    """
     import numba
 
     long_symbol = _long_symbol()
+    one, five, high, window_shift, low = (np.uint64(n) for n in (1, 5, 32, 21, 0xFFFFFFFF))
+    place_mask, length_mask, symbol_shift = np.uint64(31), np.uint64(63), np.uint64(6)
 
     @numba.njit(nogil=True)
     def product(words, ends, counts, rows, table, aligned, order, lengths, codebook, x, out):
-        last, columns = len(words) - 2, len(counts)
+        last, columns = np.uint64(len(words) - 2), len(counts)
         values = np.empty(len(rows), np.float32)
         # Runs of as many survivors each as whole columns allow: first survivors, bit positions, survivors left.
-        place, position, left = np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64)
-        target, column, before = np.zeros(4, np.int64), 0, 0
+        place, position, left = np.zeros(4, np.uint64), np.zeros(4, np.uint64), np.zeros(4, np.uint64)
+        target, column, before = np.zeros(4, np.uint64), 0, 0
         for run in range(4):
             place[run], position[run] = before, ends[column]
-            share = len(rows) * (run + 1) // 4
+            first, share = before, len(rows) * (run + 1) // 4
             while column < columns and (before < share or run == 3):
                 before += counts[column]
                 column += 1
-            left[run], target[run] = before - place[run], ends[column]
+            left[run], target[run] = before - first, ends[column]
         together = min(min(left[0], left[1]), min(left[2], left[3]))
-        at0, at1, at2, at3 = position[0], position[1], position[2], position[3]
-        place0, place1, place2, place3 = place[0], place[1], place[2], place[3]
-        for step in range(together):
-            index0, index1, index2, index3 = at0 >> 5, at1 >> 5, at2 >> 5, at3 >> 5
-            index0, index1, index2, index3 = min(index0, last), min(index1, last), min(index2, last), min(index3, last)
-            pair0 = (np.uint64(words[index0]) << np.uint64(32)) | np.uint64(words[index0 + 1])
-            pair1 = (np.uint64(words[index1]) << np.uint64(32)) | np.uint64(words[index1 + 1])
-            pair2 = (np.uint64(words[index2]) << np.uint64(32)) | np.uint64(words[index2 + 1])
-            pair3 = (np.uint64(words[index3]) << np.uint64(32)) | np.uint64(words[index3 + 1])
-            window0 = (pair0 >> np.uint64(32 - (at0 & 31))) & np.uint64(0xFFFFFFFF)
-            window1 = (pair1 >> np.uint64(32 - (at1 & 31))) & np.uint64(0xFFFFFFFF)
-            window2 = (pair2 >> np.uint64(32 - (at2 & 31))) & np.uint64(0xFFFFFFFF)
-            window3 = (pair3 >> np.uint64(32 - (at3 & 31))) & np.uint64(0xFFFFFFFF)
-            entry0, entry1 = table[window0 >> np.uint64(21)], table[window1 >> np.uint64(21)]
-            entry2, entry3 = table[window2 >> np.uint64(21)], table[window3 >> np.uint64(21)]
+        at0, place0 = position[0], place[0]
+        at1, place1 = position[1], place[1]
+        at2, place2 = position[2], place[2]
+        at3, place3 = position[3], place[3]
+        step = np.uint64(0)
+        while step < together:
+            index0 = min(at0 >> five, last)
+            index1 = min(at1 >> five, last)
+            index2 = min(at2 >> five, last)
+            index3 = min(at3 >> five, last)
+            pair0 = (np.uint64(words[index0]) << high) | np.uint64(words[index0 + one])
+            pair1 = (np.uint64(words[index1]) << high) | np.uint64(words[index1 + one])
+            pair2 = (np.uint64(words[index2]) << high) | np.uint64(words[index2 + one])
+            pair3 = (np.uint64(words[index3]) << high) | np.uint64(words[index3 + one])
+            window0 = (pair0 >> (high - (at0 & place_mask))) & low
+            window1 = (pair1 >> (high - (at1 & place_mask))) & low
+            window2 = (pair2 >> (high - (at2 & place_mask))) & low
+            window3 = (pair3 >> (high - (at3 & place_mask))) & low
+            entry0 = np.uint64(table[window0 >> window_shift])
+            entry1 = np.uint64(table[window1 >> window_shift])
+            entry2 = np.uint64(table[window2 >> window_shift])
+            entry3 = np.uint64(table[window3 >> window_shift])
             if entry0 == 0:
-                entry0 = long_symbol(window0, aligned, order, lengths)
+                entry0 = np.uint64(long_symbol(window0, aligned, order, lengths))
             if entry1 == 0:
-                entry1 = long_symbol(window1, aligned, order, lengths)
+                entry1 = np.uint64(long_symbol(window1, aligned, order, lengths))
             if entry2 == 0:
-                entry2 = long_symbol(window2, aligned, order, lengths)
+                entry2 = np.uint64(long_symbol(window2, aligned, order, lengths))
             if entry3 == 0:
-                entry3 = long_symbol(window3, aligned, order, lengths)
-            values[place0 + step], values[place1 + step] = codebook[entry0 >> 6], codebook[entry1 >> 6]
-            values[place2 + step], values[place3 + step] = codebook[entry2 >> 6], codebook[entry3 >> 6]
-            at0 += entry0 & 63
-            at1 += entry1 & 63
-            at2 += entry2 & 63
-            at3 += entry3 & 63
+                entry3 = np.uint64(long_symbol(window3, aligned, order, lengths))
+            values[place0 + step] = codebook[entry0 >> symbol_shift]
+            at0 += entry0 & length_mask
+            values[place1 + step] = codebook[entry1 >> symbol_shift]
+            at1 += entry1 & length_mask
+            values[place2 + step] = codebook[entry2 >> symbol_shift]
+            at2 += entry2 & length_mask
+            values[place3 + step] = codebook[entry3 >> symbol_shift]
+            at3 += entry3 & length_mask
+            step += one
         position[0], position[1], position[2], position[3] = at0, at1, at2, at3
         for run in range(4):
-            at = position[run]
-            for step in range(together, left[run]):
-                index = min(at >> 5, last)
-                pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
-                window = (pair >> np.uint64(32 - (at & 31))) & np.uint64(0xFFFFFFFF)
-                entry = table[window >> np.uint64(21)]
+            at, step = position[run], together
+            while step < left[run]:
+                index = min(at >> five, last)
+                pair = (np.uint64(words[index]) << high) | np.uint64(words[index + one])
+                window = (pair >> (high - (at & place_mask))) & low
+                entry = np.uint64(table[window >> window_shift])
                 if entry == 0:
-                    entry = long_symbol(window, aligned, order, lengths)
-                values[place[run] + step] = codebook[entry >> 6]
-                at += entry & 63
+                    entry = np.uint64(long_symbol(window, aligned, order, lengths))
+                values[place[run] + step] = codebook[entry >> symbol_shift]
+                at += entry & length_mask
+                step += one
             if at != target[run]:
                 return False
-        survivor = 0
+        number = np.uint64(0)
         for column in range(columns):
-            total = np.float32(0)
-            for survivor_of_column in range(survivor, survivor + counts[column]):
-                total += values[survivor_of_column] * x[rows[survivor_of_column]]
-            survivor += counts[column]
-            out[column] = total
+            beyond = number + np.uint64(counts[column])
+            even, odd = np.float32(0), np.float32(0)
+            while number + one < beyond:
+                even += values[number] * x[rows[number]]
+                odd += values[number + one] * x[rows[number + one]]
+                number += one + one
+            if number < beyond:
+                even += values[number] * x[rows[number]]
+                number += one
+            out[column] = even + odd
         return True
 
     return product
