@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -25,7 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ POSTERS = 3
 STOPPED_S = 5.0
 FAULT_S = 2.0
 ENDS = ("job.succeeded", "job.failed", "job.cancelled")
+_ID = re.compile(r"\b(?:mdl|ds)_\w+")
 TIMING = {"PENNYWEIGHT_LEASE_S": "4", "PENNYWEIGHT_HEARTBEAT_S": "0.8", "PENNYWEIGHT_SWEEP_S": "1"}
 
 
@@ -77,7 +79,8 @@ class Report:
     def document(self) -> dict[str, Any]:
         """What `lines` says, as JSON."""
         recoveries = {"count": len(self.recoveries_s), "p50": self.percentile(0.5), "p99": self.percentile(0.99)}
-        return {**asdict(self), "recoveries_s": recoveries, "good": self.good}
+        counts = {name: dict(value) for name, value in vars(self).items() if isinstance(value, Counter)}
+        return {**vars(self), **counts, "recoveries_s": recoveries, "good": self.good}
 
     def lines(self) -> list[str]:
         faults = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
@@ -255,7 +258,9 @@ class Chaos:
             jobs = session.scalars(select(Job)).all()
             report.lost = report.posted - sum(job.status.terminal for job in jobs)
             report.statuses = Counter(job.status.value for job in jobs)
-            report.errors = Counter(f"{job.error['code']}: {job.error['message']}" for job in jobs if job.error)
+            report.errors = Counter(
+                f"{job.error['code']}: {_ID.sub('…', job.error['message'])}" for job in jobs if job.error
+            )
             report.losses = session.scalar(select(func.sum(Work.losses))) or 0
             ends = session.execute(
                 select(JobEvent.job_id, func.count()).where(JobEvent.type.in_(ENDS)).group_by(JobEvent.job_id)
