@@ -129,3 +129,16 @@ def test_many_equal_names_take_no_longer_each():
     tree = NameTree()
     assert len({tree.take("layer.weight") for _ in range(20_000)}) == 20_000
     assert len(tree.take("layer.weight")) < 30
+
+
+def test_images_for_a_network_of_places_alone_are_refused_before_any_training(tmp_path):
+    maker = GraphMaker(13)
+    places = maker.add("ArgMax", features(maker), axis=1, keepdims=0)
+    (tmp_path / "model.onnx").write_bytes(maker.model(places, types={places: TensorProto.INT64}).SerializeToString())
+    np.savez(tmp_path / "images.npz", x=noise(40, 3, 6, 6).numpy())
+    request = CompressionRequest(
+        tmp_path / "model.onnx", Budget((Cap("macs", max_ratio=0.6),)), dataset_path=tmp_path / "images.npz"
+    )
+    with pytest.raises(EngineError, match="only places or truth values") as caught:
+        compress(request, tmp_path / "out")
+    assert caught.value.code == "dataset_invalid"
