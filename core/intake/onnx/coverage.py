@@ -20,14 +20,18 @@ Written by `python -m core.intake.onnx.coverage > docs/onnx_operators.md`.
 
 Graphs of opset {FIRST_OPSET} to {LAST_OPSET} in the standard domain, with float weights. "Definitions" are the opsets within that range in which the
 operator was defined anew; each is read as its own opset defines it. A use that has no exact form is refused with the
-operator, the node and the attribute. What was imported agrees with ONNX Runtime within 1e-4 (relative), or is refused.
+operator, the node and the attribute. What was imported agrees with ONNX Runtime within 1e-4 (relative), or is refused; what
+was measured so is [a page of its own](onnx_roundtrip.md). Half precision becomes float32. Axes that the file leaves open stay
+open where the network follows them.
 """
 _TAIL = """\
 ## Kept as they are, behind the network
 
 What has no result per image (and everything after it) stays ONNX: it is put back behind the smaller network, unchanged, and
 the values that it reads are frozen. `NonMaxSuppression` and its like are always kept so; every other operator is where it
-mixes the images of a batch. A layer with weights behind such a node is refused.
+mixes the images of a batch. A layer with weights behind such a node is refused. An output that has its images along another
+axis than the first (`[time, batch, classes]`) is turned behind the network. `model.pt2` and `model.py` hold what is in front;
+the job's result names what they lack, under `notices`.
 """
 
 
