@@ -86,17 +86,17 @@ class Chain(Rewriter):
         dataset: ImageDataset | None = None,
     ) -> Work:
         if self._kernels_first:
-            return self._kernels_then_channels(constraints, images, nearest, listener, steps)
+            return self._kernels_then_channels(constraints, images, nearest, listener, steps, dataset)
         for share in _SHARES:
             try:
-                return self._channels_then_kernels(constraints, images, share, False, listener, steps)
+                return self._channels_then_kernels(constraints, images, share, False, listener, steps, dataset)
             except EngineError as error:
                 refusal = error
                 if error.code != "target_infeasible":
                     raise
         if not nearest:
             raise refusal
-        return self._channels_then_kernels(constraints, images, 1.0, True, listener, steps)
+        return self._channels_then_kernels(constraints, images, 1.0, True, listener, steps, dataset)
 
     def _channels_then_kernels(
         self,
@@ -106,6 +106,7 @@ class Chain(Rewriter):
         nearest: bool,
         listener: Progress,
         steps: Steps | None,
+        dataset: ImageDataset | None,
     ) -> Work:
         origin = self._origin.network
         costs = self._origin.costs
@@ -115,7 +116,8 @@ class Chain(Rewriter):
         start = pruned
         if images is not None:
             start = refit(pruned, origin, images, kept=kept, device=self._device).network
-        task = RewritingTask(start, tuple(constraints), images, nearest, self._device, listener, steps)
+        about = (self._device, listener, steps, dataset, self._request.seed)
+        task = RewritingTask(start, tuple(constraints), images, nearest, *about)
         rewriting = self._method.rewrite(task, self._config)
         rewriting = replace(rewriting, kept=compose(kept, rewriting.kept))
         halves = (
@@ -131,10 +133,12 @@ class Chain(Rewriter):
         nearest: bool,
         listener: Progress,
         steps: Steps | None,
+        dataset: ImageDataset | None,
     ) -> Work:
         origin, costs = self._origin.network, self._origin.costs
         caps = [_between(cap, costs, _SHARES[0]) for cap in constraints]
-        task = RewritingTask(origin, tuple(caps), images, True, self._device, listener, steps)
+        about = (self._device, listener, steps, dataset, self._request.seed)
+        task = RewritingTask(origin, tuple(caps), images, True, *about)
         shared = self._method.rewrite(task, self._config)
         narrowing = shared.narrowing
         written = shared.reference(shared.network)
