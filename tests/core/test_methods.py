@@ -159,8 +159,8 @@ def test_bad_limits_of_a_layer_are_pointed_at(layers, param, words):
     assert (refusal.value.code, refusal.value.param) == ("invalid_request", param)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_run_takes_one_method_and_ignores_none(tmp_path, count):
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_run_takes_one_method_or_two_and_ignores_none(tmp_path, count):
     with pytest.raises(EngineError, match=f"{count} entries") as refusal:
         CompressionRequest(
             tmp_path / "model.safetensors",

@@ -122,3 +122,21 @@ class TestAlternation:
         assert torch.equal(first.tensors[f"{path}.basis"], form.tensors[f"{path}.basis"])
         assert not torch.equal(first.tensors[f"{path}.coefficients"], form.tensors[f"{path}.coefficients"])
         assert not torch.equal(first.tensors["bn1.weight"], form.tensors["bn1.weight"])
+
+    def test_the_penalty_makes_coefficients_smaller_and_kernels_stay_of_unit_norm(self, dataset):
+        original, layers, form = self.form()
+        paths = [layer.site.path for layer in layers]
+        sums = {
+            penalty: sum(
+                float(trained.tensors[f"{path}.coefficients"].abs().sum())
+                for trained in [Alternating(original, dataset, Alternation(epochs=1, penalty=penalty))(form, layers)]
+                for path in paths
+            )
+            for penalty in (0.0, 0.05)
+        }
+        assert sums[0.05] < 0.9 * sums[0.0]
+        both = Alternating(original, dataset, Alternation(epochs=2, penalty=0.0))(form, layers)
+        for path in paths:
+            assert not torch.equal(both.tensors[f"{path}.basis"], form.tensors[f"{path}.basis"])
+            norms = both.tensors[f"{path}.basis"].flatten(1).norm(dim=1)
+            assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
