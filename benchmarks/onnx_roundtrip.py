@@ -48,7 +48,7 @@ from core.request import CompressionRequest
 TIME_LIMIT_S = 900.0
 IMPORT_TOLERANCE = 1e-4
 LARGEST_SIZE = 224
-ANOTHER_FORM = 0.02
+ANOTHER_FORM = 0.03
 # What every export loads, slowly; loaded before the processes part.
 _LIBRARIES = ("timm", "torchvision", "torch.export", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
 

@@ -12,6 +12,7 @@ from core.budget import Constraint, Costs
 from core.choice import Choice
 from core.deliver import Delivery
 from core.deliver.latency import Latency
+from core.deliver.notices import of_speed
 from core.encoding.encode import Encoded
 from core.network import Network
 from core.planning import Plan
@@ -52,6 +53,8 @@ def compose_result(
     """
     met = [constraint.as_dict(measured) for constraint in constraints]
     plan = choice.plan
+    layers = layer_rows(baseline, profile(compressed), plan)
+    widths = {row["name"]: (row["before"]["out"], row["after"]["out"]) for row in layers}
     return {
         "met": all(constraint["met"] for constraint in met),
         "constraints": met,
@@ -65,7 +68,7 @@ def compose_result(
             "unproven": list(equivalence.unproven),
         },
         "sparse": dict(sparse) if sparse is not None else None,
-        "layers": layer_rows(baseline, profile(compressed), plan),
+        "layers": layers,
         "frozen": frozen_rows(choice.analysis.frozen),
         "faults": list(choice.analysis.faults),
         "folded": list(folded),
@@ -76,7 +79,7 @@ def compose_result(
         "encoding": encoded.details,
         "int8": delivery.int8,
         "artifacts": delivery.artifacts(),
-        "notices": list(delivery.notices),
+        "notices": [*delivery.notices, *of_speed(original_latency, latency, widths)],
         "provenance": {
             "version": VERSION,
             "torch": torch.__version__,

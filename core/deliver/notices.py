@@ -1,4 +1,4 @@
-"""What a delivered form does not hold of the upload, said in words: nothing is left out in silence.
+"""What a delivered form does not hold of the upload, or does worse, said in words: nothing is left out in silence.
 
 Only `model.onnx` (and the ONNX file that `model.pwt` turns back into) can hold everything that an uploaded graph has. A
 notice names the form, what is missing there, and where it is.
@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from core.deliver.latency import Latency
 from core.errors import EngineError
 from core.network import Network
 
 Notice = dict[str, str]
+# ONNX Runtime computes convolutions in blocks of so many channels, and others by a slower way.
+_BLOCK = 8
+# Slower by less may be chance, and what takes less is mostly the overhead of the operators.
+_SLOWER, _LEAST_MS = 1.1, 0.1
 # What each output is called where it is a form without ONNX's operators.
 _PLAIN = {"pt2": "model.pt2", "safetensors": "model.py"}
 
@@ -31,6 +36,25 @@ def notices(network: Network, outputs: Sequence[str], *, graph_in_pwt: bool) -> 
             _notice("model.pwt", "It holds the tensors alone: the network has no ONNX form, so none can be made of it.")
         )
     return found
+
+
+def of_speed(original: Latency | None, latency: Latency | None, widths: Mapping[str, tuple[int, int]]) -> list[Notice]:
+    """Says so where fewer operations take longer, and how that may be mended. widths: before and after, of every layer."""
+    if original is None or latency is None or original.p50 < _LEAST_MS or latency.p50 <= _SLOWER * original.p50:
+        return []
+    odd = sum(before % _BLOCK == 0 and after % _BLOCK != 0 for before, after in widths.values())
+    if not odd:
+        return []
+    layers = "1 layer has a width that is" if odd == 1 else f"{odd} layers have widths that are"
+    return [
+        _notice(
+            "model.onnx",
+            f"It takes {latency.p50:.3g} ms in ONNX Runtime here, longer than the original's {original.p50:.3g} ms. {layers} no "
+            f"longer a multiple of {_BLOCK}, which its fast kernels want. Ask for them with the method's option round_to: "
+            f"--method magnitude:round_to={_BLOCK} (of an API job "
+            f'"methods": [{{"type": "magnitude", "round_to": {_BLOCK}}}]).',
+        )
+    ]
 
 
 def require_outputs(network: Network, outputs: Sequence[str]) -> None:

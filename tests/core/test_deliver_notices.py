@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, version_converter
 
 from core.budget import Budget, Cap
-from core.deliver.notices import notices, require_outputs
+from core.deliver.latency import Latency
+from core.deliver.notices import notices, of_speed, require_outputs
 from core.deliver.onnx_file import write_onnx
 from core.deliver.report_html import report_html
 from core.engine import CompressionRequest, compress
@@ -135,3 +136,19 @@ def test_the_page_escapes_what_a_notice_quotes(tmp_path):
     result = compress(request, tmp_path / "out")
     page = report_html({**result, "notices": [{"artifact": "model.pt2", "message": "<script>" + "x" * 500}]})
     assert "&lt;script&gt;" + "x" * 500 in page and "<script>" not in page
+
+
+def test_a_network_that_takes_longer_with_odd_widths_says_what_to_ask_for():
+    def taking(p50: float) -> Latency:
+        return Latency(p50, 2 * p50, batch=1, threads=1, runtime="onnxruntime")
+
+    widths = {"stem": (32, 21), "body": (64, 40), "odd": (30, 17), "head": (64, 33)}
+    (notice,) = of_speed(taking(2.0), taking(3.5), widths)
+    assert notice["artifact"] == "model.onnx"
+    assert "3.5 ms" in notice["message"] and "original's 2 ms" in notice["message"]
+    assert "2 layers have widths that are no longer a multiple of 8" in notice["message"]
+    assert "round_to=8" in notice["message"]
+    assert of_speed(taking(2.0), taking(2.1), widths) == []  # chance
+    assert of_speed(taking(0.03), taking(0.05), widths) == []  # overhead
+    assert of_speed(taking(2.0), taking(3.5), {"body": (64, 40), "odd": (30, 17)}) == []  # nothing to ask for
+    assert of_speed(None, None, widths) == []
