@@ -204,12 +204,8 @@ def _returned(name: str, arguments: argparse.Namespace) -> Row:
     row: Row = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            network = _written(name, arguments, path)
+            network, again, row["import_s"] = _read_back(name, arguments, Path(folder) / "model.onnx")
             row["input_shape"] = list(network.inputs[0].shape)
-            started = time.perf_counter()
-            again = load_network(path, architecture=None)
-            row["import_s"] = round(time.perf_counter() - started, 2)
         inputs = network.random_inputs(batch=1, seed=11)
         row["import_error"] = max(
             relative_error(got.numpy(), want.numpy())
@@ -233,22 +229,29 @@ def _alike(own: int | None, written: int | None) -> bool:
     return own == written or (own is not None and written is not None and abs(written / own - 1) <= ANOTHER_FORM)
 
 
-def _written(name: str, arguments: argparse.Namespace, path: Path) -> Network:
-    """The network at the size that is asked for, and its file; else at the next, half as large again, that can be had.
+def _read_back(name: str, arguments: argparse.Namespace, path: Path) -> tuple[Network, Network, float]:
+    """The network, what is read of its file, and the seconds of reading; at the size asked for, or at the next, half as
+    large again, that can be had.
 
     Windows may not fit into a small image, and random weights may magnify rounding there beyond any comparison.
     """
     size = arguments.image_size
     while size is not None and size < LARGEST_SIZE:
         try:
-            network = export(name, seed=arguments.seed, image_size=size)
-            write_onnx(network, path)
-            return network
+            return _read_back_at(size, name, arguments, path)
         except (RuntimeError, AssertionError, ValueError, EngineError):
             size += size // 2
-    network = export(name, seed=arguments.seed)
+    return _read_back_at(None, name, arguments, path)
+
+
+def _read_back_at(
+    size: int | None, name: str, arguments: argparse.Namespace, path: Path
+) -> tuple[Network, Network, float]:
+    network = export(name, seed=arguments.seed, image_size=size)
     write_onnx(network, path)
-    return network
+    started = time.perf_counter()
+    again = load_network(path, architecture=None)
+    return network, again, round(time.perf_counter() - started, 2)
 
 
 def _files_table(rows: Sequence[Row]) -> Table:

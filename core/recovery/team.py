@@ -54,7 +54,8 @@ class Team:
     def begin_step(self, step: int) -> None:
         """Dropout draws from here on as it would at this step of any run with this seed."""
         if self.size > 1:
-            torch.manual_seed((self._seed * 1_000_003 + step) * self.size + self.rank)
+            # A seed may have 63 bits; generators take 64.
+            torch.manual_seed(((self._seed * 1_000_003 + step) * self.size + self.rank) % 2**64)
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum over all processes of `values`, which is left as it is."""

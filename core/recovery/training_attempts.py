@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -165,9 +166,12 @@ def _layout(network: Network, lesson: Lesson) -> str:
 
 
 def _processes(network: Network, schedule: Schedule, config: RecoveryConfig, device: torch.device) -> int:
-    """How many train: as many as there are GPUs, if the training is worth their start; never more than images in a batch."""
+    """How many train: as many as there are GPUs, if the training is worth their start; never more than images in a batch.
+
+    On the CPU as many as are asked for and have a core each (two may share one).
+    """
     if config.processes is not None:
-        wanted = min(config.processes, gpus()) if device.type == "cuda" else config.processes
+        wanted = min(config.processes, gpus() if device.type == "cuda" else max(2, os.cpu_count() or 1))
     else:
         worth_it = _macs(network, schedule) >= WORTH_PROCESSES_MACS
         wanted = gpus() if device.type == "cuda" and worth_it else 1

@@ -13,7 +13,7 @@ from core.checkpoint import Checkpoint
 from core.plain_graph import PlainNetwork
 from core.recovery import RecoveryConfig, load_dataset, recover
 from core.recovery.processes import ProcessLost
-from core.recovery.team import ALONE, SyncedBatchNorm
+from core.recovery.team import ALONE, SyncedBatchNorm, Team
 from tests.core.recovery_cases import pruned_and_kept, pruned_network, save_digits, trained_network
 
 
@@ -96,6 +96,14 @@ def test_two_processes_come_to_the_weights_of_one(dataset, alone):
     records = [found.details["training"]["epoch_records"][0] for found in (alone, together)]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-3)
     assert records[0]["train_accuracy"] == pytest.approx(records[1]["train_accuracy"], abs=0.01)
+
+
+def test_each_process_draws_for_itself_with_any_seed_of_a_request():
+    draws = []
+    for seed, step, rank in [(2**63 - 1, 7, 0), (2**63 - 1, 7, 1), (2**63 - 1, 8, 0), (0, 7, 0)]:
+        Team(rank, 2, seed, None).begin_step(step)
+        draws.append(float(torch.rand(())))
+    assert len(set(draws)) == len(draws)
 
 
 def test_the_loss_of_a_process_is_a_loss_of_the_run_which_goes_on_from_its_checkpoint(dataset, alone, tmp_path):
