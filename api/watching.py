@@ -101,8 +101,11 @@ class Watcher:
 
 
 async def unless_gone(request: Request, waiting: Callable[[], Awaitable[T]], otherwise: T) -> T:
-    """The result of `waiting`, which is cancelled when the client goes away; then `otherwise`, which nobody reads."""
-    outcome = otherwise
+    """The result of `waiting`, which is cancelled when the client goes away; then `otherwise`, which nobody reads.
+
+    Raises what `waiting` raises, as it is: a task group would wrap it in an ExceptionGroup.
+    """
+    outcome, failure = otherwise, None
     async with anyio.create_task_group() as group:
 
         async def cancel_when_gone() -> None:
@@ -111,6 +114,11 @@ async def unless_gone(request: Request, waiting: Callable[[], Awaitable[T]], oth
             group.cancel_scope.cancel()
 
         group.start_soon(cancel_when_gone)
-        outcome = await waiting()
+        try:
+            outcome = await waiting()
+        except Exception as error:
+            failure = error
         group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return outcome

@@ -90,6 +90,17 @@ def test_plan_on_a_model_that_turns_out_bad_fails_with_its_code(service):
     assert problem(ask(service, model), 422, "upload_rejected")["errors"][0]["code"] == "unsafe_model"
 
 
+def test_plan_that_is_deleted_while_it_is_waited_for_is_a_404(service):
+    model = service.upload()["id"]
+
+    def delete_it() -> None:
+        plan = service.client.get("/v1/plans").json()["data"][0]["id"]
+        assert service.client.delete(f"/v1/plans/{plan}").status_code == 204
+
+    with once_asked(service, delete_it):
+        problem(ask(service, model), 404, "not_found")
+
+
 def test_slow_plan_is_a_202_with_a_place_to_come_back_to(service, monkeypatch):
     monkeypatch.setattr("api.plans.WAIT_S", 0.3)
     model = service.upload()["id"]

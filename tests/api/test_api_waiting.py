@@ -14,6 +14,8 @@ import pytest
 from api import streams
 from api.polling import preferred_wait
 from store.contract import WorkKind
+from store.jobs import JobRepository
+from store.tables import LOCAL_TENANT
 from store.work import heartbeat
 from tests.api.conftest import Service, pointers, problem
 
@@ -75,6 +77,23 @@ def test_wait_that_is_over_shows_the_job_as_it_is(service):
     ended = service.client.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=60"})
     assert ended.json()["status"] == "cancelled"
     problem(service.client.get("/v1/jobs/job_nowhere", headers={"Prefer": "wait=60"}), 404, "not_found")
+
+
+def test_job_that_is_deleted_while_it_is_waited_for_is_a_404(service):
+    job, watcher = service.job(), service.services.watcher
+
+    def delete_once_waited_for() -> None:
+        while not watcher.waiting:
+            time.sleep(0.01)
+        with service.database.transaction() as session:
+            jobs = JobRepository(session, LOCAL_TENANT)
+            jobs.request_cancel(job["id"])
+            jobs.delete(job["id"])
+
+    thread = in_background(delete_once_waited_for)
+    answer = service.client.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"})
+    thread.join()
+    problem(answer, 404, "not_found")
 
 
 def test_hundreds_wait_and_ordinary_requests_are_answered(service):
