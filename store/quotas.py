@@ -52,8 +52,14 @@ class Quotas:
 
     def require_job(self, session: Session, tenant_id: str, device: str, *, gpus: bool) -> None:
         """Room for one more job that asks for this `device`; `gpus` says whether any worker has one, which a job for
-        `auto` may then get. Raises TooManyJobs, and QuotaExceeded where the GPU time is used up."""
+        `auto` may then get. Raises TooManyJobs, and QuotaExceeded where no job is allowed or the GPU time is used up."""
         limits = self.of(session, tenant_id)
+        if limits.active_jobs == 0:
+            raise QuotaExceeded(
+                "This tenant may run no jobs: its limit is 0, and waiting does not change that. Whoever runs this service "
+                "sets the limit; ask for a higher one.",
+                QuotaUse("active_jobs", 0, active_jobs(session, tenant_id), 1),
+            )
         if limits.active_jobs is not None:
             _lock(session, tenant_id)
             active = active_jobs(session, tenant_id)

@@ -146,7 +146,17 @@ def test_limits_of_a_tenants_own_go_before_those_of_the_installation(serve):
             body = {"model": made[tenant], "budget": HALF}
             return service.client.post("/v1/jobs", json=body, headers=keys[tenant]).status_code
 
-        assert [post("free"), post("free"), post("free"), post("tight")] == [201, 201, 429, 429]
+        assert [post("free"), post("free"), post("free"), post("tight")] == [201, 201, 429, 507]
+
+
+def test_tenant_that_may_run_no_jobs_is_not_told_to_wait(serve):
+    with serve(quota_active_jobs=0) as service:
+        refused = service.client.post("/v1/jobs", json={"model": service.upload()["id"], "budget": HALF})
+        refusal = problem(refused, 507, "quota_exceeded")
+        assert "may run no jobs" in refusal["detail"]
+        assert "Whoever runs this service sets the limit" in refusal["detail"]
+        assert refusal["quota"] == {"name": "active_jobs", "limit": 0, "used": 0, "requested": 1}
+        assert "retry-after" not in refused.headers
 
 
 def test_quotas_are_set_and_shown_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
