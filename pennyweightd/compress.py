@@ -53,7 +53,7 @@ def compress(
     memory: arguments.Memory = None,
     size: arguments.Size = None,
     latency_ms: arguments.LatencyMs = None,
-    method: arguments.MethodName = None,
+    method: arguments.MethodNames = None,
     plan: arguments.PlanFile = None,
     epochs: arguments.Epochs = None,
     recovery: arguments.Recovery = None,

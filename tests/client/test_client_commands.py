@@ -229,6 +229,23 @@ def test_plan_takes_what_a_job_takes_and_asks_for_the_same(played, run):
     assert plan["encoding"] == {"quantizer": "ecsq", "levels": 16} and plan["outputs"] == ["onnx", "pwt"]
 
 
+@pytest.mark.parametrize(
+    "arguments, methods",
+    [
+        (["--method", "magnitude:p=1"], [{"type": "magnitude", "p": 1}]),
+        (["--method", "magnitude:p=1", "--method", "penni"], [{"type": "magnitude", "p": 1}, {"type": "penni"}]),
+        (["--method", '{"type": "penni"}', "--method", "magnitude"], [{"type": "penni"}, {"type": "magnitude"}]),
+    ],
+)
+def test_methods_make_a_chain_in_the_order_in_which_they_are_given(played, run, arguments, methods):
+    job = {"id": "job_1", "status": "queued", "links": {"self": "x"}}
+    run("plan", MODEL, "--flops", "40%", *arguments, "--json", answers=[(200, PLAN)])
+    run("compress", MODEL, "--flops", "40%", *arguments, "--json", answers=[(201, job)])
+    run("compress", MODEL, "--flops", "40%", "--json", answers=[(201, job)])
+    bodies = [body for body in played.sent() if body is not None]
+    assert [body.get("methods") for body in bodies] == [methods, methods, None]
+
+
 def test_plan_that_cannot_be_kept_ends_like_a_job_that_cannot(run):
     error = {"code": "target_infeasible", "message": "The smallest has 7 FLOPs."}
     done = run("plan", MODEL, "--flops", "1%", answers=[(200, {**PLAN, "feasible": False, "error": error})])

@@ -84,7 +84,7 @@ def test_help_of_both_programs_offers_the_same_words_for_a_job():
 
     from pennyweightd.compress import compress as compress_alone
 
-    only_with_a_server = {"model", "url", "name", "clone", "wait", "output"}
+    only_with_a_server = {"model", "url", "name", "clone", "wait", "output", "priority"}
     client, alone = (get_type_hints(command, include_extras=True) for command in (compress, compress_alone))
     shared = client.keys() - only_with_a_server - {"return"}
     assert shared == alone.keys() - {"model", "output", "return"}

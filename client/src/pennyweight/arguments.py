@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,13 @@ Macs = Annotated[str | None, typer.Option(help="Cap on multiply-accumulates: 30M
 Memory = Annotated[str | None, typer.Option(help="Cap on memory: 2MB, 60%, weights:1MB or activations:50%.")]
 Size = Annotated[str | None, typer.Option(help="Cap on the weights file: 500kB or 40%.")]
 LatencyMs = Annotated[str | None, typer.Option(help="Cap on ONNX Runtime's median, batch 1, one thread: 5 or 60%.")]
-MethodName = Annotated[str | None, typer.Option(help="A name from `pennyweight methods`, e.g. magnitude:round_to=8.")]
+MethodNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A name from `pennyweight methods`, e.g. magnitude:round_to=8; given again, a chain in that order.",
+        show_default=False,
+    ),
+]
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="JSON with the widths to use, e.g. from `pennyweight plan -o`, edited.")
 ]
@@ -76,7 +83,7 @@ def job_options(
     memory: str | None = None,
     size: str | None = None,
     latency_ms: str | None = None,
-    method: str | None = None,
+    method: Sequence[str] | None = None,
     plan: Path | None = None,
     epochs: int | None = None,
     recovery: str | None = None,
@@ -95,7 +102,7 @@ def job_options(
     return given(
         name=name,
         budget=parse_budget(caps) or None,
-        methods=[parse_method(method)] if method else None,
+        methods=[parse_method(each) for each in method] if method else None,
         plan=read_plan(plan) if plan else None,
         recovery={**(parse_recovery(recovery) if recovery else {}), **given(epochs=epochs)} or None,
         accuracy={"max_drop": max_drop} if max_drop is not None else None,
