@@ -23,6 +23,8 @@ from core.request import CompressionRequest
 from core.surgery import Equivalence
 
 FIGURES = ("params", "macs", "memory_bytes")
+# What one draw may come to where another lands: a budget jumped over, or a cap on latency missed.
+_MISSES = ("target_infeasible", "target_unmet")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Draw:
     made: Made | None
 
 
+@dataclass(frozen=True)
+class Missed:
+    """One mode's draw that came to nothing within the caps, under one seed."""
+
+    mode: str
+    seed: int
+    refusal: EngineError
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"mode": self.mode, "seed": self.seed, "code": self.refusal.code, "reason": self.refusal.message}
+
+
 # (chooser, choice, name of the steps in the checkpoint) → the network of that choice.
 Make = Callable[[Chooser, Choice, str], Made]
 
@@ -58,13 +72,15 @@ def draw_and_make(
 ) -> Made:
     """The network to deliver, of the mode and, with several seeds, of the seed that validation likes best.
 
-    choice: what `chooser` gives for `constraints` already.
+    choice: what `chooser` gives for `constraints` already. Raises the first refusal where no draw of the mode is within
+    the caps.
     """
     config = chooser.config
     if not isinstance(config, ComplexityConfig):
         return make(chooser, choice, step)
     own = config.mode_for(choice.analysis, analytic(constraints))
     draws: list[Draw] = []
+    missed: list[Missed] = []
     for mode in (own, *(other for other in MODES if other != own)):
         recovers = mode == own or config.compare
         for number in range(config.seeds):
@@ -73,15 +89,20 @@ def draw_and_make(
             one = chooser if first else chooser.again(request.seed + number, mode=mode)
             try:
                 planned = choice if first else one.choose(analytic(constraints))
+                made = make(one, planned, name) if recovers else None
             except EngineError as refusal:
-                if refusal.code != "target_infeasible":
+                if refusal.code not in _MISSES:
                     raise
                 # The floors are the same for all, but one order of draws may jump over a budget that another lands on.
+                missed.append(Missed(mode, request.seed + number, refusal))
                 continue
-            made = make(one, planned, name) if recovers else None
-            draws.append(Draw(mode, request.seed + number, planned.plan.predicted, made))
+            # A cap on latency is met by another choice than the one that was planned.
+            costs = (made.choice if made else planned).plan.predicted
+            draws.append(Draw(mode, request.seed + number, costs, made))
+        if not draws:
+            raise missed[0].refusal
     best = min((draw for draw in draws if draw.mode == own), key=_loss)
-    details = {**best.made.recovered.details, "complexity": _described(draws, own, best)}
+    details = {**best.made.recovered.details, "complexity": _described(draws, missed, own, best)}
     return replace(best.made, recovered=replace(best.made.recovered, details=details))
 
 
@@ -94,7 +115,7 @@ def _loss(draw: Draw) -> float:
     return min(errors.values(), default=0.0)
 
 
-def _described(draws: Sequence[Draw], mode: str, best: Draw) -> dict[str, Any]:
+def _described(draws: Sequence[Draw], missed: Sequence[Missed], mode: str, best: Draw) -> dict[str, Any]:
     """mode: the one that is delivered."""
     rows = [
         {
@@ -110,7 +131,7 @@ def _described(draws: Sequence[Draw], mode: str, best: Draw) -> dict[str, Any]:
     modes = [
         _summary(name, [row for row in rows if row["mode"] == name]) for name in dict.fromkeys(d.mode for d in draws)
     ]
-    return {"mode": mode, "modes": modes, "draws": rows}
+    return {"mode": mode, "modes": modes, "draws": rows, "missed": [one.as_dict() for one in missed]}
 
 
 def _summary(mode: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

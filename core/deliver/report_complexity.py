@@ -46,6 +46,9 @@ def complexity_html(
     parts.append(pictures(panels))
     if len(measured) > 1 or several:
         parts.append(_draws(complexity["draws"], table))
+    if complexity.get("missed"):
+        names = [f"{_NAMES[one['mode']]} with seed {one['seed']}" for one in complexity["missed"]]
+        parts.append(paragraph(f"Not within the caps: {', '.join(names)}."))
     return "".join(parts)
 
 
