@@ -88,11 +88,18 @@ def compress_onto(
                 taken, trial = chooser.decide(
                     steering.planned(caps), choice, dataset, stages, checkpoint, f"recover_{index}"
                 )
+        planned, rewritten = steering.planned(caps), None
         if isinstance(taken, Rewriter):
-            made = taken.make(steering.planned(caps), dataset, stages, checkpoint, f"recover_{index}")
-            choice, equivalence, recovered, sparse = made.choice, made.equivalence, made.recovered, made.sparse
+            try:
+                rewritten = taken.make(planned, dataset, stages, checkpoint, f"recover_{index}")
+            except EngineError as refusal:
+                if trial is None:
+                    raise
+                taken, trial = chooser.chooser, chooser.given_up(trial, refusal)
+        if rewritten is not None:
+            choice, equivalence, recovered = rewritten.choice, rewritten.equivalence, rewritten.recovered
+            sparse = rewritten.sparse
         else:
-            planned = steering.planned(caps)
             make = partial(_made, planned, request, origin, dataset, device, stages, checkpoint, recovery)
             made = draw_and_make(taken, choice, planned, request, make, f"recover_{index}")
             choice, equivalence, recovered = made.choice, made.equivalence, made.recovered

@@ -11,6 +11,7 @@ left out, where it would take too long. It is left out, too, where the first way
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ RIVAL: Mapping[str, Any] = {"type": "penni"}
 TRIAL_MACS = {"cpu": 6e12, "cuda": 6e14}
 # What may be lost before anything else is worth trying, by the judge's measure.
 NEXT_TO_NOTHING = {"validation_accuracy": 0.01, "output_error": 0.05}
+# A rival that fails never ends the run: whatever it says, the first way goes on.
+_FAILED = "Shared kernels failed beside removed channels, which go on: %s"
 _EXAMPLES = (512, 256, 128, 64, 32, MIN_REFIT_EXAMPLES)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,12 @@ class Rivals:
         report = dict(saved.values)
         return (rewriter if report["taken"] == "penni" else self.chooser), report
 
+    @staticmethod
+    def given_up(trial: Mapping[str, Any], refusal: EngineError) -> dict[str, Any]:
+        """The trial's report after the rival came to nothing, in the trial or after it."""
+        logger.warning(_FAILED, refusal)
+        return {**trial, "taken": "magnitude", "reason": refusal.message}
+
     def _bounded(self, examples: int) -> bool:
         return fitting_macs(self.origin.network, examples) <= TRIAL_MACS.get(self.device.type, TRIAL_MACS["cpu"])
 
@@ -103,11 +114,9 @@ class Rivals:
             return {"taken": "magnitude", **found, "reason": "Removing channels loses next to nothing."}
         try:
             work = rewriter.work(constraints, dataset, stages, checkpoint, step)
+            shared = judge.value(work.rewriting.reference(work.rewriting.network))
         except EngineError as refusal:
-            if refusal.code != "target_infeasible":
-                raise
-            return {"taken": "magnitude", **found, "reason": refusal.message}
-        shared = judge.value(work.rewriting.reference(work.rewriting.network))
+            return self.given_up(found, refusal)
         return {
             "taken": "magnitude" if judge.no_worse(removed, shared) else "penni",
             **found,
