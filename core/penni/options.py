@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.budget import Constraint, Costs
+from core.errors import EngineError
 from core.penni.bases import Bases
 from core.penni.coefficients import aims_of
 from core.penni.reduction import ROUND_TO
@@ -113,6 +114,15 @@ class PenniConfig:
     recipe_epochs: int = Alternation.epochs
     penalty: float = Alternation.penalty
     dead_channels: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.energy is not None and isinstance(self.bases, int):
+            raise EngineError(
+                "invalid_request",
+                f"Method option 'energy': it takes the place of a number of shared kernels, and bases says {self.bases}. "
+                "Leave out one of the two; an object of bases, for single layers, goes with energy.",
+                param="/methods/0/energy",
+            )
 
     @property
     def start(self) -> Bases:

@@ -216,10 +216,18 @@ def test_a_network_without_kernels_to_share_is_refused(tmp_path):
     assert refusal.value.code == "target_infeasible"
 
 
+def test_a_number_of_kernels_beside_an_energy_is_refused():
+    with pytest.raises(EngineError, match="bases says 3") as refusal:
+        get_method("penni").config({"energy": 0.9, "bases": 3})
+    assert (refusal.value.code, refusal.value.param) == ("invalid_request", "/methods/0/energy")
+
+
 def test_the_options_decide_how_many_kernels_a_layer_starts_with():
     config = get_method("penni").config({"bases": 3})
     assert config.start.count == 3
     assert get_method("penni").config({"energy": 0.9}).start.energy == 0.9
+    both = get_method("penni").config({"energy": 0.9, "bases": {"conv1": 2}}).start
+    assert (both.energy, both.layers) == (0.9, {"conv1": 2})
     original = trained_network()
     constraints = Budget((Cap("params", max_ratio=0.9),)).constraints(profile(original).costs)
     reduced = reduce_columns(original, constraints, None, bases=config.start)
