@@ -70,10 +70,10 @@ class Chain(Rewriter):
                 f"{first.type} second, where single coefficients are pruned last.",
                 param="/methods/0/unit",
             )
-        cutting = rewrites.index(False)
-        self._cutting: Mapping[str, Any] = request.methods[cutting]
+        self._cutting_position = rewrites.index(False)
+        self._cutting: Mapping[str, Any] = request.methods[self._cutting_position]
         self._dataset = dataset
-        with option_errors_at(cutting):
+        with option_errors_at(self._cutting_position):
             self._chooser = self._chooser_for(origin.network)
 
     def _rewrite(
@@ -85,18 +85,37 @@ class Chain(Rewriter):
         steps: Steps | None,
         dataset: ImageDataset | None = None,
     ) -> Work:
+        try:
+            return self._either(constraints, images, nearest, listener, steps, dataset)
+        except EngineError as error:
+            if error.code != "target_infeasible":
+                raise
+            raise self._refusal(error) from error
+
+    def _either(
+        self,
+        constraints: Sequence[Constraint],
+        images: Tensor | None,
+        nearest: bool,
+        listener: Progress,
+        steps: Steps | None,
+        dataset: ImageDataset | None,
+    ) -> Work:
         if self._kernels_first:
             return self._kernels_then_channels(constraints, images, nearest, listener, steps, dataset)
-        for share in _SHARES:
+        attempts = [(share, False) for share in _SHARES]
+        if nearest:
+            attempts += [(share, True) for share in reversed(_SHARES)]
+        refusals = []
+        for share, gives_in in attempts:
             try:
-                return self._channels_then_kernels(constraints, images, share, False, listener, steps, dataset)
+                return self._channels_then_kernels(constraints, images, share, gives_in, listener, steps, dataset)
             except EngineError as error:
-                refusal = error
                 if error.code != "target_infeasible":
                     raise
-        if not nearest:
-            raise refusal
-        return self._channels_then_kernels(constraints, images, 1.0, True, listener, steps, dataset)
+                refusals.append(error)
+        # Where channels went so far that there are no kernels to share, what a shorter way comes to says more.
+        raise max(refusals, key=lambda error: ("smallest" in error.details, refusals.index(error)))
 
     def _channels_then_kernels(
         self,
@@ -110,15 +129,15 @@ class Chain(Rewriter):
     ) -> Work:
         origin = self._origin.network
         costs = self._origin.costs
-        choice = _chosen(self._chooser, [_between(cap, costs, share) for cap in constraints])
+        choice = self._chosen(self._chooser, [_between(cap, costs, share) for cap in constraints])
         pruned = apply(origin, choice.analysis, choice.plan.keep)
         kept = kept_indices(choice.analysis, choice.plan.keep)
         start = pruned
         if images is not None:
             start = refit(pruned, origin, images, kept=kept, device=self._device).network
         about = (self._device, listener, steps, dataset, self._request.seed)
-        task = RewritingTask(start, tuple(constraints), images, nearest, *about)
-        rewriting = self._method.rewrite(task, self._config)
+        task = RewritingTask(start, costs, tuple(constraints), images, nearest, *about)
+        rewriting = self._rewritten(task)
         rewriting = replace(rewriting, kept=compose(kept, rewriting.kept))
         halves = (
             self._half(self._cutting["type"], choice.plan.predicted),
@@ -138,8 +157,8 @@ class Chain(Rewriter):
         origin, costs = self._origin.network, self._origin.costs
         caps = [_between(cap, costs, _SHARES[0]) for cap in constraints]
         about = (self._device, listener, steps, dataset, self._request.seed)
-        task = RewritingTask(origin, tuple(caps), images, True, *about)
-        shared = self._method.rewrite(task, self._config)
+        task = RewritingTask(origin, costs, tuple(caps), images, True, *about)
+        shared = self._rewritten(task)
         narrowing = shared.narrowing
         written = shared.reference(shared.network)
         chooser = self._chooser_for(written)
@@ -147,7 +166,7 @@ class Chain(Rewriter):
 
         def at(limit: float) -> Choice:
             """Channels of the written-out network planned onto this share of the way to the caps."""
-            return _chosen(chooser, [_between(cap, whole, limit) for cap in constraints])
+            return self._chosen(chooser, [_between(cap, whole, limit) for cap in constraints])
 
         # The most channels with which no column has to go; all of the way, the plain network is within the caps itself.
         low, high = 0.0, 1.0
@@ -204,19 +223,39 @@ class Chain(Rewriter):
             device=self._device,
         )
 
+    def _chosen(self, chooser: Chooser, caps: Sequence[Constraint]) -> Choice:
+        """The plan within the caps, or the nearest to them: the other method goes on from there."""
+        with option_errors_at(self._cutting_position):
+            try:
+                return chooser.choose(caps)
+            except EngineError as error:
+                if error.code != "target_infeasible":
+                    raise
+                return chooser.nearest(caps)
+
+    def _refusal(self, error: EngineError) -> EngineError:
+        """What the second method says it cannot reach, said of the chain and beside what the original costs."""
+        cutting, sharing = self._cutting["type"], self._method.type
+        details = {**error.details, "costs": self._origin.costs.as_dict()}
+        message = error.message
+        missed = [cap for cap in error.details.get("constraints", ()) if not cap["met"]]
+        if missed:
+            order = (sharing, cutting) if self._kernels_first else (cutting, sharing)
+            said = ", ".join(f"{cap['metric']} {cap['value']:,} where {cap['limit']:,} is the limit" for cap in missed)
+            message = f"{order[0]} and then {order[1]} reach no less than {said}. Raise the cap"
+            message += f", or try the other order: {order[1]} first." if self._config.unit == "column" else "."
+        elif error.param == f"/methods/{self._position}/type":
+            where = "The network" if self._kernels_first else f"What {cutting} leaves of the network"
+            message = (
+                f"{where} has no convolution whose kernels could be shared: {sharing} needs ordinary convolutions with more "
+                f"than one tap and at least 5 input channels. Use {cutting} alone"
+            )
+            message += "." if self._kernels_first else f", or try the other order: {sharing} first."
+        return EngineError(error.code, message, param=error.param, details=details)
+
     @staticmethod
     def _half(method: str, costs: Costs) -> dict[str, Any]:
         return {"method": method, "macs": costs.macs, "params": costs.params}
-
-
-def _chosen(chooser: Chooser, caps: Sequence[Constraint]) -> Choice:
-    """The plan within the caps, or the nearest to them: the other method goes on from there."""
-    try:
-        return chooser.choose(caps)
-    except EngineError as error:
-        if error.code != "target_infeasible":
-            raise
-        return chooser.nearest(caps)
 
 
 def _between(cap: Constraint, costs: Costs, share: float) -> Constraint:

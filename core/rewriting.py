@@ -221,6 +221,7 @@ class Rewriter:
     ) -> Work:
         task = RewritingTask(
             self._origin.network,
+            self._origin.costs,
             tuple(constraints),
             images,
             nearest,
@@ -230,8 +231,12 @@ class Rewriter:
             dataset,
             self._request.seed,
         )
-        rewriting = self._method.rewrite(task, self._config)
+        rewriting = self._rewritten(task)
         return Work(rewriting, self._choice(rewriting, constraints))
+
+    def _rewritten(self, task: RewritingTask) -> Rewriting:
+        with option_errors_at(self._position):
+            return self._method.rewrite(task, self._config)
 
     def _images(self, dataset: ImageDataset | None) -> Tensor | None:
         """Prepared train images; None where so few fit the memory and the time of a fit that it would say nothing."""

@@ -114,10 +114,12 @@ class RewritingTask:
 
     nearest: where the caps are out of reach, come as near as possible instead of raising. steps: where a long fit is kept,
     so that an interrupted run need not fit again; None keeps nothing. dataset: what the images are from, for a method that
-    trains; seed: of that training.
+    trains; seed: of that training. original: the costs of what the request is about, which may be more than `network` has
+    left.
     """
 
     network: Network
+    original: Costs
     constraints: tuple[Constraint, ...]
     images: Tensor | None
     nearest: bool

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.analysis import profile
 from core.budget import Constraint
 from core.methods.method import Fitting, Rewriting, RewritingMethod, RewritingTask, RewrittenLayer
 from core.network import Network
@@ -41,7 +40,7 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         round_to=config.round_to,
         unit=config.unit,
         score=config.score,
-        aims=config.aims(profile(task.network).costs),
+        aims=config.aims(task.original),
         train=train,
         nearest=task.nearest,
         device=task.device,

@@ -109,6 +109,8 @@ def test_a_chain_that_died_in_training_goes_on_to_the_same_network(request_for, 
         (({"type": "penni", "unit": "coefficient"}, MAGNITUDE), "/methods/0/unit"),
         ((PENNI, {"type": "magnitude", "round_to": 0}), "/methods/1/round_to"),
         ((MAGNITUDE, {"type": "penni", "bases": "many"}), "/methods/1/bases"),
+        ((MAGNITUDE, {"type": "penni", "bases": {"nope": 3}}), "/methods/1/bases"),
+        ((MAGNITUDE, {"type": "penni", "bases": 3, "energy": 0.9}), "/methods/1/energy"),
     ],
 )
 def test_other_chains_and_bad_options_of_a_chain_are_refused(request_for, tmp_path, methods, param):
@@ -116,6 +118,27 @@ def test_other_chains_and_bad_options_of_a_chain_are_refused(request_for, tmp_pa
         compress(request_for(*methods), tmp_path)
     assert refusal.value.code == "invalid_request"
     assert refusal.value.param == param
+
+
+@pytest.mark.parametrize("methods", [(PENNI, MAGNITUDE), (MAGNITUDE, PENNI)])
+def test_what_a_chain_cannot_reach_is_said_of_the_chain_and_beside_the_original(request_for, methods):
+    proposal = propose(request_for(*methods, ratio=0.05))
+    error = proposal["error"]
+    first, second = (method["type"] for method in methods)
+    assert not proposal["feasible"]
+    assert error["code"] == "target_infeasible"
+    assert error["message"].startswith(f"{first} and then {second} reach no less than macs ")
+    assert error["message"].endswith(f"try the other order: {second} first.")
+    assert error["details"]["costs"]["macs"] == proposal["baseline"]["macs"]
+    assert error["details"]["smallest"]["macs"] >= proposal["predicted"]["macs"]
+
+
+def test_an_aim_of_a_chain_is_a_share_of_the_original(request_for, tmp_path):
+    sharing = {"type": "penni", "unit": "coefficient", "sparse_params": 0.1}
+    result = compress(request_for(MAGNITUDE, sharing), tmp_path)
+    (aim,) = result["recovery"]["rewriting"]["aims"]
+    assert aim["limit"] == int(0.1 * result["baseline"]["params"])
+    assert aim["value"] <= aim["limit"]
 
 
 def test_auto_takes_what_held_out_images_say_and_reports_both(request_for, tmp_path):
@@ -129,6 +152,22 @@ def test_auto_takes_what_held_out_images_say_and_reports_both(request_for, tmp_p
     # What is delivered is no worse on held-out images than either was.
     delivered = result["recovery"]["accuracy"]["after"]["val"]
     assert delivered >= max(trial["penni"], trial["magnitude"]) - 1e-6
+
+
+@pytest.mark.parametrize("fails", ["work", "make"])
+def test_auto_goes_on_with_channels_where_shared_kernels_fail(request_for, tmp_path, monkeypatch, caplog, fails):
+    def fail(*_args):
+        raise EngineError("equivalence_failed", "The forms do not agree.")
+
+    monkeypatch.setattr(f"core.rewriting.Rewriter.{fails}", fail)
+    monkeypatch.setattr("core.rivals.AccuracyJudge.no_worse", lambda _judge, value, other: fails == "work")
+    request = request_for({"type": "auto"}, data="labelled", ratio=0.3, recovery={"epochs": 0})
+    result = compress(request, tmp_path)
+    trial = result["recovery"]["trial"]
+    assert trial["taken"] == "magnitude"
+    assert trial["reason"] == "The forms do not agree."
+    assert "rewriting" not in result["recovery"]
+    assert "equivalence_failed: The forms do not agree." in caplog.text
 
 
 def test_auto_tries_nothing_else_where_removing_channels_loses_next_to_nothing(request_for, tmp_path):
