@@ -74,7 +74,7 @@ def json_field(name: str, adapter: TypeAdapter[Any]) -> FieldParser:
 
 def check_options(options: JobOptions, catalogue: Catalogue | None, *, dataset: bool, at: str = "") -> None:
     """What the types alone cannot say of a job body. `dataset` tells whether it comes with one. Raises Problem."""
-    errors = [] if catalogue is None else _method_errors(options, catalogue, at)
+    errors = [] if catalogue is None else _method_errors(options, catalogue, at, dataset=dataset)
     if catalogue is not None and options.device == "gpu" and not has_gpus(catalogue):
         detail = "No worker of this service has a GPU; use auto or cpu."
         errors.append(FieldError(pointer=f"{at}/device", code="no_such_device", detail=detail))
@@ -115,7 +115,7 @@ def check_architecture(name: str | None, args: dict[str, Any] | None, catalogue:
         raise invalid(errors)
 
 
-def _method_errors(options: JobOptions, catalogue: Catalogue, at: str) -> list[FieldError]:
+def _method_errors(options: JobOptions, catalogue: Catalogue, at: str, *, dataset: bool) -> list[FieldError]:
     schemas = {method.type: method.options_schema for method in catalogue.methods}
     errors: list[FieldError] = []
     for index, method in enumerate(options.methods):
@@ -124,7 +124,47 @@ def _method_errors(options: JobOptions, catalogue: Catalogue, at: str) -> list[F
             detail = _unknown("method", method.type, list(schemas))
             errors.append(FieldError(pointer=f"{pointer}/type", code="unknown_method", detail=detail))
         else:
-            errors += _schema_errors(method.model_dump(mode="json"), schemas[method.type], pointer)
+            given = method.model_dump(mode="json")
+            errors += _schema_errors(given, schemas[method.type], pointer)
+            if not dataset:
+                errors += _label_errors(given, schemas[method.type], pointer)
+    return errors + _kind_errors(options, catalogue, at)
+
+
+def _label_errors(method: dict[str, Any], schema: dict[str, Any], at: str) -> list[FieldError]:
+    """Options of a method that train by labels, in a job without any dataset."""
+    return [
+        FieldError(
+            pointer=f"{at}/{escape(name)}",
+            code="dataset_required",
+            detail=f"{name}: {method[name]} trains by labels: name a labelled dataset in `dataset`, or leave it out.",
+        )
+        for name, option in schema.get("properties", {}).items()
+        if name in method and method[name] in option.get("x-needs-labels", [])
+    ]
+
+
+def _kind_errors(options: JobOptions, catalogue: Catalogue, at: str) -> list[FieldError]:
+    """What follows from whether methods remove channels or rewrite layers, where the workers say which they do."""
+    known = {method.type: method.kind for method in catalogue.methods}
+    kinds = [known.get(method.type) for method in options.methods]
+    errors: list[FieldError] = []
+    if len(kinds) > 1 and None not in kinds and len(set(kinds)) < len(kinds):
+        does = "rewrite layers" if kinds[0] == "rewrites_layers" else "remove channels"
+        detail = (
+            f"{' and '.join(method.type for method in options.methods)} both {does}. A chain is of one method that removes "
+            "channels and one that rewrites layers, in either order. Run others one after another."
+        )
+        errors.append(FieldError(pointer=f"{at}/methods", code="invalid_chain", detail=detail))
+    rewriting = next(
+        (method.type for method, kind in zip(options.methods, kinds, strict=True) if kind == "rewrites_layers"), None
+    )
+    if rewriting is not None and options.plan is not None:
+        detail = f"The method {rewriting!r} takes no widths: leave `plan` out, or use magnitude alone."
+        errors.append(FieldError(pointer=f"{at}/plan", code="not_with_this_method", detail=detail))
+    if rewriting is not None and options.budget.latency_ms is not None:
+        detail = f"The method {rewriting!r} counts and does not time: cap flops, or use magnitude alone."
+        errors.append(FieldError(pointer=f"{at}/budget/latency_ms", code="not_with_this_method", detail=detail))
     return errors
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,15 +25,19 @@ from core.recovery.dataset import ImageDataset
 from core.recovery.recalibration import Kept
 from core.recovery.steps import Steps
 
+MethodKind = Literal["removes_channels", "rewrites_layers"]
+
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a user may ask for; `schema` is the JSON schema (2020-12) of the method's entry, `type` included."""
+    """What a user may ask for; `schema` is the JSON schema (2020-12) of the method's entry, `type` included, where
+    `x-needs-labels` lists values of an option that need a labelled dataset."""
 
     type: str
     title: str
     description: str
     paper: str | None
+    kind: MethodKind
     schema: dict[str, Any]
 
 
@@ -220,4 +224,5 @@ def _info(method: Method | RewritingMethod, options: Mapping[str, Mapping[str, A
         "required": ["type"],
         "additionalProperties": False,
     }
-    return MethodInfo(method.type, method.title, method.description, method.paper, schema)
+    kind: MethodKind = "rewrites_layers" if isinstance(method, RewritingMethod) else "removes_channels"
+    return MethodInfo(method.type, method.title, method.description, method.paper, kind, schema)

@@ -69,6 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": "string",
         "enum": ["closed_form", "paper"],
         "default": "closed_form",
+        "x-needs-labels": ["paper"],
         "description": (
             "How factors come to bear pruning: fitted to images, or trained in turn with an L1 penalty by labels, as "
             "published, and pruned by multiples of each layer's standard deviation."

@@ -215,8 +215,12 @@ class PlanOutcome(Reported):
     error: ErrorInfo | None = None
 
 
+MethodKind = Literal["removes_channels", "rewrites_layers"]
+
+
 class MethodInfo(Resource):
-    """A method as a worker offers it; `schema` is the JSON schema of its options, `type` included."""
+    """A method as a worker offers it; `schema` is the JSON schema of its options, `type` included. There, `x-needs-labels`
+    lists values of an option that need a labelled dataset."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
@@ -224,6 +228,8 @@ class MethodInfo(Resource):
     title: str
     description: str
     paper: str | None = None
+    kind: MethodKind | None = None
+    """None from a worker that does not say."""
     options_schema: dict[str, Any] = Field(alias="schema")
 
 

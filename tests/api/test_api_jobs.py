@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from store.contract import DatasetInspection, ErrorCode, ErrorInfo, JobProgress, WorkKind
+from store.contract import Catalogue, DatasetInspection, ErrorCode, ErrorInfo, JobProgress, WorkKind
 from store.work import fail_job, finish_dataset, heartbeat
 from tests.api.conftest import ARTIFACT, CATALOGUE, CHECKPOINT, HALF, pointers, problem, spec
 
@@ -30,6 +30,59 @@ def test_new_job_is_queued_with_its_links_and_defaults(service):
     assert answer.headers["retry-after"] == "1"
     assert len(service.rings) == 2
     assert service.client.get(here).json() == job
+
+
+PENNI, MAGNITUDE = {"type": "penni"}, {"type": "magnitude"}
+PAPER = {**PENNI, "recipe": "paper"}
+WIDTHS = {"layers": [{"name": "conv1", "out": 8}]}
+
+
+def with_kinds() -> Catalogue:
+    """The catalogue with what each method does, and with one that rewrites layers."""
+    catalogue = CATALOGUE.model_dump(by_alias=True)
+    for method in catalogue["methods"]:
+        method["kind"] = "removes_channels"
+    recipe = {"enum": ["closed_form", "paper"], "x-needs-labels": ["paper"]}
+    schema = {"type": "object", "properties": {"type": {"const": "penni"}, "recipe": recipe}}
+    penni = {"type": "penni", "title": "Penni", "description": "A method.", "kind": "rewrites_layers", "schema": schema}
+    return Catalogue.model_validate({**catalogue, "methods": [*catalogue["methods"], penni]})
+
+
+@pytest.mark.parametrize(
+    "options, pointer, words",
+    [
+        ({"methods": [PENNI, PENNI]}, "/methods", "penni and penni both rewrite layers"),
+        ({"methods": [{"type": "auto"}, MAGNITUDE]}, "/methods", "auto and magnitude both remove channels"),
+        ({"methods": [PENNI], "plan": WIDTHS}, "/plan", "takes no widths"),
+        ({"methods": [MAGNITUDE, PENNI], "plan": WIDTHS}, "/plan", "takes no widths"),
+        ({"methods": [PENNI], "budget": {"latency_ms": {"max": 5}}}, "/budget/latency_ms", "does not time"),
+        ({"methods": [MAGNITUDE, PENNI], "budget": {"latency_ms": {"max": 5}}}, "/budget/latency_ms", "does not time"),
+        ({"methods": [PAPER]}, "/methods/0/recipe", "trains by labels"),
+        ({"methods": [MAGNITUDE, PAPER]}, "/methods/1/recipe", "trains by labels"),
+    ],
+)
+def test_what_methods_cannot_do_is_said_at_once_where_workers_say_what_they_do(service, options, pointer, words):
+    service.publish(with_kinds())
+    body = {"model": service.upload()["id"], "budget": HALF, **options}
+    for path in ("/v1/jobs", "/v1/plans"):
+        (found,) = pointers(service.client.post(path, json=body)).items()
+        assert found[0] == pointer and words in found[1]
+
+
+def test_methods_that_go_together_are_taken_and_an_older_catalogue_leaves_it_to_the_worker(service):
+    body = {"model": service.upload()["id"], "budget": HALF}
+    dataset = service.client.post("/v1/datasets", files={"file": ("d.npz", b"PK" * 25)}).json()["id"]
+    service.publish(with_kinds())
+    for options in (
+        {"methods": [PENNI, MAGNITUDE]},
+        {"methods": [MAGNITUDE, {**PENNI, "recipe": "closed_form"}]},
+        {"methods": [PAPER], "dataset": dataset},
+        {"methods": [MAGNITUDE], "plan": WIDTHS},
+        {"methods": [MAGNITUDE], "budget": {"latency_ms": {"max": 5}}},
+    ):
+        assert service.client.post("/v1/jobs", json={**body, **options}).status_code == 201, options
+    service.publish(CATALOGUE)
+    assert service.client.post("/v1/jobs", json={**body, "methods": [MAGNITUDE, MAGNITUDE]}).status_code == 201
 
 
 def test_job_is_also_created_without_the_version_prefix(service):

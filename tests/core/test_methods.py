@@ -115,6 +115,17 @@ def test_unknown_method_suggests_the_nearest():
         get_method("magnitud")
 
 
+def test_catalogue_tells_what_a_method_does_and_which_options_need_labels():
+    infos = {info.type: info for info in method_infos()}
+    assert {name for name, info in infos.items() if info.kind == "rewrites_layers"} == {"penni"}
+    assert {info.kind for info in infos.values()} == {"removes_channels", "rewrites_layers"}
+    for name, info in infos.items():
+        for option, schema in info.schema["properties"].items():
+            for value in schema.get("x-needs-labels", []):
+                assert get_method(name).by_labels(get_method(name).config({option: value})) == option
+    assert infos["penni"].schema["properties"]["recipe"]["x-needs-labels"] == ["paper"]
+
+
 def test_schemas_accept_the_defaults_and_refuse_what_config_refuses():
     for info in method_infos():
         jsonschema.Draft202012Validator.check_schema(info.schema)

@@ -139,6 +139,8 @@ def test_input_shape_that_the_network_cannot_take(client, digits_files: Digits):
         ({"budget": HALF, "outputs": ["onnx", "coreml"]}, "/outputs/1", "safetensors"),
         ({"budget": HALF, "methods": [{"type": "wishful"}]}, "/methods/0/type", "magnitude"),
         ({"budget": HALF, "methods": [{"type": "magnitude", "rond_to": 8}]}, "/methods/0", "rond_to"),
+        ({"budget": HALF, "methods": [{"type": "penni"}, {"type": "penni"}]}, "/methods", "both rewrite layers"),
+        ({"budget": HALF, "methods": [{"type": "penni", "recipe": "paper"}]}, "/methods/0/recipe", "labelled dataset"),
         ({"budget": HALF, "seed": -1}, "/seed", ""),
         ({"budget": HALF, "accuracy": {"max_drop": 0.01}}, "/accuracy", "dataset"),
     ],

@@ -220,6 +220,7 @@ def catalogue(task: Task, folder: Path, tell: Tell) -> Mapping[str, Any]:
                 "title": method.title,
                 "description": method.description,
                 "paper": method.paper,
+                "kind": method.kind,
                 "schema": method.schema,
             }
             for method in method_infos()
