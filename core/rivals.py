@@ -83,6 +83,8 @@ class Rivals:
             stages.listener(ProgressEvent("plan", message="Trying shared kernels beside removed channels"))
             saved = Saved(self._tried(rewriter, constraints, choice, dataset, stages, checkpoint, step))
             checkpoint.finish(f"{step}/trial", saved)
+        else:
+            checkpoint.use(f"{step}/trial")
         report = dict(saved.values)
         return (rewriter if report["taken"] == "penni" else self.chooser), report
 
