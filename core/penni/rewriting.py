@@ -154,11 +154,15 @@ class _Editor:
     def rebuild(self, rules: Mapping[str, Callable[[_Writer, Node], Node]]) -> Network:
         graph = Graph()
         copies: dict[Node, Node] = {}
+        # Nodes are told by their names, so new ones must not take those of nodes that are still to be copied.
+        prefix = "shared"
+        while any(node.name.startswith(prefix) for node in self._network.graph.nodes):
+            prefix += "_"
         for node in self._network.graph.nodes:
             if node.op == "get_attr" and node.target not in self.tensors:
                 continue
             if node.name in rules:
-                copies[node] = rules[node.name](_Writer(graph, self.tensors, node, copies), node)
+                copies[node] = rules[node.name](_Writer(graph, self.tensors, node, copies, prefix), node)
             else:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.lint()
@@ -172,19 +176,20 @@ class _Editor:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes the nodes of one layer."""
+    """Writes the nodes of one layer. prefix: of their names, unless one takes the place of `node`."""
 
     graph: Graph
     tensors: Mapping[str, Tensor]
     node: Node
     copies: Mapping[Node, Node]
+    prefix: str
 
     def tensor(self, name: str) -> Node:
-        node = self.graph.get_attr(name)
+        node = self.graph.create_node("get_attr", name, name=f"{self.prefix}_tensor")
         return self._told(node, self.tensors[name].shape, self.tensors[name].dtype)
 
     def call(self, target: Any, *args: Any, shape: tuple[int, ...], name: str | None = None) -> Node:
-        node = self.graph.create_node("call_function", target, args, name=name)
+        node = self.graph.create_node("call_function", target, args, name=name or f"{self.prefix}_step")
         return self._told(node, shape, self.node.meta["value"].dtype)
 
     def convolution(

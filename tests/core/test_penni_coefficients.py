@@ -42,6 +42,7 @@ class Bottleneck(nn.Module):
 
 @pytest.fixture(scope="module")
 def bottleneck() -> Network:
+    torch.manual_seed(0)
     return network_of(Bottleneck())
 
 

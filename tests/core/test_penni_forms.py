@@ -129,3 +129,18 @@ class TestForms:
         delivered = executable(network, trainable(network, layers), layers)
         assert not any(name.endswith("channels") for name in delivered.tensors)
         assert profile(delivered).costs.macs == 16 * (4 * 9 + 5 * 4)
+
+    def test_nodes_that_are_not_rewritten_keep_their_names_beside_new_ones(self):
+        # The graph numbers its convolutions; the new form of the first has two.
+        module = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Conv2d(5, 4, 3), nn.Conv2d(4, 3, 3)).requires_grad_(False)
+        network = Network.from_module(module, {"x": (4, 9, 9)})
+        first, second, third = sites(network)
+        shared = random_shared(5, 4, 2, (3, 3))
+        layers = {SharedLayer.of(first, shared): shared}
+        trained = trainable(network, layers)
+        plain, delivered = fused(network, trained, layers), executable(network, trained, layers)
+        names = {node.name for node in delivered.graph.nodes}
+        assert {node.name for node in network.graph.nodes if node.op == "call_function"} <= names
+        outcome = compare_forms(plain, delivered, [first.node, second.node, third.node], 0)
+        assert outcome.passed
+        assert outcome.checked == 4
