@@ -5,8 +5,8 @@
 Both commands get the same checkpoint (random weights, from a fixed seed), budget and outputs, each in a new process,
 in turn; the time is that of the whole command: for the service upload, inspection, dispatch, the job in its sandbox,
 and the download of the artifacts into a folder; for the engine alone what it takes to start. The server and the runner
-that it keeps ready are there before. Checks that both deliver the same weights, and prints the seconds of each, the
-difference of the medians, and its share.
+that it keeps ready are there before. Both have one thread. Checks that both deliver the same weights, and prints the seconds
+of each, the difference of the medians, and its share, and the machine's load average before and after.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from tests.stacks.stack import TIMING, OneMachine, wait_for
 
 REST_S = 5.0
 """For the service to make its next runner ready."""
+
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""Of the engine alone, as `OneMachine` sets it for the service."""
 
 
 def checkpoint(architecture: str, path: Path) -> None:
@@ -74,12 +77,13 @@ def main() -> None:
         wait_for(lambda: machine.client.get("/readyz").json()["worker"]["status"] == "ok")
         options = [str(model), "--architecture", given.architecture, "--flops", given.flops, "--outputs", given.outputs]
         served, alone = [], []
+        load_before = os.getloadavg()[0]
         for turn in range(given.rounds):
             time.sleep(REST_S)
             out = folder / f"served{turn}", folder / f"alone{turn}"
             client = {"PENNYWEIGHT_URL": str(machine.client.base_url)}
             served.append(seconds(["pennyweight.cli", "compress", *options], out[0], client))
-            alone.append(seconds(["pennyweightd", "compress", *options], out[1], {}))
+            alone.append(seconds(["pennyweightd", "compress", *options], out[1], THREADS))
             print(f"the service {served[-1]:.1f} s, the engine alone {alone[-1]:.1f} s", flush=True)
             if digest(out[0]) != digest(out[1]):
                 raise RuntimeError("The service and the engine deliver different weights.")
@@ -87,7 +91,7 @@ def main() -> None:
     print(
         f"{given.architecture}, {model_mib(given.architecture):.0f} MiB: the service {service_s:.1f} s, the engine alone "
         f"{engine_s:.1f} s, so the service adds {service_s - engine_s:+.1f} s ({service_s / engine_s - 1:+.1%}); "
-        f"medians of {given.rounds}"
+        f"medians of {given.rounds}; load {load_before:.1f} to {os.getloadavg()[0]:.1f}"
     )
 
 
