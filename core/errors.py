@@ -47,3 +47,8 @@ class EngineError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """What another library's exception says, in a line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]

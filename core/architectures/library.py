@@ -18,6 +18,7 @@ from torch import nn
 from core.architectures.arguments import integer_in
 from core.architectures.family import Architecture, Args, State
 from core.architectures.layout import Layout, names_hash
+from core.errors import first_line
 
 _FOLDER = Path(__file__).parent
 _ARGUMENT_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
@@ -125,8 +126,7 @@ class LibraryFamily:
             return self.build(name, args)
         except _ARGUMENT_ERRORS as error:
             # The library's own checks of its arguments come in many kinds.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise ValueError(f"{self.prefix} cannot build it with {dict(args)}: {reason}") from error
+            raise ValueError(f"{self.prefix} cannot build it with {dict(args)}: {first_line(error, 300)}") from error
 
     def _input_shape(self, entry: Entry, args: Args) -> tuple[int, ...]:
         channels, *sizes = entry.input_shape

@@ -16,7 +16,7 @@ from onnx import version_converter
 
 from core.deliver.difference import relative_error
 from core.deliver.onnx_graph import DEFAULT_OPSET, FIRST_OPSET, require_opset
-from core.errors import EngineError
+from core.errors import EngineError, first_line
 from core.network import Interface, Network
 
 _TOLERANCE = 1e-4
@@ -39,7 +39,7 @@ def opset_beside(network: Network, asked: int | None) -> int:
         try:
             _converted(tail, opset)
         except Exception as error:  # whatever the library's converter raises
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = first_line(error)
             continue
         return opset
     what = f"What follows the network in the uploaded file, of opset {own}, cannot be written in opset {choices[-1]} ({reason})."

@@ -16,7 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from core.deliver.difference import relative_error
-from core.errors import EngineError
+from core.errors import EngineError, first_line
 from core.intake.pt2 import read_pt2
 from core.module_form import to_module
 from core.network import Network
@@ -50,8 +50,7 @@ def _exported(network: Network) -> ExportedProgram:
     except Exception as error:
         raise EngineError(
             "invalid_request",
-            f"The network cannot be written as .pt2 ({(str(error).strip().splitlines() or [type(error).__name__])[0][:200]})."
-            " Ask for the onnx or safetensors output instead.",
+            f"The network cannot be written as .pt2 ({first_line(error)}). Ask for the onnx or safetensors output instead.",
             param="/outputs",
         ) from error
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from core.errors import first_line
 from core.recovery.outputs import as_outputs
 
 logger = logging.getLogger(__name__)
-_LONGEST_REASON = 200
 
 
 def compiled(
@@ -36,8 +36,7 @@ def compiled(
     # What a compiler, its headers or the operating system may find wrong has no common type.
     except Exception as error:
         logger.warning("torch.compile does not work here.", exc_info=True)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:_LONGEST_REASON]
-        return module, f"Trained without torch.compile, which does not work here: {reason}"
+        return module, f"Trained without torch.compile, which does not work here: {first_line(error)}"
     finally:
         module.load_state_dict(state)
         module.zero_grad(set_to_none=True)

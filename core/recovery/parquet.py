@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.errors import first_line
 from core.recovery.chunks import CHUNK_BYTES, TRAIN, Chunk, checked_labels, holds_controls, invalid_dataset, split_code
 from core.recovery.encoded_images import ImageDecoder
 from core.recovery.limits import decoded_limit_bytes
@@ -53,9 +54,8 @@ def read_parquet(file: BinaryIO, name: str, split: int | None, decoder: ImageDec
                 start += len(images)
             row += len(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise invalid_dataset(
-            f"{name}: the Parquet file cannot be read ({reason}); it may be damaged. Upload it again."
+            f"{name}: the Parquet file cannot be read ({first_line(error)}); it may be damaged. Upload it again."
         ) from error
     if row == 0:
         raise invalid_dataset(f"{name}: the Parquet file holds no rows. Leave it out, or write its rows.")

@@ -28,6 +28,7 @@ from typing import IO, Any
 import torch
 from torch import distributed as dist
 
+from core.errors import first_line
 from core.recovery.team import ALONE, Team
 
 # A process imports torch and reads what it gets; on a busy machine that takes its time.
@@ -89,7 +90,9 @@ def gathered(content: Mapping[str, Any], size: int, seed: int, device: torch.dev
         except (OSError, RuntimeError) as error:
             others.end(at_once=True)
             _leave()
-            yield Gathering(ALONE, f"One process instead of {size}, as they cannot work together: {_first_line(error)}")
+            yield Gathering(
+                ALONE, f"One process instead of {size}, as they cannot work together: {first_line(error, 300)}"
+            )
             return
         threading.Thread(target=others.watch, name="team", daemon=True).start()
         done = False
@@ -193,7 +196,7 @@ def main() -> None:
     except Exception as error:
         # The first process may be gone, and its folder with it.
         with suppress(OSError):
-            _error_file(Path(folder), rank).write_text(_first_line(error), encoding="utf-8")
+            _error_file(Path(folder), rank).write_text(first_line(error, 300), encoding="utf-8")
         traceback.print_exc()
         os._exit(1)
 
@@ -238,7 +241,3 @@ def _line(stream: IO[bytes], deadline: float) -> bytes:
 
 def _error_file(folder: Path, rank: int) -> Path:
     return folder / f"error-{rank}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -25,6 +25,7 @@ from torch.fx import Graph, Node
 
 from core.analysis.channels import ChannelAnalysis
 from core.analysis.trace import layer_name
+from core.errors import first_line
 from core.network import Network, TensorMeta
 from core.surgery.masked_run import MaskedRun, Run, kept_part
 from core.surgery.randomised import responsive_copy
@@ -142,7 +143,7 @@ def _compare(
                     expected = _numbers(kept_part(masked, trace.values[node.name], kept))
                     unmasked = _numbers(kept_part(original, trace.values[node.name], kept))
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                layer, reason = layer_name(node), _first_line(error)
+                layer, reason = layer_name(node), first_line(error)
                 problem = f"the masked reference fails in {layer}: {reason}"
                 found[node.name] = _Comparison(node.name, layer, math.inf, False, node in outputs, problem)
                 return found
@@ -185,7 +186,7 @@ class _Twins:
             try:
                 self._run.step(node)
             except Exception as error:
-                self._problem = f"the pruned network fails in {layer_name(node)}: {_first_line(error)}"
+                self._problem = f"the pruned network fails in {layer_name(node)}: {first_line(error)}"
                 break
             if node is twin:
                 break
@@ -197,10 +198,6 @@ class _Twins:
     def release(self, name: str) -> None:
         if name in self._by_name and not self._problem:
             self._run.release(self._by_name[name])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _is_real(node: Node) -> bool:

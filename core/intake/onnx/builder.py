@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from core.errors import first_line
 from core.intake.onnx.names import NameTree, safe_identifier, safe_name
 from core.intake.onnx.values import MANY, BatchInt, Computed, Known, NotPerImage, Unsupported, Value
 from core.network import TensorMeta
@@ -185,8 +186,7 @@ def _evaluate(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch.no_grad():
             return target(*args, **kwargs)
     except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Unsupported(f"PyTorch refuses its arguments: {reason[:200]}") from error
+        raise Unsupported(f"PyTorch refuses its arguments: {first_line(error)}") from error
 
 
 def _require_small(result: Any, limit: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from core.errors import EngineError
+from core.errors import EngineError, first_line
 from core.intake.onnx.values import MANY
 from core.intake.refusals import invalid
 from core.network import Network
@@ -147,9 +147,8 @@ def _expected(
 
 
 def _refused(error: Exception) -> EngineError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return invalid(
-        f"ONNX Runtime does not run the file: {reason[:300]}. Check it with onnxruntime and export it again."
+        f"ONNX Runtime does not run the file: {first_line(error, 300)}. Check it with onnxruntime and export it again."
     )
 
 

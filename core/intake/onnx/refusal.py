@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import onnx
 
-from core.errors import EngineError
+from core.errors import EngineError, first_line
 from core.intake.onnx.handlers import HANDLERS
 from core.intake.onnx.proto import subgraphs
 from core.intake.onnx.tail import TAIL_OPERATORS
@@ -68,8 +68,9 @@ def require_valid(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise invalid(f"The ONNX graph breaks the format's rules: {reason[:300]} Export the network again.") from error
+        raise invalid(
+            f"The ONNX graph breaks the format's rules: {first_line(error, 300)} Export the network again."
+        ) from error
     names = Counter(one.name for one in model.graph.initializer)
     twice = [name for name, count in names.items() if count > 1]
     if twice:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from core.analysis.schema import operator_name
+from core.errors import first_line
 from core.intake.pt2.fields import LARGEST
 from core.intake.refusals import invalid
 
@@ -53,8 +54,7 @@ def evaluated(target: Callable[..., Any], args: Any, kwargs: Any, what: str) -> 
         with torch.no_grad():
             return target(*args, **kwargs)
     except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise invalid(f"{what} of the .pt2 file cannot be computed: {reason[:200]}.") from error
+        raise invalid(f"{what} of the .pt2 file cannot be computed: {first_line(error)}.") from error
 
 
 def require_numbers(items: Sequence[Any], what: str) -> None:
