@@ -171,7 +171,7 @@ def _store_form(session: Session, tenant_id: str, files: _FileColumns, options: 
 
 def _created(session: Session, once: Attempt, job: Job, base_url: str) -> _Created:
     """What the client is told of a new job, kept under its idempotency key."""
-    resource = resources.Job.of(job, base_url)
+    resource = resources.Job.of(job, base_url, None)
     headers = {**job_headers(job, job.created_at), "Location": resource.links.self}
     once.keep(session, 201, resource, headers)
     return resource, headers
@@ -208,7 +208,7 @@ def list_jobs(
 ) -> Any:
     with services.database.read() as session:
         page = JobRepository(session, tenant_id).list(status, labels, limit, after, order)
-    return resources.job_page(page, resources.base_url(request))
+    return resources.job_page(page, resources.base_url(request), services.settings.artifacts_kept)
 
 
 @router.get(
@@ -243,7 +243,7 @@ async def get_job(
     if matches(known, job_etag(job)):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
-    return resources.Job.of(job, resources.base_url(request))
+    return resources.Job.of(job, resources.base_url(request), services.settings.artifacts_kept)
 
 
 async def _until_end(
@@ -271,7 +271,7 @@ def cancel_job(
         headers = job_headers(job, services.database.now(session))
     services.ring()
     response.headers.update(headers)
-    return resources.Job.of(job, resources.base_url(request))
+    return resources.Job.of(job, resources.base_url(request), services.settings.artifacts_kept)
 
 
 @router.post(

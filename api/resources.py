@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
@@ -157,7 +157,7 @@ class Job(BaseModel):
     queued_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="When the artifacts are deleted, or were; null keeps them.")
     cancel_requested_at: datetime | None
     request: dict[str, Any]
     progress: JobProgress
@@ -166,11 +166,12 @@ class Job(BaseModel):
     links: JobLinks
 
     @classmethod
-    def of(cls, row: tables.Job, base_url: str) -> Self:
-        return cls.model_validate(job_fields(row, base_url))
+    def of(cls, row: tables.Job, base_url: str, kept: timedelta | None) -> Self:
+        """`kept` is how long artifacts stay after their job's end; None is for ever."""
+        return cls.model_validate(job_fields(row, base_url, kept))
 
 
-def job_fields(row: tables.Job, base_url: str) -> dict[str, Any]:
+def job_fields(row: tables.Job, base_url: str, kept: timedelta | None) -> dict[str, Any]:
     """The fields of a `Job`. What the store holds was validated when it was written; long lists are sent as they are."""
     here = f"{base_url}/v1/jobs/{row.id}"
     result = None
@@ -204,7 +205,7 @@ def job_fields(row: tables.Job, base_url: str) -> dict[str, Any]:
         "queued_at": row.queued_at,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
-        "expires_at": row.expires_at,
+        "expires_at": _artifacts_until(row, kept),
         "cancel_requested_at": row.cancel_requested_at,
         "request": row.request,
         "progress": _NO_PROGRESS if row.progress is None else row.progress,
@@ -218,6 +219,13 @@ def job_fields(row: tables.Job, base_url: str) -> dict[str, Any]:
             "bundle": f"{here}/bundle",
         },
     }
+
+
+def _artifacts_until(row: tables.Job, kept: timedelta | None) -> datetime | None:
+    """When the artifacts go, or went."""
+    if row.expires_at is not None or kept is None or row.result is None or not row.result["artifacts"]:
+        return row.expires_at
+    return row.finished_at + kept
 
 
 def _defaults(of: type[BaseModel]) -> dict[str, Any]:
@@ -348,9 +356,9 @@ def slice_of(
     return page, has_more, cursor(page[-1]) if has_more else None
 
 
-def job_page(page: Page[tables.Job], base_url: str) -> Response:
+def job_page(page: Page[tables.Job], base_url: str, kept: timedelta | None) -> Response:
     """A `JobList`, written at once: to validate a hundred results and then to write them is most of a list's time."""
-    data = [job_fields(row, base_url) for row in page.rows]
+    data = [job_fields(row, base_url, kept) for row in page.rows]
     body = {"object": "list", "has_more": page.has_more, "next": page.next, "data": data}
     return Response(to_json(body), media_type="application/json")
 

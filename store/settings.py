@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -122,6 +123,10 @@ class Settings(BaseSettings):
                 f"({self.lease_s:g}), so that one late heartbeat does not lose the lease"
             )
         return self
+
+    @property
+    def artifacts_kept(self) -> timedelta | None:
+        return None if self.retain_artifacts_days is None else timedelta(days=self.retain_artifacts_days)
 
     @property
     def webhook_policy(self) -> WebhookPolicy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_artifacts_are_listed_once_the_job_has_succeeded(service):
     assert after["data"] == []
     unknown = service.client.get(f"/v1/jobs/{job}/artifacts", params={"after": "model.exe"})
     assert "'model.exe'" in pointers(unknown)["/after"]
+
+
+def test_a_finished_job_says_until_when_its_artifacts_are_kept(serve):
+    with serve(retain_artifacts_days=1.5) as service:
+        jobs = service.job()["id"], service.job(name="given up")["id"]
+        service.inspect_model()
+        service.finish_job()
+        service.client.post(f"/v1/jobs/{jobs[1]}/cancel")
+        finished, cancelled = (service.client.get(f"/v1/jobs/{job}").json() for job in jobs)
+        finished_at, expires_at = (datetime.fromisoformat(finished[at]) for at in ("finished_at", "expires_at"))
+        assert expires_at - finished_at == timedelta(days=1.5)
+        assert cancelled["finished_at"] is not None and cancelled["expires_at"] is None
+        listed = {job["id"]: job["expires_at"] for job in service.client.get("/v1/jobs").json()["data"]}
+        assert listed == {jobs[0]: finished["expires_at"], jobs[1]: None}
 
 
 def test_download_carries_type_name_digest_and_validator(client, url):
