@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from core.deliver import report_parts as page
 
 _NAMES = {"params": "parameter-aware", "flops": "FLOPs-aware", "memory": "memory-aware"}
 _FIGURES = {"params": "Parameters", "macs": "MACs", "memory_bytes": "Memory (bytes)"}
 _WIDTH, _ROW = 360, 40
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 
 
-def complexity_html(
-    complexity: Mapping[str, Any] | None,
-    baseline: Mapping[str, Any],
-    table: Table,
-    paragraph: Callable[[Any], str],
-    pictures: Callable[[Iterable[str]], str],
-) -> str:
+def complexity_html(complexity: Mapping[str, Any] | None, baseline: Mapping[str, Any]) -> str:
     """One panel per figure, a bar per mode; the spread over the seeds is a line across the bar's end.
 
-    complexity: as `core.draws` describes it. table, paragraph, pictures: the page's own; the first two escape.
+    complexity: as `core.draws` describes it.
     """
     if not complexity:
         return ""
     modes, delivered = complexity["modes"], complexity["mode"]
     several = any(mode["seeds"] > 1 for mode in modes)
     parts = [
-        paragraph(
+        page.paragraph(
             f"Widths are drawn by lot, weighted by each layer's share of the complexity; delivered: {_NAMES[delivered]}. "
             "All modes are held to the same caps, and bars are shares of the original."
             + (" The line at a bar's end is the standard deviation over the seeds." if several else "")
@@ -43,12 +38,12 @@ def complexity_html(
     if measured and (len(measured) > 1 or several):
         rows = [_bar(mode, "accuracy", 1.0, lambda value: f"{value:.2%}") for mode in measured]
         panels.append(_panel("Accuracy (test)", rows, delivered))
-    parts.append(pictures(panels))
+    parts.append(page.pictures(panels))
     if len(measured) > 1 or several:
-        parts.append(_draws(complexity["draws"], table))
+        parts.append(_draws(complexity["draws"]))
     if complexity.get("missed"):
         names = [f"{_NAMES[one['mode']]} with seed {one['seed']}" for one in complexity["missed"]]
-        parts.append(paragraph(f"Not within the caps: {', '.join(names)}."))
+        parts.append(page.paragraph(f"Not within the caps: {', '.join(names)}."))
     return "".join(parts)
 
 
@@ -86,7 +81,7 @@ def _panel(title: str, rows: Sequence[tuple[str, float, float | None, str]], del
     )
 
 
-def _draws(draws: Sequence[Mapping[str, Any]], table: Table) -> str:
+def _draws(draws: Sequence[Mapping[str, Any]]) -> str:
     errors = any(draw["output_error"] is not None for draw in draws)
     head = ("mode", "seed", *_FIGURES.values(), "output error" if errors else "accuracy (test)", "delivered")
     rows = []
@@ -95,4 +90,4 @@ def _draws(draws: Sequence[Mapping[str, Any]], table: Table) -> str:
         shown = "only planned" if score is None else f"{score:.4g}" if errors else f"{score:.2%}"
         costs = [f"{draw[name]:,}" for name in _FIGURES]
         rows.append((_NAMES[draw["mode"]], str(draw["seed"]), *costs, shown, "✓" if draw["delivered"] else ""))
-    return table(head, rows)
+    return page.table(head, rows)

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from core.deliver import report_parts as page
+
 _MOST_LAYERS = 400
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 
 
-def encoding_html(
-    encoding: Mapping[str, Any] | None,
-    int8: Mapping[str, Any] | None,
-    table: Table,
-    paragraph: Callable[[Any], str],
-) -> str:
-    """table, paragraph: the page's own, which escape. Nothing where nothing was encoded."""
-    return (_encoding(encoding, table, paragraph) if encoding else "") + (_int8(int8, table) if int8 else "")
+def encoding_html(encoding: Mapping[str, Any] | None, int8: Mapping[str, Any] | None) -> str:
+    """Nothing where nothing was encoded."""
+    return (_encoding(encoding) if encoding else "") + (_int8(int8) if int8 else "")
 
 
-def _encoding(encoding: Mapping[str, Any], table: Table, paragraph: Callable[[Any], str]) -> str:
+def _encoding(encoding: Mapping[str, Any]) -> str:
     layers = encoding["layers"]
     if not layers:
-        return paragraph(f"model.pwt holds the weights as they are: {encoding['file_bytes']:,} bytes.")
+        return page.paragraph(f"model.pwt holds the weights as they are: {encoding['file_bytes']:,} bytes.")
     total = (
         f"{encoding['weights']:,} weights by {encoding['quantizer']}: {encoding['bits_per_weight']:.3f} bits each, "
         f"ψ = {encoding['psi']:.2%} of float32; {encoding['coded_bytes']:,} bytes where the entropy of the indices and "
         f"the codebooks come to {encoding['entropy_bytes']:,}. The whole of model.pwt is {encoding['file_bytes']:,} bytes, "
         f"of them {encoding['kept_whole_bytes']:,} of tensors that are kept whole."
     )
-    parts = [paragraph(total)]
+    parts = [page.paragraph(total)]
     accuracy = encoding.get("accuracy")
     if accuracy:
         rows = [(name, *(f"{accuracy[name][split]:.2%}" for split in ("val", "test"))) for name in ("before", "after")]
-        parts.append(table(("accuracy", "validation", "test"), rows))
+        parts.append(page.table(("accuracy", "validation", "test"), rows))
     for measure, title in (("validation_accuracy", "validation accuracy"), ("output_error", "output error")):
         scores = encoding.get(measure)
         if scores:
             show = "{:.2%}" if measure == "validation_accuracy" else "{:.4g}"
-            parts.append(table(("stage", title), [(n.replace("_", " "), show.format(v)) for n, v in scores.items()]))
+            parts.append(page.table(("stage", title), [(page.words(n), show.format(v)) for n, v in scores.items()]))
     rows = [
         (
             layer["name"],
@@ -53,12 +49,12 @@ def _encoding(encoding: Mapping[str, Any], table: Table, paragraph: Callable[[An
         for layer in layers[:_MOST_LAYERS]
     ]
     head = ("layer", "weights", "values", "zeros", "format", "bytes", "bits per weight", "entropy")
-    return "".join([*parts, table(head, rows)])
+    return "".join([*parts, page.table(head, rows)])
 
 
-def _int8(int8: Mapping[str, Any], table: Table) -> str:
+def _int8(int8: Mapping[str, Any]) -> str:
     rows = [("bytes", f"{int8['float_file_bytes']:,}", f"{int8['file_bytes']:,}")]
     if int8["accuracy"] is not None:
         rows.append(("accuracy (test)", f"{int8['float_accuracy']:.2%}", f"{int8['accuracy']:.2%}"))
     rows.append(("output error", "", f"{int8['output_error']:.4g}"))
-    return table(("model.int8.onnx", "float", "int8"), rows)
+    return page.table(("model.int8.onnx", "float", "int8"), rows)
