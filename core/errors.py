@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 ErrorCode = Literal[
@@ -22,6 +23,16 @@ ErrorCode = Literal[
     "invalid_request",
     "internal",
 ]
+# torch's allocators, the C library, C++, and cuBLAS, cuDNN and their like say it in words only.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "allocation_failed",
+)
 
 
 class EngineError(Exception):
@@ -52,3 +63,22 @@ class EngineError(Exception):
 def first_line(error: BaseException, longest: int = 200) -> str:
     """What another library's exception says, in a line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, on the CPU or on a GPU, by whatever asked for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(phrase in said for phrase in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_as_refusal(what: str) -> Iterator[None]:
+    """For what the run can do without: too little memory for `what` is an EngineError like any other of its refusals."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EngineError("out_of_memory", f"There is too little memory for {what}.") from error

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from core.errors import EngineError
+from core.errors import EngineError, is_out_of_memory
 from core.network import Network, TensorMeta, TensorSpec
 
 aten = torch.ops.aten
@@ -49,6 +49,9 @@ def export_module(
         program = torch.export.export(module, example, dynamic_shapes=dynamic)
         exported = program.module(check_guards=False)
     except Exception as error:
+        # A forward pass of any library, traced: there is no list of what that may raise.
+        if is_out_of_memory(error):
+            raise
         raise EngineError(
             "invalid_model",
             f"The network cannot be exported for input shape(s) {[list(s) for s in input_shapes.values()]}: "

@@ -216,6 +216,7 @@ class _LabelInterpreter:
             self.recorder.roll_back(checkpoint)
             return self._freeze_call(call, str(refusal))
         except Exception as error:
+            # A rule that fails costs channels and no job: the call stays whole, and the report names the fault.
             self.recorder.roll_back(checkpoint)
             self.faults.append(f"{node.name} ({node.target}): {type(error).__name__}: {error}")
             return self._freeze_call(call, f"the label rule of {node.target} does not cover this call")

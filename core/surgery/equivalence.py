@@ -25,7 +25,7 @@ from torch.fx import Graph, Node
 
 from core.analysis.channels import ChannelAnalysis
 from core.analysis.trace import layer_name
-from core.errors import first_line
+from core.errors import first_line, is_out_of_memory
 from core.network import Network, TensorMeta
 from core.surgery.masked_run import MaskedRun, Run, kept_part
 from core.surgery.randomised import responsive_copy
@@ -143,6 +143,8 @@ def _compare(
                     expected = _numbers(kept_part(masked, trace.values[node.name], kept))
                     unmasked = _numbers(kept_part(original, trace.values[node.name], kept))
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 layer, reason = layer_name(node), first_line(error)
                 problem = f"the masked reference fails in {layer}: {reason}"
                 found[node.name] = _Comparison(node.name, layer, math.inf, False, node in outputs, problem)
@@ -186,6 +188,9 @@ class _Twins:
             try:
                 self._run.step(node)
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                # Whatever a wrong graph raises where it runs, it is wrong.
                 self._problem = f"the pruned network fails in {layer_name(node)}: {first_line(error)}"
                 break
             if node is twin:

@@ -16,7 +16,6 @@ from store.contract import ErrorCode, ErrorInfo
 from worker.protocol import CHECKPOINT_LINE, START_LINE, ErrorMessage, Message, ResultMessage, Task, encode
 from worker.sandbox import limit_cpu_seconds
 
-OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILED = 1
 # A status above this says which signal ended the runner, as shells say it.
@@ -99,7 +98,10 @@ def describe(error: Exception) -> ErrorInfo:
             param=error.param,
             details=json.loads(json.dumps(error.details, default=str)),
         )
-    if _is_out_of_memory(error):
+    # By now the process is confined, and the engine has been imported by the command.
+    from core.errors import is_out_of_memory
+
+    if is_out_of_memory(error):
         return ErrorInfo(
             code=ErrorCode.out_of_memory,
             message="The worker ran out of memory on this task. Use a smaller batch size (recovery.batch_size), "
@@ -122,12 +124,4 @@ def _is_from_engine(error: Exception) -> bool:
     """Told by its shape: this module must not import the engine before the process is confined."""
     return isinstance(getattr(error, "code", None), str) and all(
         hasattr(error, name) for name in ("message", "param", "details")
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, (RuntimeError, OSError)) and any(
-        phrase in str(error).lower() for phrase in OUT_OF_MEMORY_PHRASES
     )

@@ -208,9 +208,10 @@ def transposition(call: Call, x: Value) -> list[int]:
 
 
 def moved(call: Call, x: Value) -> list[int]:
-    as_list = lambda axes: [axes] if isinstance(axes, int) else list(axes)  # noqa: E731
-    sources = [x.axis(axis) for axis in as_list(call["source"])]
-    targets = [x.axis(axis) for axis in as_list(call["destination"])]
+    sources, targets = (
+        [x.axis(axis) for axis in ([axes] if isinstance(axes, int) else axes)]
+        for axes in (call["source"], call["destination"])
+    )
     order: list[int | None] = [None] * x.rank
     for source, target in zip(sources, targets, strict=True):
         order[target] = source
