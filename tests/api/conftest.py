@@ -40,10 +40,13 @@ from store.plans import PlanRepository
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Tenant
 from store.work import cancel_job, claim, finish_job, finish_model, finish_plan, reject
+from tests.api.webhook_receiver import Receiver, receiving
 from tests.databases import Databases, databases, execute_on_server
 
 CHECKPOINT = b"weights " * 1000
 HALF = {"flops": {"max_ratio": 0.5}}
+NO_MODEL = "mdl_" + "0" * 26
+NO_DATASET = "ds_" + "0" * 26
 ARTIFACT = bytes(range(256)) * 20
 
 
@@ -304,6 +307,12 @@ def service(serve: Callable[..., Any]) -> Iterator[Service]:
 @pytest.fixture
 def client(service: Service) -> httpx.Client:
     return service.client
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

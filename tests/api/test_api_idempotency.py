@@ -16,7 +16,7 @@ from store import idempotency
 from store.database import Database
 from store.idempotency import IdempotencyRepository, KeptAnswer, expire_idempotency_keys
 from store.tables import LOCAL_TENANT, IdempotencyKey
-from tests.api.conftest import CHECKPOINT, HALF, Service, listening, pointers, problem, spec
+from tests.api.conftest import CHECKPOINT, HALF, NO_MODEL, Service, listening, pointers, problem, spec
 
 KEY = {"Idempotency-Key": "once"}
 FILE = ("net.pt", CHECKPOINT)
@@ -123,7 +123,7 @@ def test_plan_is_made_once_and_a_repeated_request_waits_for_it(service, monkeypa
 
 
 def test_refused_request_gives_its_key_back(service):
-    nothing = {"model": "mdl_" + "0" * 26, "budget": HALF}
+    nothing = {"model": NO_MODEL, "budget": HALF}
     problem(service.client.post("/v1/jobs", headers=KEY, json=nothing), 404, "not_found")
     problem(service.client.post("/v1/models", headers=KEY, files={"file": ("a", b"")}), 422, "empty_file")
     body = {"model": service.upload()["id"], "budget": HALF}

@@ -13,9 +13,7 @@ from sqlalchemy import func, select
 
 from store.contract import WorkKind
 from store.tables import Plan
-from tests.api.conftest import CATALOGUE, HALF, OUTCOME, pointers, problem
-
-NO_MODEL = "mdl_" + "0" * 26
+from tests.api.conftest import CATALOGUE, HALF, NO_MODEL, OUTCOME, pointers, problem
 
 
 def ask(service, model: str, **options):
