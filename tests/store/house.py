@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import update
+
 from store import work
-from store.claims import Claim
+from store.claims import Claim, StoredArtifact
 from store.contract import (
     DatasetInspection,
+    ErrorCode,
+    ErrorInfo,
     JobRequest,
     JobResult,
     Measured,
@@ -23,11 +28,13 @@ from store.jobs import JobRepository
 from store.layout import dataset_key, model_key
 from store.models import ModelRepository
 from store.plans import PlanRepository
-from store.tables import LOCAL_TENANT, Dataset, Job, Plan
+from store.tables import LOCAL_TENANT, Dataset, Job, Plan, Work
 
 OTHER_TENANT = "other"
 WORKER = "host:1:job"
 LEASE_S = 60.0
+UNMET = ErrorInfo(code=ErrorCode.target_unmet, message="Reached 41 %.", details={"smallest": {"flops": 5}})
+UNSAFE = ErrorInfo(code=ErrorCode.unsafe_model, message="It calls os.system.")
 COSTS = {
     "params": 1000,
     "macs": 20000,
@@ -174,3 +181,23 @@ def plan_outcome() -> PlanOutcome:
             "frozen": [],
         }
     )
+
+
+def artifact(claim: Claim, name: str = "model.onnx") -> StoredArtifact:
+    return StoredArtifact(name, "application/onnx", 5, "ef" * 32, claim.object_key(name))
+
+
+def nothing_claimable(house: House, **options: Any) -> bool:
+    options = {"worker_id": "w", "kinds": set(WorkKind), "queues": {"cpu", "gpu"}, "lease_s": 1.0, **options}
+    return work.claim(house.database, **options) is None
+
+
+def let_the_lease_expire(house: House, id: str) -> None:
+    with house.database.transaction() as session:
+        past = house.database.now(session) - timedelta(seconds=1)
+        session.execute(update(Work).where(Work.id == id).values(lease_expires_at=past))
+
+
+def lose(house: House, claim: Claim) -> None:
+    let_the_lease_expire(house, claim.id)
+    assert work.expire_leases(house.database, backoff_s=0) == 1
