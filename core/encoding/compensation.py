@@ -25,8 +25,9 @@ from core.encoding.kernels import Choice, Shared
 from core.encoding.quantized import QuantizedTensor
 from core.encoding.quantizers import Levels
 from core.network import Network
+from core.recovery.least_squares import NormalEquations, Solution, damped, normal_equations
 from core.recovery.patches import MatrixLayer
-from core.recovery.refit import NormalEquations, Solution, normal_equations, refit
+from core.recovery.refit import refit
 
 # Of the Gram matrix's mean diagonal: what holds directions that the images say nothing about.
 _RIDGE = 0.1
@@ -94,19 +95,15 @@ class _Rounding:
         if bias is not None:
             rounded = torch.cat([rounded, free[:, :, columns:]], dim=2)
             bias = free[:, :, columns].flatten().to(bias.dtype)
-        squares = (normal.residual, normal.error((rounded - start).transpose(1, 2)).clamp_min(0))
-        tiny = torch.finfo(torch.float64).tiny
-        errors = tuple(float((square / (normal.power + tiny)).sqrt()) for square in squares)
+        after = normal.error((rounded - start).transpose(1, 2))
+        errors = normal.relative(normal.residual), normal.relative(after)
         return Solution(rounded[:, :, :columns].reshape(weight.shape).to(weight.dtype), bias, errors)
 
 
 def _solved(normal: NormalEquations, start: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """The least-squares weights in the order in which columns are rounded, U in that order, and the order; None where
     numbers are not finite. A bias, the column behind `columns`, is the last and is never rounded."""
-    gram = normal.gram.clone()
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    strength = _RIDGE * diagonal.mean(dim=1, keepdim=True)
-    diagonal += torch.where(strength > 0, strength, 1.0)
+    gram = damped(normal.gram, _RIDGE)
     energy = gram.diagonal(dim1=1, dim2=2).sum(dim=0)
     order = torch.argsort(energy[:columns], descending=True, stable=True)
     order = torch.cat([order, torch.arange(columns, len(energy), device=order.device)])

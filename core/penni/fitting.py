@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from core.penni.decomposition import SharedKernels
+from core.recovery.least_squares import NormalEquations, Solution, judged
 from core.recovery.patches import MatrixLayer
-from core.recovery.refit import NormalEquations, Solution, judged
 
 # In units of the mean diagonal.
 RIDGES = (1e-4, 1e-2)
 
 
 class KernelSolver:
-    """Solves one layer as shared kernels (a `Solver` of `core.recovery.refit`); `shared` is the state, before and after.
+    """Solves one layer as shared kernels (a `Solver` of `core.recovery.least_squares`); `shared` is the state, before and after.
 
     Coefficients that are zero stay zero. sweeps: how often the kernels are solved too.
     """

@@ -14,8 +14,9 @@ from core.analysis.schema import bind, operator_name
 from core.network import Network
 from core.recovery import RecoveryConfig, load_dataset, recover
 from core.recovery.evaluation import accuracy, predict
+from core.recovery.least_squares import RIDGES, _change, normal_equations
 from core.recovery.patches import matrix_layer
-from core.recovery.refit import RIDGES, _change, normal_equations, refit
+from core.recovery.refit import refit
 from tests.core.recovery_cases import digits, pruned_and_kept, pruned_network, save_digits, trained_network
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
