@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy.sparse import csr_array
 
-from core.encoding import fast, formats
+from core.encoding import fast, fast_products, formats
 from core.encoding.errors import PwtError, PwtFault
 from core.encoding.hac import Decoder as HacDecoder
 from core.encoding.hac import stream_of_columns
@@ -153,15 +153,15 @@ class CompressedMatrix:
         decoder = self._decoder
         if isinstance(decoder, ImDecoder):
             words, first = decoder.words(start, stop)
-            if not fast.product_im(words, first, decoder.width, self._codebook, transposed, out):
+            if not fast_products.product_im(words, first, decoder.width, self._codebook, transposed, out):
                 raise PwtError(PwtFault.bad_index, "im", "an index is not below the levels")
             return
         words, ends = stream_of_columns(decoder.stream, decoder.ends, start, stop)
         if isinstance(decoder, HacDecoder):
-            complete = fast.product_hac(words, ends, decoder.code.tables, self._codebook, transposed, out)
+            complete = fast_products.product_hac(words, ends, decoder.code.tables, self._codebook, transposed, out)
         else:
             counts, rows = decoder.placed(start, stop)
-            complete = fast.product_shac(
+            complete = fast_products.product_shac(
                 words, ends, counts, rows, decoder.code.tables, self._codebook, transposed, out
             )
         if not complete:
