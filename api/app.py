@@ -153,7 +153,7 @@ def _describe(app: FastAPI, settings: Settings) -> None:
             app.openapi_schema = documentation.openapi_document(app, settings)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign] - FastAPI's own way to change its document
 
 
 def _allowed_methods() -> Callable[[Request], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,7 +34,7 @@ def zip_size(members: Sequence[Member]) -> int | None:
     return total if total < ZIP64_BYTES else None
 
 
-def zip_stream(members: Sequence[Member], modified: datetime) -> Iterator[bytes]:
+def zip_stream(members: Sequence[Member], modified: datetime) -> Generator[bytes, None, None]:
     """The archive, piece by piece. The same members and date give the same bytes."""
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
@@ -62,7 +62,7 @@ class _Sink(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: bytes) -> int:  # type: ignore[override] - zipfile writes nothing but bytes
         self._pieces.append(bytes(data))
         return len(data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -111,9 +111,9 @@ def _etag(layout: Layout, name: str, artifacts: Sequence[Artifact]) -> str:
     return f'"{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"'
 
 
-async def _pieces(stream: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(stream: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
     try:
         while (piece := await run_in_threadpool(next, stream, None)) is not None:
             yield piece
     finally:
-        await run_in_threadpool(stream.close)  # type: ignore[attr-defined]
+        await run_in_threadpool(stream.close)

@@ -76,7 +76,7 @@ class RequestContext:
                 await problem_response(request, problem)(scope, receive, answer)
             except ClientDisconnect:
                 status = 499
-            except Exception:
+            except Exception:  # whatever no route foresaw: the client is told, and the log says what it was
                 logger.exception("%s %s failed [%s]", scope["method"], _quoted(scope["path"]), request_id)
                 if status:
                     raise  # the answer has begun: only cutting the connection tells the client

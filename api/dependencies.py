@@ -78,7 +78,7 @@ class Services:
         if self.wake is not None:
             try:
                 self.wake()
-            except Exception:
+            except Exception:  # of the waker's, whatever it is: the request has succeeded already
                 logger.exception("The worker could not be told about new work; it will find it by polling.")
 
     def catalogue(self) -> Catalogue | None:

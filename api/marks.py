@@ -59,7 +59,7 @@ class Marks:
             asked, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
             try:
                 answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, asked)
-            except Exception as error:
+            except Exception as error:  # raised where the answers are awaited
                 for question in asked:
                     if not question.answer.done():  # who asked may be gone
                         question.answer.set_exception(error)

@@ -53,7 +53,7 @@ class Probe(Generic[Answer]):
         except StoreError as error:
             logger.error("%s is not ready: %s", self._what, error)
             return Part(status="down", detail=str(error))
-        except Exception as error:
+        except Exception as error:  # what is broken is the answer, and an answer there must be
             logger.error("%s is not ready", self._what, exc_info=error)
             detail = f"{self._what} does not work ({type(error).__name__}); the server's log has more."
             return Part(status="down", detail=detail)
@@ -69,7 +69,7 @@ class Probe(Generic[Answer]):
     def _run(self, future: Future[Answer]) -> None:
         try:
             found = self._ask()
-        except BaseException as error:
+        except BaseException as error:  # raised where the answer is awaited
             self._end()
             future.set_exception(error)
         else:

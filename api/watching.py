@@ -116,7 +116,7 @@ async def unless_gone(request: Request, waiting: Callable[[], Awaitable[T]], oth
         group.start_soon(cancel_when_gone)
         try:
             outcome = await waiting()
-        except Exception as error:
+        except Exception as error:  # raised again below, outside the group
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:

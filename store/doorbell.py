@@ -123,7 +123,7 @@ class Doorbell:
                 if not self._working:
                     logger.info("The queue answers again.")
                 self._working = True
-            except Exception:
+            except Exception:  # a broker's client raises what it likes; this thread must live to try again
                 self._disconnect()
                 if self._working:
                     logger.warning("Workers could not be told about work; they find it by themselves.", exc_info=True)
@@ -151,5 +151,5 @@ class Doorbell:
             connection, self._connection = self._connection, None
             try:
                 connection.collapse()
-            except Exception:
+            except Exception:  # it is broken, which is why it is closed
                 logger.debug("The broken connection to the queue could not be closed in order.", exc_info=True)

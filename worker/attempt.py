@@ -162,7 +162,7 @@ class Attempt:
                     logger.info("Attempt %d of %s: %s.", self._claim.attempt, self._claim.id, type(end).__name__)
                     self._phases.enter("settle")
                     self._settle(end, runner)
-            except Exception as error:
+            except Exception as error:  # raised again below, once the work is given back
                 delay_s = trouble_delay_s(self._claim.troubles)
                 logger.error(
                     "Attempt %d of %s failed on this worker; if it is tried again, in %g s at the earliest.",

@@ -55,7 +55,7 @@ class Housekeeper(threading.Thread):
                 self.sweep()
             except StorageUnavailable as error:
                 logger.error("Storage could not be swept: %s", error)
-            except Exception:
+            except Exception:  # mostly the database's; this thread must live to sweep again
                 logger.exception("What is out of date could not be swept.")
             wait_s = min(LOOK_EVERY_S, self._stale_s)
 

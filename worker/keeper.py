@@ -166,7 +166,7 @@ class CheckpointKeeper:
                 self._closed = True
             except ProtocolError as error:
                 logger.error("The checkpoint of %s is not taken: %s", self._claim.id, error)
-            except Exception:
+            except Exception:  # of the database or the store: the work goes on, and so do the attempts to store
                 logger.warning("A checkpoint of %s could not be stored.", self._claim.id, exc_info=True)
                 with self._changed:
                     self._wanted = self._wanted or (self._storing and not self._flushing)

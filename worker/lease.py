@@ -116,7 +116,7 @@ class Lease:
                 return True
             except LeaseLost:
                 self._lost = True
-            except Exception:
+            except Exception:  # mostly the database's, which may come back while the lease runs
                 if self._expired():
                     logger.exception("Giving up the last write of attempt %d of %s.", self.claim.attempt, self.claim.id)
                     self._lost = True
@@ -138,7 +138,7 @@ class Lease:
             except LeaseLost:
                 self._lost = True
                 return
-            except Exception:
+            except Exception:  # mostly the database's, which may come back while the lease runs
                 logger.warning("A heartbeat for %s failed.", self.claim.id, exc_info=True)
                 if self._expired():
                     self._lost = True

@@ -174,7 +174,7 @@ class RunnerProcess:
         """Leave nothing: end the process, close its pipes, remove its folder."""
         self.kill()
         for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError):  # closing writes what is buffered, and nobody reads it
                 stream.close()
         if self._messages >= 0:
             os.close(self._messages)
@@ -188,7 +188,7 @@ class RunnerProcess:
             self._process.stdin.write(line)
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # all of the group have ended
             os.killpg(self._process.pid, number)
 
     def _wait(self, timeout_s: float, keep_waiting: Callable[[], bool] = lambda: True) -> None:

@@ -120,7 +120,7 @@ class Slot(threading.Thread):
                     self._tell_idle()
                     self._bell.wait(self._poll_s)
                 failures = 0
-            except Exception:
+            except Exception:  # trouble of this machine's own: the work is given back, and the slot must live on
                 delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
                 logger.exception("The slot for %s had trouble; it goes on in %g s.", self._spec.name, delay_s)
                 failures += 1

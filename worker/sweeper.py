@@ -70,7 +70,7 @@ class Sweeper(threading.Thread):
             try:
                 self._say_that_we_live()
                 self.sweep()
-            except Exception:
+            except Exception:  # mostly the database's; this thread must live to sweep again
                 logger.exception("A sweep failed; the next one is in %g s.", self._sweep_s)
 
     def _say_that_we_live(self) -> None:

@@ -70,7 +70,7 @@ class WebhookSender:
         while not self._stopping.is_set():
             try:
                 found = self._send_due()
-            except Exception:
+            except Exception:  # mostly the database's; this thread must live to look again
                 logger.exception("Webhooks could not be claimed; next look in %g s.", AFTER_TROUBLE_S)
                 self._stopping.wait(AFTER_TROUBLE_S)
                 continue
@@ -101,7 +101,7 @@ class WebhookSender:
             settle(self._database, due, outcome)
             if not outcome.delivered:
                 logger.info("Webhook %s, attempt %d: %s", due.id, due.attempts, outcome.error)
-        except Exception:
+        except Exception:  # in a pool's thread, where nobody would see it
             logger.exception("Webhook %s is due again when its lease ends.", due.id)
         finally:
             self._slots.release()

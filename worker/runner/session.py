@@ -77,7 +77,7 @@ def run_task(task: Task, folder: Path, commands: Mapping[str, Command], messages
         send(ResultMessage(result=json.loads(json.dumps(result, allow_nan=False))))
     except BrokenPipeError:
         return FAILED
-    except Exception as error:
+    except Exception as error:  # whatever the engine raises is how the task ended, and is reported as that
         # For the operator: standard error goes to the log, and only its last lines to the job.
         traceback.print_exc(file=sys.stderr)
         if isinstance(number := getattr(error, "signal_number", None), int):
