@@ -38,7 +38,8 @@ class RecoveryConfig:
     side of the square that is blanked, as a share of the image's shorter side. mixup: α of the Beta distribution. patience:
     epochs without a better validation after which training stops with its best epoch. layout: of images and kernels in
     memory; a network with views trains in the contiguous one. compile: use torch.compile, where it works. threads: on the
-    CPU, instead of what is measured to be fastest. processes: by default one for each GPU, and one on the CPU. Raises EngineError("invalid_request") for a value out of bounds.
+    CPU, instead of what is measured to be fastest. processes: by default one for each GPU, and one on the CPU. Raises
+    EngineError("invalid_request") for a value out of bounds.
     """
 
     epochs: int | None = None

@@ -1,14 +1,13 @@
 """The training loop: one network, one schedule, and a state that can be put down and taken up at any step.
 
-Images stay uint8 on the device until their batch is due. Weight decay is on matrices and kernels only. What a step draws
-at random comes from one generator, so that a run that was interrupted goes on with the very weights that it would have had.
+Images stay uint8 on the device until their batch is due. What a step draws at random comes from one generator, so that a
+run that was interrupted goes on with the very weights that it would have had.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from core.recovery.dataset import ImageDataset
 from core.recovery.features import NO_FEATURES, Features
 from core.recovery.judges import Judge
 from core.recovery.objective import Targets, labelled_loss, output_loss
+from core.recovery.optimizers import optimizer_for
 from core.recovery.outputs import as_outputs
 from core.recovery.processes import gathered
 from core.recovery.schedule import Schedule
@@ -39,7 +39,6 @@ from core.recovery.team import ALONE, DistantJudge, Team, TeamJudge
 from core.recovery.threads import using
 from core.recovery.training_state import pack, unpack
 
-MOMENTUM = 0.9
 STEP = "training"
 # Images that tell how large a step each layer bears.
 _BOUNDING_EXAMPLES = 16
@@ -326,36 +325,6 @@ def layout_of(network: Network, lesson: Lesson) -> torch.memory_format:
     """The layout to train in; a network with views trains in the usual one, whatever was asked for."""
     fits = memory_format(network, lesson.original)
     return fits if lesson.channels_last is not False else torch.contiguous_format
-
-
-def optimizer_for(
-    module: nn.Module, schedule: Schedule, largest: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
-    """largest: by parameter name, the rate that is not to be exceeded; any for those that are not named."""
-    groups = parameter_groups(module, schedule.weight_decay)
-    for name, parameter in module.named_parameters():
-        share = (largest or {}).get(name, math.inf) / schedule.learning_rate
-        if share < 1:
-            groups.append(_taken_out(parameter, groups, share))
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0)
-    return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels and matrices decay; scales, shifts and biases do not."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _taken_out(parameter: nn.Parameter, groups: list[dict[str, Any]], share: float) -> dict[str, Any]:
-    """The parameter as a group of its own, whose rate is a share of the schedule's."""
-    (home,) = (group for group in groups if any(one is parameter for one in group["params"]))
-    home["params"] = [one for one in home["params"] if one is not parameter]
-    return {**home, "params": [parameter], "share": share}
 
 
 def autocast(schedule: Schedule, device: torch.device) -> torch.autocast:

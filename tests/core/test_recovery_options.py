@@ -17,11 +17,11 @@ from core.recovery.averaging import Average
 from core.recovery.config import BOUNDS, CHOICES
 from core.recovery.judges import OutputJudge
 from core.recovery.objective import Targets, labelled_loss, output_loss
+from core.recovery.optimizers import optimizer_for
 from core.recovery.outputs import OutputScales, relative_error
 from core.recovery.schedule import Schedule, plan_schedule
 from core.recovery.teacher import folded
 from core.recovery.threads import fastest_threads
-from core.recovery.training import optimizer_for
 from store.contract import Recovery
 from tests.core.recovery_cases import digits, pruned_and_kept, pruned_network, save_digits, trained_network
 

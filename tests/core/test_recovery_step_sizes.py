@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from core.recovery import RecoveryConfig
+from core.recovery.optimizers import optimizer_for
 from core.recovery.schedule import LARGEST_MOVE, Schedule, gentler, plan_schedule
 from core.recovery.step_sizes import largest_rates
-from core.recovery.training import optimizer_for
 from tests.core.recovery_cases import plain_network
 
 

@@ -12,8 +12,8 @@ from core.recovery import RecoveryConfig, accuracy, load_dataset, recover
 from core.recovery import schedule as schedules
 from core.recovery.augmentation import Augmentation, choose_augmentation
 from core.recovery.objective import Targets, labelled_loss
+from core.recovery.optimizers import parameter_groups
 from core.recovery.schedule import Schedule, plan_schedule
-from core.recovery.training import parameter_groups
 from tests.core.recovery_cases import (
     digits,
     pruned_and_kept,
