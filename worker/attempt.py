@@ -141,8 +141,7 @@ class Attempt:
         self._phases = tracing.Phases()
         self._keeper: CheckpointKeeper
         self._stop_seen: float | None = None
-        self._asked_to_write = False
-        self._written_before_leaving = 0
+        self._written_when_asked: int | None = None
 
     def nudge(self) -> None:
         """Something may have changed for this work: look now."""
@@ -254,12 +253,11 @@ class Attempt:
         keeper = self._keeper
         if not keeper.possible:
             return False
-        if not self._asked_to_write:
-            self._asked_to_write = True
-            self._written_before_leaving = keeper.written
+        if self._written_when_asked is None:
+            self._written_when_asked = keeper.written
             runner.ask_for_checkpoint()
         grace_s = min(self._services.checkpoint_grace_s, self._services.stop_timeout_s - LEAVING_S - STORING_S)
-        return keeper.written == self._written_before_leaving and self._stopping_for() < grace_s
+        return keeper.written == self._written_when_asked and self._stopping_for() < grace_s
 
     def _stopping_for(self) -> float:
         """Seconds since this worker was seen to be stopping; 0 while it is not."""

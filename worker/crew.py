@@ -54,7 +54,7 @@ class Crew:
             runners=runners,
             keeps_ready=self._keeps_ready,
             succeeds=succeeds,
-            gpus=len(slot.gpu.split(",")) if slot.gpu else 0,
+            gpus=slot.gpus,
         )
 
     @property

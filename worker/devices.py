@@ -25,6 +25,10 @@ class JobSlot:
     gpu: str
     threads: int
 
+    @property
+    def gpus(self) -> int:
+        return len(self.gpu.split(",")) if self.gpu else 0
+
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""

@@ -25,7 +25,8 @@ def test_every_visible_gpu_has_a_slot_of_its_own(monkeypatch: pytest.MonkeyPatch
 def test_a_slot_has_as_many_gpus_as_a_job_is_to_have_and_none_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     assert [slot.gpu for slot in job_slots(gpus_per_slot=2)] == ["0,1", "2,3,4"]
-    assert [slot.gpu for slot in job_slots(["gpu"], gpus_per_slot=8)] == ["0,1,2,3,4"]
+    (shared,) = job_slots(["gpu"], gpus_per_slot=8)
+    assert (shared.gpu, shared.gpus) == ("0,1,2,3,4", 5)
 
 
 def test_slots_for_the_cpu_hide_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
