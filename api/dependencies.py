@@ -62,8 +62,7 @@ class Services:
 
     @cached_property
     def quotas(self) -> Quotas:
-        settings = self.settings
-        return Quotas(settings.quota_stored_bytes, settings.quota_active_jobs, settings.quota_gpu_seconds)
+        return Quotas.of_installation(self.settings)
 
     @cached_property
     def marks(self) -> Marks:

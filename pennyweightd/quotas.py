@@ -13,8 +13,7 @@ from pennyweightd.failures import Refusal, explained
 from pennyweightd.options import DataDir, load_settings, open_migrated
 from store.gpu_time import WINDOW_DAYS
 from store.keys import all_tenants, require_tenant
-from store.quotas import LIMITS, LimitName, Quotas, own_quotas, set_quotas, usage
-from store.settings import Settings
+from store.quotas import LIMITS, LimitName, Quotas, change_quotas, own_quotas, usage
 
 app = typer.Typer(help="What each tenant may have: bytes, jobs at a time, GPU time.", no_args_is_help=True)
 
@@ -53,7 +52,7 @@ def set_(
         named: dict[LimitName, str] = {name: given[name] for name in LIMITS if given[name] is not None}
         if not named:
             raise Refusal(f"Name a limit: {', '.join(_OPTIONS.values())}.")
-        limits = {name: _limit(name, text) for name, text in named.items() if text != INSTALLATION}
+        own = {name: _limit(name, text) for name, text in named.items() if text != INSTALLATION}
         settings = load_settings(data_dir=data_dir)
         with open_migrated(settings) as database:
             with database.transaction() as session:
@@ -61,10 +60,9 @@ def set_(
                     require_tenant(session, tenant)
                 except ValueError as error:
                     raise Refusal(str(error)) from error
-                kept = {name: limit for name, limit in own_quotas(session, tenant).items() if name not in named}
-                set_quotas(session, tenant, {**kept, **limits})
+                change_quotas(session, tenant, own, inherited=named.keys() - own.keys())
             with database.read() as session:
-                effective = _installation(settings).of(session, tenant)
+                effective = Quotas.of_installation(settings).of(session, tenant)
         said = ", ".join(f"{_OPTIONS[name]} {_shown(getattr(effective, name))}" for name in LIMITS)
         print(f"{tenant}: {said}")
 
@@ -83,7 +81,7 @@ def show(
         with open_migrated(settings) as database, database.read() as session:
             for id in all_tenants(session) if tenant is None else [tenant]:
                 own, used = own_quotas(session, id), usage(session, id)
-                limits = _installation(settings).of(session, id)
+                limits = Quotas.of_installation(settings).of(session, id)
                 cells = [
                     cell
                     for name in LIMITS
@@ -111,10 +109,6 @@ def _limit(name: LimitName, text: str) -> int | None:
             "installation's limit."
         )
     return value
-
-
-def _installation(settings: Settings) -> Quotas:
-    return Quotas(settings.quota_stored_bytes, settings.quota_active_jobs, settings.quota_gpu_seconds)
 
 
 def _shown(limit: int | None) -> str:

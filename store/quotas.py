@@ -6,7 +6,7 @@ counted, so that two requests at once cannot both have the last piece.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from store import dialect, gpu_time
 from store.contract import JobStatus
 from store.errors import NotFound, QuotaExceeded, QuotaUse, TooManyJobs
+from store.settings import Settings
 from store.tables import Artifact, Dataset, Job, Model, Tenant, Upload
 
 LimitName = Literal["stored_bytes", "active_jobs", "gpu_seconds"]
@@ -30,6 +31,11 @@ class Quotas:
     stored_bytes: int | None = None
     active_jobs: int | None = None
     gpu_seconds: int | None = None
+
+    @classmethod
+    def of_installation(cls, settings: Settings) -> Quotas:
+        """The limits of every tenant that has none of its own."""
+        return cls(settings.quota_stored_bytes, settings.quota_active_jobs, settings.quota_gpu_seconds)
 
     def of(self, session: Session, tenant_id: str) -> Quotas:
         """The tenant's limits, these being everybody's."""
@@ -90,17 +96,20 @@ def usage(session: Session, tenant_id: str) -> dict[LimitName, int]:
 
 def own_quotas(session: Session, tenant_id: str) -> dict[str, Any]:
     """The limits that were set for this tenant alone. Raises NotFound."""
-    tenant = session.get(Tenant, tenant_id)
+    tenant = session.execute(select(Tenant.quotas).where(Tenant.id == tenant_id)).one_or_none()
     if tenant is None:
         raise NotFound("tenant", tenant_id)
     return dict(tenant.quotas or {})
 
 
-def set_quotas(session: Session, tenant_id: str, own: Mapping[LimitName, int | None]) -> None:
-    """Make these the tenant's own limits; those that are not named are the installation's. Raises NotFound."""
+def change_quotas(
+    session: Session, tenant_id: str, own: Mapping[LimitName, int | None], inherited: Collection[LimitName] = ()
+) -> None:
+    """Make `own` limits of the tenant's own, and those that are `inherited` the installation's again; the others stay as
+    they are. Raises NotFound."""
     _lock(session, tenant_id)
-    own_quotas(session, tenant_id)
-    session.execute(update(Tenant).where(Tenant.id == tenant_id).values(quotas=dict(own) or None))
+    kept = {name: limit for name, limit in own_quotas(session, tenant_id).items() if name not in inherited}
+    session.execute(update(Tenant).where(Tenant.id == tenant_id).values(quotas={**kept, **own} or None))
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:

@@ -16,7 +16,7 @@ from store import work
 from store.contract import WorkKind
 from store.database import Database
 from store.gpu_time import used_s
-from store.quotas import set_quotas, stored_bytes
+from store.quotas import change_quotas, stored_bytes
 from store.tables import LOCAL_TENANT, Job, Tenant
 from tests.api.conftest import ARTIFACT, CATALOGUE, CHECKPOINT, HALF, Service, problem, spec
 
@@ -133,8 +133,8 @@ def test_limits_of_a_tenants_own_go_before_those_of_the_installation(serve):
     with serve(require_keys=True, quota_active_jobs=1, quota_stored_bytes=0) as service:
         keys = {tenant: {"Authorization": f"Bearer {service.key(tenant)}"} for tenant in ("free", "tight", "usual")}
         with service.database.transaction() as session:
-            set_quotas(session, "free", {"stored_bytes": None, "active_jobs": 2})
-            set_quotas(session, "tight", {"stored_bytes": len(CHECKPOINT), "active_jobs": 0})
+            change_quotas(session, "free", {"stored_bytes": None, "active_jobs": 2})
+            change_quotas(session, "tight", {"stored_bytes": len(CHECKPOINT), "active_jobs": 0})
         problem(service.client.post("/v1/models", files=FILE, headers=keys["usual"]), 507, "quota_exceeded")
         made = {
             tenant: service.client.post("/v1/models", files=FILE, headers=keys[tenant]).json()["id"]
