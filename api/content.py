@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from api.problems import Problem, problems
 from store.objects import CHUNK_BYTES, ObjectReader, ObjectStore
-from store.tables import Dataset, Model
+from store.tables import UploadedFile
 
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
@@ -65,7 +65,7 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
 """What a route answers that hands an upload back."""
 
 
-def uploaded_file(request: Request, objects: ObjectStore, row: Model | Dataset) -> Response:
+def uploaded_file(request: Request, objects: ObjectStore, row: UploadedFile) -> Response:
     """An upload as it came, under its own name."""
     return download(
         request,

@@ -8,7 +8,7 @@ foreign keys.
 from store.tables.base import Base, DeliveryStatus, EndpointStatus, Scope, WorkState
 from store.tables.jobs import Artifact, Job, JobEvent, JobLabel, Plan
 from store.tables.tenants import LOCAL_TENANT, ApiKey, IdempotencyKey, Tenant
-from store.tables.uploads import Dataset, Model, Upload
+from store.tables.uploads import Dataset, Model, Upload, UploadedFile
 from store.tables.webhooks import WebhookDelivery, WebhookEndpoint
 from store.tables.work import GpuRun, Tally, Work, Worker
 
@@ -31,6 +31,7 @@ __all__ = [
     "Tally",
     "Tenant",
     "Upload",
+    "UploadedFile",
     "WebhookDelivery",
     "WebhookEndpoint",
     "Work",

@@ -12,9 +12,8 @@ from store.contract import InspectionStatus
 from store.tables.base import Base, Id, one_of
 
 
-class Model(Base):
-    __tablename__ = "models"
-    __table_args__ = (Index(None, "tenant_id", "id"), one_of("status", InspectionStatus))
+class UploadedFile:
+    """What models and datasets have in common: a file as it came, and how far its inspection is."""
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
@@ -23,31 +22,29 @@ class Model(Base):
     object_key: Mapped[str]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    format: Mapped[str | None] = mapped_column(String(16))
-    architecture: Mapped[str | None]
-    architecture_args: Mapped[dict[str, Any]]
-    input_shape: Mapped[list[int] | dict[str, list[int]] | None] = mapped_column(JSON(none_as_null=True))
     status: Mapped[InspectionStatus]
-    profile: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
 
 
-class Dataset(Base):
+class Model(UploadedFile, Base):
+    __tablename__ = "models"
+    __table_args__ = (Index(None, "tenant_id", "id"), one_of("status", InspectionStatus))
+
+    format: Mapped[str | None] = mapped_column(String(16))
+    architecture: Mapped[str | None]
+    architecture_args: Mapped[dict[str, Any]]
+    input_shape: Mapped[list[int] | dict[str, list[int]] | None] = mapped_column(JSON(none_as_null=True))
+    profile: Mapped[dict[str, Any] | None]
+
+
+class Dataset(UploadedFile, Base):
     __tablename__ = "datasets"
     __table_args__ = (Index(None, "tenant_id", "id"), one_of("status", InspectionStatus))
 
-    id: Mapped[str] = mapped_column(Id, primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(Id, ForeignKey("tenants.id"))
-    name: Mapped[str]
-    filename: Mapped[str]
-    object_key: Mapped[str]
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    sha256: Mapped[str] = mapped_column(String(64))
     normalization: Mapped[dict[str, Any] | None]
     scale: Mapped[float | None]
     convert: Mapped[dict[str, Any] | None]
-    status: Mapped[InspectionStatus]
     format: Mapped[str | None] = mapped_column(String(32))
     classes: Mapped[int | None]
     class_names: Mapped[list[str] | None]
@@ -56,8 +53,6 @@ class Dataset(Base):
     image_shape: Mapped[list[int] | None]
     mean: Mapped[list[float] | None]
     std: Mapped[list[float] | None]
-    error: Mapped[dict[str, Any] | None]
-    created_at: Mapped[datetime]
 
 
 class Upload(Base):
