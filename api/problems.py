@@ -147,8 +147,7 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
         errors=list(problem.errors),
         quota=None if problem.quota is None else QuotaDocument.model_validate(asdict(problem.quota)),
     )
-    left_out = {"quota"} if problem.quota is None else set()
-    body = document.model_dump(mode="json", exclude=left_out)
+    body = document.model_dump(mode="json", exclude_none=True)
     return JSONResponse(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
 
 
