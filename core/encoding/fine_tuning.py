@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from core.analysis import profile
-from core.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint, Saved
 from core.encoding.kernels import Shared
 from core.encoding.quantized import QuantizedTensor
 from core.encoding.saved import packed, unpacked
@@ -86,12 +87,11 @@ def fine_tune_shared(
     seed: int,
     device: torch.device,
     tell: Callable[[int, str], None],
-    shared_only: bool = False,
     steps: Steps | None = None,
 ) -> Shared | None:
     """The network with learnt values; None if the loss became infinite or NaN.
 
-    shared_only: whether everything but the codebooks stays as it is. steps: where an interrupted training left off.
+    steps: where an interrupted training left off.
     """
     steps = steps or Steps(Checkpoint(), "encode", start.network)
     done = steps.finished(_STEP)
@@ -99,69 +99,79 @@ def fine_tune_shared(
         return unpacked(start.network, done.values["shared"], done.tensors) if done.values["finite"] else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        learnt = _trained(start, original, dataset, run, seed, device, tell, shared_only, steps)
+        pupil = _Pupil(start, device)
+        left, first = steps.partial(_STEP), 0
+        if left is not None:
+            first = pupil.restore(left)
+            steps.went_on(_STEP, first)
+        loss_of = _loss(original, dataset, run, device)
+        told = time.monotonic()
+        for step, rows in enumerate(islice(_rows(len(dataset.train), run, seed), first, None), start=first):
+            inputs = dataset.prepare(dataset.train.images[rows].to(device))
+            loss = loss_of(pupil.outputs(inputs), rows, inputs)
+            pupil.learn(loss, run.rate(step))
+            if time.monotonic() - told >= _PROGRESS_INTERVAL_S or step + 1 == run.steps:
+                told = time.monotonic()
+                tell(step + 1, f"Fine-tuning shared values: loss {float(loss.detach()):.3f}")
+            if steps.due and step + 1 < run.steps:
+                steps.save(_STEP, *pupil.state(step + 1))
+        learnt = pupil.result()
     values, arrays = packed(start.network, learnt) if learnt is not None else ({}, {})
     steps.finish(_STEP, {"shared": values, "finite": learnt is not None}, arrays)
     return learnt
 
 
-def _trained(
-    start: Shared,
-    original: Network,
-    dataset: ImageDataset,
-    run: Run,
-    seed: int,
-    device: torch.device,
-    tell: Callable[[int, str], None],
-    shared_only: bool,
-    steps: Steps,
-) -> Shared | None:
-    module = to_module(start.network).to(device)
-    shared = _Codebooks(start.tensors, device)
-    others = {name: p for name, p in module.named_parameters() if name not in start.tensors and p.is_floating_point()}
-    module.requires_grad_(False)
-    groups = [{"params": [c], "full": SHARED_RATE * scale} for c, scale in shared.parameters()]
-    if not shared_only:
-        module.train()
-        groups += [{"params": list(others.values()), "full": OTHER_RATE}] if others else []
-        for parameter in others.values():
-            parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
-    # All that learns or is counted beside the codebooks.
-    held = {name: value for name, value in module.state_dict().items() if name not in start.tensors}
-    total, first = torch.zeros((), device=device), 0
-    left = steps.partial(_STEP)
-    if left is not None:
-        values, parts = unpack(left, optimizer, device)
-        first, total = values["step"], total + parts["loss"]["total"].to(device)
+class _Pupil:
+    """The network while it learns; between steps its `state` is whole."""
+
+    def __init__(self, start: Shared, device: torch.device) -> None:
+        self._start, self._device = start, device
+        self._module = to_module(start.network).to(device).requires_grad_(False).train()
+        self._shared = _Codebooks(start.tensors, device)
+        groups = [{"params": [c], "full": SHARED_RATE * scale} for c, scale in self._shared.parameters()]
+        others = [p for name, p in self._module.named_parameters() if name not in start.tensors]
+        others = [p.requires_grad_(True) for p in others if p.is_floating_point()]
+        groups += [{"params": others, "full": OTHER_RATE}] if others else []
+        self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
+        # All that learns or is counted beside the codebooks.
+        self._held = {name: value for name, value in self._module.state_dict().items() if name not in start.tensors}
+        self._total = torch.zeros((), device=device)
+
+    def outputs(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return functional_call(self._module, self._shared.weights(), (inputs,))
+
+    def learn(self, loss: Tensor, rate: float) -> None:
+        """rate: a share of the full one."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["full"] * rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self._total = self._total + loss.detach()
+
+    def state(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Values and tensors after so many steps."""
+        tensors = {f"codebook/{index}": c.detach() for index, (c, _) in enumerate(self._shared.parameters())}
+        tensors |= {f"held/{name}": value for name, value in self._held.items()} | {"loss/total": self._total}
+        return pack({"step": step}, tensors, self._optimizer, self._device)
+
+    def restore(self, left: Saved) -> int:
+        """The steps that are done."""
+        values, parts = unpack(left, self._optimizer, self._device)
+        self._total = parts["loss"]["total"].to(self._device)
         with torch.no_grad():
             for name, value in parts.get("held", {}).items():
-                held[name].copy_(value)
-            for index, (codebook, _) in enumerate(shared.parameters()):
+                self._held[name].copy_(value)
+            for index, (codebook, _) in enumerate(self._shared.parameters()):
                 codebook.copy_(parts["codebook"][str(index)])
-        steps.went_on(_STEP, first)
-    loss_of = _loss(original, dataset, run, device)
-    told = time.monotonic()
-    for step, rows in enumerate(islice(_rows(len(dataset.train), run, seed), first, None), start=first):
-        for group in optimizer.param_groups:
-            group["lr"] = group["full"] * run.rate(step)
-        inputs = dataset.prepare(dataset.train.images[rows].to(device))
-        loss = loss_of(functional_call(module, shared.weights(), (inputs,)), rows, inputs)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total = total + loss.detach()
-        if time.monotonic() - told >= _PROGRESS_INTERVAL_S or step + 1 == run.steps:
-            told = time.monotonic()
-            tell(step + 1, f"Fine-tuning shared values: loss {float(loss.detach()):.3f}")
-        if steps.due and step + 1 < run.steps:
-            tensors = {f"codebook/{index}": c.detach() for index, (c, _) in enumerate(shared.parameters())}
-            tensors |= {f"held/{name}": value for name, value in held.items()} | {"loss/total": total}
-            steps.save(_STEP, *pack({"step": step + 1}, tensors, optimizer, device))
-    tensors = shared.tensors()
-    if not math.isfinite(float(total)) or not all(np.isfinite(one.codebook).all() for one in tensors.values()):
-        return None
-    return Shared.of(with_trained(start.network, module.cpu()), tensors)
+        return values["step"]
+
+    def result(self) -> Shared | None:
+        tensors = self._shared.tensors()
+        finite = all(np.isfinite(one.codebook).all() for one in tensors.values())
+        if not finite or not math.isfinite(float(self._total)):
+            return None
+        return Shared.of(with_trained(self._start.network, self._module.cpu()), tensors)
 
 
 class _Gathered(torch.autograd.Function):
