@@ -80,16 +80,15 @@ def test_only_the_server_command_imports_both_api_and_worker():
 def test_uploads_never_meet_a_loader_that_runs_code():
     """No `torch.load`, `pickle.load(s)` or `torch.jit.load` in anything that handles a user's file.
 
-    One file is read so that is nobody's upload: what a training's first process has just written for its others.
+    One pickle is nobody's upload: what a training's first process has just written for its others.
     """
-    between_processes = ROOT / "core" / "recovery" / "processes.py"
+    between_processes = "core/recovery/processes.py: pickle.load"
     calls = {("torch", "load"), ("jit", "load"), ("pickle", "load"), ("pickle", "loads"), ("pickle", "Unpickler")}
     found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
         for package in ("api", "store", "worker", "core", "pennyweightd")
         for path in python_files(package)
-        if path != between_processes
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and (ast.unparse(node.value).split(".")[-1], node.attr) in calls
     ]
-    assert found == []
+    assert found == [between_processes]
