@@ -6,9 +6,8 @@ from core.analysis import profile
 from core.network import Network
 from core.penni.reduction import PRUNING_STEPS
 from core.penni.sites import sites
+from core.recovery.least_squares import most_rows
 
-# Of the windows that a layer sees only so many enter its Gram matrix (`core.recovery.refit`).
-_ROWS_PER_COLUMN, _LEAST_ROWS = 64, 2**16
 # Ridge problems of one layer in one pass, about: two strengths, tried and then solved on all images.
 _SOLVES = 6
 
@@ -19,6 +18,6 @@ def fitting_macs(network: Network, examples: int) -> int:
     layers = 0
     for site in sites(network):
         width = site.inputs * site.taps + 1
-        rows = min(examples * site.positions, max(_LEAST_ROWS, _ROWS_PER_COLUMN * width))
+        rows = min(examples * site.positions, most_rows(width))
         layers += rows * width * (width + site.outputs) + _SOLVES * width**3 // 3
     return (1 + PRUNING_STEPS) * (forward + layers)

@@ -27,8 +27,9 @@ from core.penni.rewriting import SharedLayer
 from core.progress import Progress, ProgressEvent, silent
 from core.recovery.augmentation import choose_augmentation
 from core.recovery.dataset import ImageDataset
+from core.recovery.optimizers import MOMENTUM, parameter_groups
 from core.recovery.outputs import as_outputs
-from core.recovery.training import MOMENTUM, reproducible
+from core.recovery.training import reproducible
 
 # The rate falls to a tenth after these shares of the epochs.
 _MILESTONES = (0.5, 0.75)
@@ -125,10 +126,7 @@ class Alternating:
         return with_trained(network, module.eval())
 
     def _optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.SGD:
-        groups = [
-            {"params": [one for one in parameters if one.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(parameters, self.recipe.weight_decay)
         return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
 
     def _batches(self, examples: int, generator: torch.Generator) -> Iterator[Tensor]:

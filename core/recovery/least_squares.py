@@ -67,6 +67,11 @@ class NormalEquations:
         return float((square.clamp(min=0) / (self.power + torch.finfo(torch.float64).tiny)).sqrt())
 
 
+def most_rows(width: int) -> int:
+    """How many windows of a layer with a matrix this wide its normal equations look at."""
+    return max(_MIN_ROWS, _ROWS_PER_COLUMN * width)
+
+
 def solve(layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None) -> Solution | None:
     """The best change of the weights, with λ chosen on the judging images; None where none is an improvement."""
     fit, judge = judged(layer, inputs, target, weight, bias)
@@ -125,7 +130,7 @@ def normal_equations(
     per_image = max(1, target[:1].numel() // (groups * outputs))
     size = max(1, _BLOCK_ELEMENTS // max(1, per_image * groups * width))
     # Neighbouring positions say much the same, so of many only some are taken, spread evenly over every image.
-    thinning = max(1, len(inputs) * per_image // max(_MIN_ROWS, _ROWS_PER_COLUMN * width))
+    thinning = max(1, len(inputs) * per_image // most_rows(width))
     for images, goals in zip(inputs.split(size), target.split(size), strict=True):
         rows, goal = layer.rows(images)[:, ::thinning], layer.targets(goals)[:, ::thinning]
         power += goal.double().square().sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ def optimizer_for(
     module: nn.Module, schedule: Schedule, largest: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
     """largest: by parameter name, the rate that is not to be exceeded; any for those that are not named."""
-    groups = parameter_groups(module, schedule.weight_decay)
+    groups = parameter_groups(module.parameters(), schedule.weight_decay)
     for name, parameter in module.named_parameters():
         share = (largest or {}).get(name, math.inf) / schedule.learning_rate
         if share < 1:
@@ -28,9 +28,9 @@ def optimizer_for(
     return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Kernels and matrices decay; scales, shifts and biases do not."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

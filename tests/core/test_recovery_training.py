@@ -163,7 +163,7 @@ class TestLoss:
 
     def test_biases_and_norms_do_not_decay(self):
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-        decayed, free = parameter_groups(module, 1e-4)
+        decayed, free = parameter_groups(module.parameters(), 1e-4)
         assert decayed["weight_decay"] == 1e-4 and [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3), (2, 4)]
         assert free["weight_decay"] == 0 and len(free["params"]) == 4
 
