@@ -68,7 +68,7 @@ def test_a_dataset_without_labels_is_unlabelled(save, images):
 
 def test_object_arrays_are_refused_and_never_unpickled(save, labels, tmp_path):
     class Trap:
-        def __reduce__():
+        def __reduce__(self):
             return (type(tmp_path).touch, (tmp_path / "ran",))
 
     refused(save(x=np.array([Trap()] * 40, object), y=labels), "array `x`", "Python objects")
