@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pennyweight import arguments
-from pennyweight.arguments import job_options, require_writable
+from pennyweight.arguments import require_writable
 from pennyweight.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNMET, EXIT_USAGE, exit_code
-from pennyweight.options import OptionError, parse_convert, parse_input_shape, parse_json_object, parse_normalization
+from pennyweight.option_groups import grouped
+from pennyweight.options import OptionError
 from pennyweight.tables import result_table
 from pennyweight.terminal import console, print_error
 from pydantic import ValidationError
@@ -38,32 +39,13 @@ err = console(stderr=True)
 out = console()
 
 
+@grouped
 def compress(
     model: Annotated[Path, typer.Argument(help="The checkpoint: .safetensors, .pt, .pth, .th, .onnx, .pt2.")],
-    architecture: arguments.Architecture = None,
-    architecture_args: arguments.ArchitectureArgs = None,
-    input_shape: arguments.InputShape = None,
-    dataset: arguments.DatasetFile = None,
-    normalization: arguments.Normalization = None,
-    scale: arguments.Scale = None,
-    convert: arguments.Convert = None,
-    params: arguments.Params = None,
-    flops: arguments.Flops = None,
-    macs: arguments.Macs = None,
-    memory: arguments.Memory = None,
-    size: arguments.Size = None,
-    latency_ms: arguments.LatencyMs = None,
-    method: arguments.MethodNames = None,
-    plan: arguments.PlanFile = None,
-    epochs: arguments.Epochs = None,
-    recovery: arguments.Recovery = None,
-    max_drop: arguments.MaxDrop = None,
-    best_effort: arguments.BestEffort = False,
-    encoding: arguments.Encoding = None,
-    outputs: arguments.Outputs = None,
-    onnx_opset: arguments.OnnxOpset = None,
-    device: arguments.Device = None,
-    seed: arguments.Seed = None,
+    *,
+    about_model: arguments.AboutModel,
+    about_dataset: arguments.AboutDataset,
+    about_job: arguments.AboutJob,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the artifacts; new or empty.")] = Path(
         "out"
     ),
@@ -72,42 +54,21 @@ def compress(
     """Compress a checkpoint with the engine alone: no server, no database."""
     with _explained(as_json):
         require_engine()
-        given = job_options(
-            params=params,
-            flops=flops,
-            macs=macs,
-            memory=memory,
-            size=size,
-            latency_ms=latency_ms,
-            method=method,
-            plan=plan,
-            epochs=epochs,
-            recovery=recovery,
-            max_drop=max_drop,
-            best_effort=best_effort,
-            encoding=encoding,
-            outputs=outputs,
-            onnx_opset=onnx_opset,
-            device=device,
-            seed=seed,
-        )
-        if "budget" not in given:
+        asked = about_job.fields()
+        if "budget" not in asked:
             raise OptionError(arguments.NO_BUDGET)
-        options = JobOptions.model_validate(given)
-        statistics = Normalization.model_validate(parse_normalization(normalization)) if normalization else None
-        conversion = Conversion.model_validate(parse_convert(convert)) if convert else None
-        args = parse_json_object("--architecture-args", architecture_args) if architecture_args else {}
-        shape = parse_input_shape(input_shape) if input_shape else None
-        for path in filter(None, (model, dataset, plan)):
+        options = JobOptions.model_validate(asked)
+        files = _files(model, about_model, about_dataset)
+        for path in filter(None, (model, about_dataset.dataset, about_job.plan)):
             if not path.is_file():
                 raise OptionError(f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
-        if dataset is None and (options.recovery.trains or max_drop is not None):
+        if about_dataset.dataset is None and (options.recovery.trains or options.accuracy is not None):
             raise OptionError(
                 "--epochs and --recovery need images, --max-drop labelled ones: give --dataset, or leave them out"
             )
         _require_empty(output)
         require_writable("--output", output)
-        result = _run(options, model, architecture, args, shape, dataset, statistics, scale, conversion, output)
+        result = _run(options, files, output)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -151,35 +112,29 @@ def _refused(message: str, status: int) -> Stopped:
     return Stopped(message, status, {"code": "usage" if status == EXIT_USAGE else "failed", "message": message})
 
 
-def _run(
-    options: JobOptions,
-    model: Path,
-    architecture: str | None,
-    architecture_args: Mapping[str, Any],
-    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
-    dataset: Path | None,
-    normalization: Normalization | None,
-    scale: float | None,
-    convert: Conversion | None,
-    output: Path,
-) -> dict[str, Any]:
+def _files(model: Path, about_model: arguments.AboutModel, about_dataset: arguments.AboutDataset) -> dict[str, Any]:
+    """What `compression_request` takes of them. Raises OptionError, ValidationError."""
+    network, images = about_model.fields(), about_dataset.fields()
+    return {
+        "model_path": model,
+        "architecture": network.get("architecture"),
+        "architecture_args": network.get("architecture_args", {}),
+        "input_shape": network.get("input_shape"),
+        "dataset_path": about_dataset.dataset,
+        "normalization": Normalization.model_validate(images["normalization"]) if "normalization" in images else None,
+        "scale": images.get("scale"),
+        "convert": Conversion.model_validate(images["convert"]) if "convert" in images else None,
+    }
+
+
+def _run(options: JobOptions, files: Mapping[str, Any], output: Path) -> dict[str, Any]:
     # torch takes seconds to import; usage mistakes should not wait for it.
     from core.engine import compress as run_engine
     from core.errors import EngineError
     from core.recovery.processes import ProcessLost
     from worker.runner.translate import compression_request
 
-    request: CompressionRequest = compression_request(
-        options,
-        model_path=model,
-        architecture=architecture,
-        architecture_args=architecture_args,
-        input_shape=input_shape,
-        dataset_path=dataset,
-        normalization=normalization,
-        scale=scale,
-        convert=convert,
-    )
+    request: CompressionRequest = compression_request(options, **files)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Artifacts appear all at once or not at all.

@@ -209,24 +209,23 @@ def test_plan_is_shown_layer_by_layer_with_costs_caps_and_what_cannot_change(pla
 
 def test_plan_takes_what_a_job_takes_and_asks_for_the_same(played, run):
     of_job, of_plan = (set(inspect.signature(command).parameters) for command in (cli.compress, cli.plan))
-    assert of_job - of_plan == {"plan", "name", "clone", "wait", "priority"} and of_plan - of_job == {"widths"}
+    assert of_job - of_plan == {"name", "clone", "wait", "priority"} and of_plan <= of_job
     options = ["--size", "40%", "--encoding", "ecsq:levels=16", "--outputs", "onnx,pwt", "--onnx-opset", "20"]
-    options += [
-        "--device",
-        "cpu",
-        "--best-effort",
-        "--recovery",
-        "optimizer=adamw",
-        "--epochs",
-        "3",
-        "--max-drop",
-        "0.01",
-    ]
+    options += ["--device", "cpu", "--best-effort", "--recovery", "optimizer=adamw", "--epochs", "3"]
+    options += ["--max-drop", "0.01"]
     run("compress", MODEL, *options, answers=[(201, {"id": "job_1", "status": "queued", "links": {"self": "x"}})])
     run("plan", MODEL, *options, answers=[(200, PLAN)])
     job, plan = played.sent()
     assert job == plan
     assert plan["encoding"] == {"quantizer": "ecsq", "levels": 16} and plan["outputs"] == ["onnx", "pwt"]
+
+
+@pytest.mark.parametrize("command", ["compress", "plan"])
+def test_option_of_a_dataset_that_makes_no_sense_is_refused_before_the_model_is_sent(played, run, tmp_path, command):
+    (tmp_path / "net.pt").write_bytes(b"weights")
+    told = run(command, tmp_path / "net.pt", "--flops", "40%", "--dataset", tmp_path / "net.pt", "--normalization", "?")
+    assert told.exit_code == 2 and "--normalization" in told.stderr
+    assert played.requests == []
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import typer
 from rich.table import Table
 
 from pennyweight import arguments, cli_jobs, cli_unpack
-from pennyweight.arguments import AsJson, given, job_options, require_writable
+from pennyweight.arguments import AboutDataset, AboutJob, AboutModel, AsJson, given, require_writable
 from pennyweight.client import Client
 from pennyweight.exit_codes import EXIT_UNMET
-from pennyweight.options import OptionError, parse_convert, parse_input_shape, parse_json_object, parse_normalization
+from pennyweight.option_groups import grouped
+from pennyweight.options import OptionError
 from pennyweight.session import Url, connected, err, follow, out, print_json, upload_bar
 from pennyweight.tables import plan_view, result_table
 from pennyweight.waiting import TERMINAL
@@ -43,34 +44,17 @@ def main() -> None:
 
 
 @app.command()
+@grouped
 def compress(
     model: Checkpoint = None,
     url: Url = None,
-    architecture: arguments.Architecture = None,
-    architecture_args: arguments.ArchitectureArgs = None,
-    input_shape: arguments.InputShape = None,
-    dataset: arguments.DatasetFile = None,
-    normalization: arguments.Normalization = None,
-    scale: arguments.Scale = None,
-    convert: arguments.Convert = None,
-    params: arguments.Params = None,
-    flops: arguments.Flops = None,
-    macs: arguments.Macs = None,
-    memory: arguments.Memory = None,
-    size: arguments.Size = None,
-    latency_ms: arguments.LatencyMs = None,
-    method: arguments.MethodNames = None,
-    plan: arguments.PlanFile = None,
-    epochs: arguments.Epochs = None,
-    recovery: arguments.Recovery = None,
-    max_drop: arguments.MaxDrop = None,
-    best_effort: arguments.BestEffort = False,
-    encoding: arguments.Encoding = None,
-    outputs: arguments.Outputs = None,
-    onnx_opset: arguments.OnnxOpset = None,
-    device: arguments.Device = None,
-    priority: arguments.Priority = None,
-    seed: arguments.Seed = None,
+    *,
+    about_model: AboutModel,
+    about_dataset: AboutDataset,
+    about_job: AboutJob,
+    priority: Annotated[
+        int | None, typer.Option(help="0 to 100: jobs with a smaller one go first; 0 if left out.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name to find the job by.")] = None,
     clone: Annotated[
         str | None,
@@ -84,36 +68,16 @@ def compress(
 ) -> None:
     """Upload a checkpoint and a budget; get a smaller network that meets it."""
     with connected(url, as_json=as_json) as client:
-        options = job_options(
-            params=params,
-            flops=flops,
-            macs=macs,
-            memory=memory,
-            size=size,
-            latency_ms=latency_ms,
-            method=method,
-            plan=plan,
-            epochs=epochs,
-            recovery=recovery,
-            max_drop=max_drop,
-            best_effort=best_effort,
-            encoding=encoding,
-            outputs=outputs,
-            onnx_opset=onnx_opset,
-            device=device,
-            priority=priority,
-            seed=seed,
-            name=name,
-        )
-        about_model = _about_model(architecture, architecture_args, input_shape)
+        options = {**about_job.fields(), **given(priority=priority, name=name)}
+        model_fields, dataset_fields = about_model.fields(), about_dataset.fields()
         if output is not None:
             require_writable("--output", output)
         if clone is not None:
-            if model is not None or dataset is not None or about_model:
+            if model is not None or about_dataset.dataset is not None or model_fields:
                 raise OptionError("--clone takes model and dataset from the job; leave MODEL and their options out")
             job = client.create_job(**_merged(client.job(clone)["request"], options))
         else:
-            job = _submit(client, model, about_model, dataset, _about_dataset(normalization, scale, convert), options)
+            job = _submit(client, model, model_fields, about_dataset.dataset, dataset_fields, options)
         err.print(f"{job['id']}  {job['links']['self']}")
         if wait or output is not None:
             job = follow(client, job["id"], quiet=as_json)
@@ -131,33 +95,14 @@ def compress(
 
 
 @app.command()
+@grouped
 def plan(
     model: Checkpoint = None,
     url: Url = None,
-    architecture: arguments.Architecture = None,
-    architecture_args: arguments.ArchitectureArgs = None,
-    input_shape: arguments.InputShape = None,
-    dataset: arguments.DatasetFile = None,
-    normalization: arguments.Normalization = None,
-    scale: arguments.Scale = None,
-    convert: arguments.Convert = None,
-    params: arguments.Params = None,
-    flops: arguments.Flops = None,
-    macs: arguments.Macs = None,
-    memory: arguments.Memory = None,
-    size: arguments.Size = None,
-    latency_ms: arguments.LatencyMs = None,
-    method: arguments.MethodNames = None,
-    widths: arguments.PlanFile = None,
-    epochs: arguments.Epochs = None,
-    recovery: arguments.Recovery = None,
-    max_drop: arguments.MaxDrop = None,
-    best_effort: arguments.BestEffort = False,
-    encoding: arguments.Encoding = None,
-    outputs: arguments.Outputs = None,
-    onnx_opset: arguments.OnnxOpset = None,
-    device: arguments.Device = None,
-    seed: arguments.Seed = None,
+    *,
+    about_model: AboutModel,
+    about_dataset: AboutDataset,
+    about_job: AboutJob,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File for the plan, to edit and to give to `compress --plan`.")
     ] = None,
@@ -168,34 +113,14 @@ def plan(
     Takes what `compress` takes, so that the whole job is checked; training changes nothing in a plan.
     """
     with connected(url, as_json=as_json) as client:
-        options = job_options(
-            params=params,
-            flops=flops,
-            macs=macs,
-            memory=memory,
-            size=size,
-            latency_ms=latency_ms,
-            method=method,
-            plan=widths,
-            epochs=epochs,
-            recovery=recovery,
-            max_drop=max_drop,
-            best_effort=best_effort,
-            encoding=encoding,
-            outputs=outputs,
-            onnx_opset=onnx_opset,
-            device=device,
-            seed=seed,
-        )
+        options = about_job.fields()
+        model_fields, dataset_fields = about_model.fields(), about_dataset.fields()
         _require_model_and_budget(model, options)
         if output is not None:
             require_writable("--output", output.parent)
-        about_model = _about_model(architecture, architecture_args, input_shape)
-        found = client.create_plan(
-            _model_id(client, model, about_model),
-            **options,
-            **_dataset_id(client, dataset, _about_dataset(normalization, scale, convert)),
-        )
+        model_id = _model_id(client, model, model_fields)
+        dataset_id = _dataset_id(client, about_dataset.dataset, dataset_fields)
+        found = client.create_plan(model_id, **options, **dataset_id)
         if output is not None:
             output.write_text(json.dumps(found, indent=2))
         if as_json:
@@ -240,42 +165,26 @@ def _print_catalogue(url: str | None, as_json: bool, read: Callable[[Client], li
         err.print(f"{len(entries)} in all")
 
 
-def _about_model(architecture: str | None, architecture_args: str | None, input_shape: str | None) -> dict[str, Any]:
-    return given(
-        architecture=architecture,
-        architecture_args=parse_json_object("--architecture-args", architecture_args) if architecture_args else None,
-        input_shape=parse_input_shape(input_shape) if input_shape else None,
-    )
-
-
-def _about_dataset(normalization: str | None, scale: float | None, convert: str | None) -> dict[str, Any]:
-    return given(
-        normalization=parse_normalization(normalization) if normalization else None,
-        scale=scale,
-        convert=parse_convert(convert) if convert else None,
-    )
-
-
 def _submit(
     client: Client,
     model: str | None,
-    about_model: Mapping[str, Any],
+    model_fields: Mapping[str, Any],
     dataset: Path | None,
-    about_dataset: Mapping[str, Any],
+    dataset_fields: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A job on an uploaded model, or on a file: then model, dataset and job go in one request."""
     _require_model_and_budget(model, options)
     if _is_id(model):
-        model_id = _model_id(client, model, about_model)
-        return client.create_job(model_id, **options, **_dataset_id(client, dataset, about_dataset))
+        model_id = _model_id(client, model, model_fields)
+        return client.create_job(model_id, **options, **_dataset_id(client, dataset, dataset_fields))
     with upload_bar() as on_bytes:
         return client.submit(
             model,
             options,
-            **about_model,
+            **model_fields,
             dataset_path=dataset,
-            **about_dataset,
+            **dataset_fields,
             on_bytes=on_bytes,
         )
 
@@ -293,21 +202,21 @@ def _is_id(model: str) -> bool:
     return _MODEL_ID.fullmatch(model) is not None and not Path(model).exists()
 
 
-def _model_id(client: Client, model: str, about_model: Mapping[str, Any]) -> str:
+def _model_id(client: Client, model: str, model_fields: Mapping[str, Any]) -> str:
     if _is_id(model):
-        if about_model:
-            raise OptionError(f"{model} is uploaded already: leave {', '.join(about_model)} out")
+        if model_fields:
+            raise OptionError(f"{model} is uploaded already: leave {', '.join(model_fields)} out")
         return model
     with upload_bar() as on_bytes:
-        return client.upload_model(model, **about_model, on_bytes=on_bytes)["id"]
+        return client.upload_model(model, **model_fields, on_bytes=on_bytes)["id"]
 
 
-def _dataset_id(client: Client, dataset: Path | None, about_dataset: Mapping[str, Any]) -> dict[str, str]:
+def _dataset_id(client: Client, dataset: Path | None, dataset_fields: Mapping[str, Any]) -> dict[str, str]:
     """The field `dataset` of a job on an uploaded dataset; nothing without one."""
     if dataset is None:
         return {}
     with upload_bar() as on_bytes:
-        return {"dataset": client.upload_dataset(dataset, **about_dataset, on_bytes=on_bytes)["id"]}
+        return {"dataset": client.upload_dataset(dataset, **dataset_fields, on_bytes=on_bytes)["id"]}
 
 
 def _merged(request: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
