@@ -17,7 +17,7 @@ from core.encoding import bits, fast
 from core.encoding.errors import PwtError, PwtFault
 
 MAX_LENGTH = 32
-_TABLE_BITS = 11
+TABLE_BITS = 11
 
 
 def code_lengths(counts: np.ndarray) -> np.ndarray:
@@ -93,12 +93,12 @@ class Code:
     def table(self) -> np.ndarray:
         """By a window's first 11 bits: symbol·64 + length; 0 where the codeword is longer."""
         if len(self.order) == 0:
-            return np.zeros(1 << _TABLE_BITS, np.int64)
-        edges = np.arange(1 << _TABLE_BITS, dtype=np.uint64) << np.uint64(MAX_LENGTH - _TABLE_BITS)
+            return np.zeros(1 << TABLE_BITS, np.int64)
+        edges = np.arange(1 << TABLE_BITS, dtype=np.uint64) << np.uint64(MAX_LENGTH - TABLE_BITS)
         at = np.searchsorted(self.aligned, edges, side="right") - 1
         symbol = self.order[at]
         length = self.lengths[symbol].astype(np.int64)
-        return np.where(length <= _TABLE_BITS, symbol * 64 + length, 0)
+        return np.where(length <= TABLE_BITS, symbol * 64 + length, 0)
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ class Code:
 
     def symbols_at(self, windows: np.ndarray) -> np.ndarray:
         """symbol·64 + length of the codeword that each 32-bit window begins with, int64."""
-        found = self.table.take((windows >> np.uint64(MAX_LENGTH - _TABLE_BITS)).astype(np.int64))
+        found = self.table.take((windows >> np.uint64(MAX_LENGTH - TABLE_BITS)).astype(np.int64))
         long = np.flatnonzero(found == 0)
         if len(long):
             symbol = self.order[np.searchsorted(self.aligned, windows[long], side="right") - 1]

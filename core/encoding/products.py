@@ -2,18 +2,20 @@
 
 Source: Marinò, Ghidoli, Frasca, Malchiodi (arXiv 2007.07967, `dot_HAC`, `dot_sHAC`; arXiv 2108.12704). W is never whole:
 columns are decoded a tile at a time and used at once. With numba (the extra `fast`) decoding and multiplying are one loop
-that holds no decoded column; without it a tile is decoded by numpy and multiplied. Threads share the columns.
+that holds at most a tile's values; without it a tile is decoded by numpy and multiplied. Threads share the columns.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from core.encoding import fast, fast_products, formats
 from core.encoding.errors import PwtError, PwtFault
+from core.encoding.fast_vector import WindowValues, product_shac_vector
 from core.encoding.hac import Decoder as HacDecoder
 from core.encoding.hac import stream_of_columns
 from core.encoding.im import Decoder as ImDecoder
@@ -46,6 +48,10 @@ class CompressedMatrix:
         # Compiled loops look nothing up before they read it.
         if symbols and not isinstance(self._decoder, ImDecoder) and len(self._decoder.code.order) == 0:
             raise PwtError(PwtFault.bad_code, format, "symbols to decode, and no codeword")
+
+    @cached_property
+    def _windows(self) -> WindowValues:
+        return WindowValues.of(self._decoder.code, self._codebook)
 
     @classmethod
     def of(cls, tensor: QuantizedTensor, format: str | None = None) -> CompressedMatrix:
@@ -159,6 +165,11 @@ class CompressedMatrix:
         words, ends = stream_of_columns(decoder.stream, decoder.ends, start, stop)
         if isinstance(decoder, HacDecoder):
             complete = fast_products.product_hac(words, ends, decoder.code.tables, self._codebook, transposed, out)
+        elif transposed.shape[1] == 1:
+            code, vectors = decoder.code, (transposed[:, 0], out[:, 0])
+            complete = product_shac_vector(
+                words, ends, *decoder.placed(start, stop), code, self._codebook, self._windows, *vectors
+            )
         else:
             counts, rows = decoder.placed(start, stop)
             complete = fast_products.product_shac(

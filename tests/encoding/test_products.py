@@ -82,6 +82,32 @@ def test_product_of_any_shape(rows, columns, levels, density, format):
     assert_near(CompressedMatrix.of(tensor, format).multiply(x, tile_bytes=100), x @ tensor.values().T)
 
 
+@pytest.mark.parametrize("pairs", [True, False], ids=["short codewords", "long codewords"])
+@pytest.mark.parametrize("columns", [1, 3, 4, 9])
+def test_a_vector_times_codewords_longer_than_a_window(monkeypatch, pairs, columns):
+    """Of few bits, most of them, so that two are read at once, or of many; some of either are longer than 11 bits."""
+    monkeypatch.setattr(fast, "worthwhile", lambda count: True)
+    generator = np.random.default_rng(3)
+    common = (
+        generator.geometric(0.5, (columns, 20_000)).clip(1, 8)
+        if pairs
+        else generator.integers(1, 200, (columns, 20_000))
+    )
+    symbols = np.where(
+        generator.random((columns, 20_000)) < 0.004, generator.integers(200, 300, (columns, 20_000)), common
+    )
+    symbols[generator.random((columns, 20_000)) < 0.5] = 0
+    if columns > 2:
+        symbols[1] = 0  # a column without survivors
+    codebook = np.concatenate([[0], np.sort(np.abs(generator.normal(size=300)))]).astype(np.float32)
+    matrix = CompressedMatrix.of(tensor := QuantizedTensor(symbols, codebook, 0), "shac")
+    assert matrix._windows.pairs == pairs and int(matrix._decoder.code.lengths.max()) > 11
+    x = generator.normal(size=20_000).astype(np.float32)
+    expected = x.astype(np.float64) @ tensor.values().T.astype(np.float64)
+    assert_near(matrix.multiply(x), expected.astype(np.float32))
+    assert_near(matrix.multiply(x, tile_bytes=3000), expected.astype(np.float32))
+
+
 def test_without_a_format_the_smallest_is_taken():
     assert CompressedMatrix.of(layer((64, 300), 16, 0.02)).format == "shac"
     assert CompressedMatrix.of(layer((64, 300), 16, 0.4)).format == "hac"
@@ -107,10 +133,11 @@ def test_memory_is_the_file_and_a_tile(monkeypatch, compiled, format):
     assert held <= (1 << 17) * 2 + 40 * 500 + (1 << 17) + (1 << 18)
 
 
+@pytest.mark.parametrize("levels", [6, 90])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_damage_is_found_while_multiplying(monkeypatch, compiled):
+def test_damage_is_found_while_multiplying(monkeypatch, compiled, levels):
     monkeypatch.setattr(fast, "worthwhile", lambda count: compiled)
-    tensor = layer((40, 50), 6, 0.5)
+    tensor = layer((40, 50), levels, 0.5)
     x = np.ones((1, 50), np.float32)
     for format, code in (("hac", PwtFault.bad_stream), ("shac", PwtFault.bad_stream), ("im", PwtFault.bad_index)):
         payload = bytearray(formats.encode(tensor, format)[0])
