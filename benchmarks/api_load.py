@@ -15,25 +15,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import httpx
 from sqlalchemy import insert, select
 
+from benchmarks.servers import Server, process
 from store.contract import JobRequest, JobResult
 from store.database import Database
 from store.identifiers import new_id
@@ -72,17 +67,6 @@ class Measured:
 
     def quantile_ms(self, fraction: float) -> float:
         return self.latencies_s[min(len(self.latencies_s) - 1, int(fraction * len(self.latencies_s)))] * 1000
-
-
-@dataclass(frozen=True)
-class Server:
-    port: int
-    pid: int
-
-    def cpu_s(self) -> float:
-        """Processor seconds that it has used: what other processes on the machine do does not change it much."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -180,29 +164,6 @@ def api(folder: str, url: str, keys: bool) -> AbstractContextManager[Server]:
         "PENNYWEIGHT_RATE_LIMIT_PER_MINUTE": "0" if not keys else "100000000", "PENNYWEIGHT_LOG_LEVEL": "warning",
     }  # fmt: skip
     return process(["-m", "pennyweightd", "api", "--port", "0"], environment)
-
-
-@contextmanager
-def process(arguments: list[str], environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Server]:
-    """A server in a process of its own, which prints a line with its port."""
-    command, environment = [sys.executable, *arguments], {**os.environ, **environment}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert server.stdout is not None
-        port = int(re.search(r"(\d+)(?:\s|$)", server.stdout.readline().partition("127.0.0.1:")[2])[1])
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/healthz")
-                break
-            except httpx.HTTPError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        yield Server(port, server.pid)
-    finally:
-        server.terminate()
-        server.wait()
 
 
 async def _answer(reader: asyncio.StreamReader) -> int:
@@ -303,7 +264,7 @@ def measure(
         paths = [asked.path.format(job=id) for id in some] if "{job}" in asked.path else [asked.path]
         wires = [asked.wire(path) for path in paths]
         sample = httpx.request(
-            asked.method, f"http://127.0.0.1:{server.port}{paths[0]}", headers=asked.headers, content=asked.body or None
+            asked.method, f"{server.url}{paths[0]}", headers=asked.headers, content=asked.body or None
         )
         if sample.status_code != asked.status:
             raise RuntimeError(f"{asked.name}: {sample.status_code} {sample.text[:300]}")

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,6 +29,8 @@ from typing import Any
 import httpx
 from pennyweight import Client
 from pennyweight.large_files import fetch
+
+from benchmarks import servers
 
 MIB = 1 << 20
 SAMPLE_S = 0.05
@@ -51,27 +51,21 @@ settings = Settings(data_dir=sys.argv[1])
 database = Database(settings.resolved_database_url)
 database.migrate()
 listener = socket.create_server(("127.0.0.1", 0))
-print(listener.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(create_app(settings, database), access_log=False)).run(sockets=[listener])
+print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+config = uvicorn.Config(create_app(settings, database), access_log=False, log_level="warning")
+uvicorn.Server(config).run(sockets=[listener])
 """
 
 
 @dataclass(frozen=True)
-class Server:
-    """The API in a process of its own."""
+class Server(servers.Server):
+    """The API, whose files lie in `data_dir`."""
 
-    url: str
-    pid: int
     data_dir: Path
 
     def peak_rss_bytes(self) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-    def cpu_s(self) -> float:
-        """Processor seconds that it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stored_files(self) -> list[Path]:
         """Every file under the object store, half-written ones included."""
@@ -87,15 +81,8 @@ class Server:
 @contextmanager
 def serving(data_dir: Path) -> Iterator[Server]:
     """Start the API over `data_dir` on a free port of loopback; stop it at the end."""
-    command = [sys.executable, "-c", _SERVER, str(data_dir)]
-    root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root) as process:
-        try:
-            server = Server(f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid, data_dir)
-            _wait_until_it_answers(server)
-            yield server
-        finally:
-            process.terminate()
+    with servers.process(["-c", _SERVER, str(data_dir)]) as server:
+        yield Server(server.port, server.pid, data_dir)
 
 
 def upload(url: str, size_bytes: int) -> dict[str, Any]:
@@ -114,18 +101,6 @@ def upload(url: str, size_bytes: int) -> dict[str, Any]:
     answer = httpx.post(f"{url}/v1/models", content=body(), headers=headers, timeout=600)
     answer.raise_for_status()
     return answer.json()
-
-
-def _wait_until_it_answers(server: Server) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(f"{server.url}/healthz")
-            return
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def upload_in_parts(url: str, path: Path) -> dict[str, Any]:
