@@ -9,8 +9,8 @@ DATA holds `checkpoints/resnet20-cifar10.th`, `checkpoints/resnet56-cifar10.th` 
 on the layers by rate and distortion; everything in the file counts: header, graph, batch-norms, codebooks. Nothing is trained
 but where it says so: *alone*, every weight is rounded by itself; *together*, layers make up for each other in closed form on
 some training images, as a job with images does it; *fine-tuned*, at the caps of `--fine-tune`, the shared values (with biases
-and batch-norms) are trained for a short run after that, on `--shards` of the training images. Accuracy is on the test images, all 10,000 or `--examples` of them, which
-decide nothing. Settings whose every row is in FILE are not measured again.
+and batch-norms) are trained for a short run after that, on `--shards` of the training images. Accuracy is on the test images,
+all 10,000 or `--examples` of them, which decide nothing. Settings whose every row is in FILE are not measured again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.scores import cifar10
 from core.deliver.pwt_file import Compact, measured_pwt, skeleton_of
 from core.encoding.compensation import compensated
 from core.encoding.container import PwtSummary
@@ -44,9 +43,8 @@ from core.encoding.sharing import Landing
 from core.intake import load_network
 from core.network import Network
 from core.planning import safetensors_bytes
-from core.recovery import ImageDataset, accuracy, load_dataset
+from core.recovery import ImageDataset, accuracy
 
-NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NETWORKS = ("resnet20", "resnet56")
 KINDS = ("alone", "together", "fine-tuned")
 CPU = torch.device("cpu")
@@ -57,7 +55,7 @@ console = Console(highlight=False)
 def main() -> None:
     arguments = _arguments()
     rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
-    dataset = _cifar10(arguments.data / "cifar10", arguments.shards) if arguments.networks else None
+    dataset = cifar10(arguments.data / "cifar10", train_shards=arguments.shards) if arguments.networks else None
     for name in arguments.networks:
         network = load_network(
             arguments.data / "checkpoints" / f"{name}-cifar10.th", architecture=f"cifar_{name}", architecture_args={}
@@ -156,15 +154,6 @@ def _measured(
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("network", "quantizer", "prune", "cap", "seed", "kind"))
-
-
-def _cifar10(shards: Path, count: int) -> ImageDataset:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "cifar10.tar"
-        with tarfile.open(archive, "w") as tar:
-            for shard in (*sorted(shards.glob("train*.parquet"))[:count], *shards.glob("test*.parquet")):
-                tar.add(shard, arcname=shard.name)
-        return load_dataset(archive, normalization=NORMALIZATION)
 
 
 def _averaged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import Rows
 from benchmarks.scores import cifar10
 from core.analysis import profile
 from core.budget import Budget, Cap
@@ -49,40 +48,26 @@ FIGURES = ("params", "macs", "memory_bytes", "accuracy", "train_s")
 def main() -> None:
     arguments = _arguments()
     original = load_network(arguments.data / "checkpoints" / "resnet20-cifar10.th", architecture="cifar_resnet20")
-    dataset = cifar10(arguments.data / "cifar10")
-    if arguments.train_images:
-        dataset = replace(dataset, train=dataset.train.sample(arguments.train_images))
-    if arguments.test_images:
-        dataset = replace(
-            dataset, val=dataset.val.sample(arguments.test_images), test=dataset.test.sample(arguments.test_images)
-        )
+    dataset = cifar10(arguments.data / "cifar10", arguments.train_images, arguments.test_images)
     shared = {
         "ratio": arguments.ratio,
         "epochs": arguments.epochs,
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
     }
-    runs = _measured_before(arguments.json, shared)
+    runs = Rows(arguments.json, shared)
     for (name, method), seed in itertools.product(WAYS.items(), arguments.seeds):
         key = {"way": name, "seed": seed}
-        if any(run.items() >= key.items() for run in runs):
+        if runs.has(key):
             continue
-        runs.append({**key, **_run(original, dataset, method, seed, arguments), **shared})
-        print(f"{name}, seed {seed}: {runs[-1]['accuracy']:.4f}", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
-    rows = [_summary(name, [run for run in runs if run["way"] == name]) for name in WAYS]
+        run = _run(original, dataset, method, seed, arguments)
+        runs.add(key, run)
+        print(f"{name}, seed {seed}: {run['accuracy']:.4f}", flush=True)
+    rows = [_summary(name, [run for run in runs.all if run["way"] == name]) for name in WAYS]
     _print(rows)
     print(f"Trained {arguments.epochs} epochs on {len(dataset.train):,} images, tested on {len(dataset.test):,}.")
     if arguments.svg:
         arguments.svg.write_text(_svg(rows, arguments.ratio), encoding="utf-8")
-
-
-def _measured_before(path: Path | None, shared: dict[str, Any]) -> list[dict[str, Any]]:
-    runs = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else []
-    if not all(run.items() >= shared.items() for run in runs):
-        raise SystemExit(f"{path} has runs of other settings than {shared}; name another file.")
-    return runs
 
 
 def _run(

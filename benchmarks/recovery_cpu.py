@@ -7,7 +7,8 @@ FOLDER holds `checkpoints/resnet20-cifar10.th` and `cifar10/*.parquet`. Accuracy
 test split; after each epoch it is that of validation images, as the test split decides nothing. Every way goes through the
 same training loop, with and without distillation; Torch-Pruning's network (MagnitudeImportance, global, no refit, as its
 users prune) too, where it can be imported. A row that F already has is not measured again, and with `--checkpoints` an
-interrupted training goes on, so that the table can be made in pieces. `--train-images` and `--test-images` shorten a trial; its figures are its own.
+interrupted training goes on, so that the table can be made in pieces. `--train-images` and `--test-images` shorten a trial;
+its figures are its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import itertools
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import Rows
 from benchmarks.scores import cifar10
 from core.analysis import profile
 from core.architectures import build
@@ -51,7 +52,7 @@ CPU = torch.device("cpu")
 def main() -> None:
     arguments = _arguments()
     original = load_network(arguments.data / "checkpoints" / "resnet20-cifar10.th", architecture="cifar_resnet20")
-    dataset = _shortened(cifar10(arguments.data / "cifar10"), arguments)
+    dataset = cifar10(arguments.data / "cifar10", arguments.train_images, arguments.test_images)
     shared = {
         "method": arguments.method,
         "ratio": arguments.ratio,
@@ -60,24 +61,15 @@ def main() -> None:
         "test_images": len(dataset.test),
         "original": accuracy(original, dataset.test, dataset),
     }
-    rows = _measured_before(arguments.json, shared)
+    rows = Rows(arguments.json, shared)
     for seed, way, distill in itertools.product(arguments.seeds, arguments.ways, arguments.distill):
         key = {"way": way, "distill": distill == "yes", "seed": seed}
-        if any(row.items() >= key.items() for row in rows):
+        if rows.has(key):
             continue
         row = WAYS[way](original, dataset, seed, key["distill"], arguments)
-        rows.append({**key, **row, **shared})
+        rows.add(key, row)
         print(f"{way}, distillation {distill}, seed {seed}: {row['after']:.4f}", flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    _print(rows, shared["original"], arguments.epochs)
-
-
-def _measured_before(path: Path | None, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else []
-    if not all(row.items() >= shared.items() for row in rows):
-        raise SystemExit(f"{path} has rows of other settings than {dict(shared)}; name another file.")
-    return rows
+    _print(rows.all, shared["original"], arguments.epochs)
 
 
 def _ours(
@@ -184,15 +176,6 @@ def _trained(training: Mapping[str, Any]) -> dict[str, Any]:
 def _told(event: ProgressEvent) -> None:
     if event.epoch is not None:
         print(f"  {event.message}", flush=True)
-
-
-def _shortened(dataset: ImageDataset, arguments: argparse.Namespace) -> ImageDataset:
-    if arguments.train_images:
-        dataset = replace(dataset, train=dataset.train.sample(arguments.train_images))
-    if arguments.test_images:
-        val, test = (split.sample(arguments.test_images) for split in (dataset.val, dataset.test))
-        dataset = replace(dataset, val=val, test=test)
-    return dataset
 
 
 def _print(rows: list[dict[str, Any]], original: float, epochs: int) -> None:

@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,28 @@ def _measure(
     return {f"{ratio:g}": accuracy(recovered, dataset.val.sample(images), dataset), "score_s": seconds}
 
 
-def cifar10(shards: Path) -> ImageDataset:
+def cifar10(
+    shards: Path,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    train_shards: int | None = None,
+) -> ImageDataset:
+    """The Parquet shards of a folder, or so many of those with training images.
+
+    train_images, test_images: only so many of them are kept, the second of validation and of test.
+    """
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "cifar10.tar"
         with tarfile.open(archive, "w") as tar:
-            for shard in sorted(shards.glob("*.parquet")):
+            for shard in (*sorted(shards.glob("train*.parquet"))[:train_shards], *shards.glob("test*.parquet")):
                 tar.add(shard, arcname=shard.name)
-        return load_dataset(archive, normalization=NORMALIZATION, seed=0)
+        dataset = load_dataset(archive, normalization=NORMALIZATION, seed=0)
+    if train_images:
+        dataset = replace(dataset, train=dataset.train.sample(train_images))
+    if test_images:
+        val, test = (split.sample(test_images) for split in (dataset.val, dataset.test))
+        dataset = replace(dataset, val=val, test=test)
+    return dataset
 
 
 def _print(rows: Sequence[dict[str, Any]], ratios: Sequence[float]) -> None:
