@@ -31,8 +31,8 @@ def list_methods(
 ) -> resources.MethodList:
     catalogue = services.catalogue()
     methods = [] if catalogue is None else catalogue.methods
-    page, has_more, next = resources.slice_of(methods, lambda method: method.type, limit=limit, after=after)
-    return resources.MethodList(data=page, has_more=has_more, next=next)
+    page = resources.slice_of(methods, lambda method: method.type, limit=limit, after=after)
+    return resources.MethodList.of(page)
 
 
 @router.get(
@@ -56,5 +56,5 @@ def list_architectures(
         for architecture in ([] if catalogue is None else catalogue.architectures)
         if all(word in f"{architecture.name} {architecture.title}".casefold() for word in words)
     ]
-    page, has_more, next = resources.slice_of(found, lambda architecture: architecture.name, limit=limit, after=after)
-    return resources.ArchitectureList(data=page, has_more=has_more, next=next)
+    page = resources.slice_of(found, lambda architecture: architecture.name, limit=limit, after=after)
+    return resources.ArchitectureList.of(page)

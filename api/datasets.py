@@ -103,9 +103,7 @@ def list_datasets(
 ) -> resources.DatasetList:
     with services.database.read() as session:
         page = DatasetRepository(session, tenant_id).list(limit, after, order)
-    return resources.DatasetList(
-        data=[resources.Dataset.of(row) for row in page.rows], has_more=page.has_more, next=page.next
-    )
+    return resources.DatasetList.of(page, resources.Dataset.of)
 
 
 @router.get("/datasets/{dataset_id}", summary="Look at a dataset", responses=problems(401, 404))

@@ -122,8 +122,7 @@ def list_uploads(
 ) -> UploadList:
     with services.database.read() as session:
         page = UploadRepository(session, tenant_id).list(sha256, limit, after, order)
-    data = [UploadSummary(**summary(row, request)) for row in page.rows]
-    return UploadList(data=data, has_more=page.has_more, next=page.next)
+    return UploadList.of(page, lambda row: UploadSummary(**summary(row, request)))
 
 
 @router.get(

@@ -103,9 +103,7 @@ def list_models(
 ) -> resources.ModelList:
     with services.database.read() as session:
         page = ModelRepository(session, tenant_id).list(limit, after, order)
-    return resources.ModelList(
-        data=[resources.Model.of(row) for row in page.rows], has_more=page.has_more, next=page.next
-    )
+    return resources.ModelList.of(page, resources.Model.of)
 
 
 @router.get("/models/{model_id}", summary="Look at a model", responses=problems(401, 404))

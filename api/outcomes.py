@@ -52,11 +52,7 @@ async def list_events(
             return JobRepository(session, tenant_id).events(job_id, after, limit, order)
 
     page = await run_in_threadpool(read)
-    return resources.EventList(
-        data=[resources.Event.of(row) for row in page.rows],
-        has_more=page.has_more,
-        next=None if page.next is None else str(page.next),
-    )
+    return resources.EventList.of(page, resources.Event.of)
 
 
 @router.get(
@@ -77,9 +73,8 @@ def list_artifacts(
     with services.database.read() as session:
         rows = JobRepository(session, tenant_id).artifacts(job_id)
     base_url = resources.base_url(request)
-    page, has_more, next = resources.slice_of(rows, lambda row: row.name, limit=limit, after=after)
-    data = [resources.Artifact.of(row, job_id, base_url) for row in page]
-    return resources.ArtifactList(data=data, has_more=has_more, next=next)
+    page = resources.slice_of(rows, lambda row: row.name, limit=limit, after=after)
+    return resources.ArtifactList.of(page, lambda row: resources.Artifact.of(row, job_id, base_url))
 
 
 @router.get(

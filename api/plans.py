@@ -110,9 +110,7 @@ def list_plans(
     with services.database.read() as session:
         page = PlanRepository(session, tenant_id).list(model, limit, after, order)
     base_url = resources.base_url(request)
-    return resources.PlanList(
-        data=[resources.Plan.of(row, base_url) for row in page.rows], has_more=page.has_more, next=page.next
-    )
+    return resources.PlanList.of(page, lambda row: resources.Plan.of(row, base_url))
 
 
 @router.delete(

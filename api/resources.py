@@ -29,7 +29,7 @@ from store.contract import (
     PlannedLayer,
     PlanStatus,
 )
-from store.pages import MAX_LIMIT, Page
+from store.pages import Page, coerced
 
 Row = TypeVar("Row")
 Shape = list[int] | dict[str, list[int]]
@@ -300,60 +300,65 @@ class Plan(BaseModel):
         )
 
 
-class _List(BaseModel):
+class Listing(BaseModel):
     """A page: `next` is the `after` of the following page, null on the last one."""
 
     object: Literal["list"] = "list"
     has_more: bool
     next: str | None
 
+    @classmethod
+    def of(cls, page: Page[Any], resource: Callable[[Any], object] = lambda row: row) -> Self:
+        """Each row of the page as its resource."""
+        cursor = None if page.next is None else str(page.next)
+        return cls.model_validate(
+            {"data": [resource(row) for row in page.rows], "has_more": page.has_more, "next": cursor}
+        )
 
-class ModelList(_List):
+
+class ModelList(Listing):
     data: list[Model]
 
 
-class DatasetList(_List):
+class DatasetList(Listing):
     data: list[Dataset]
 
 
-class JobList(_List):
+class JobList(Listing):
     data: list[Job]
 
 
-class PlanList(_List):
+class PlanList(Listing):
     data: list[Plan]
 
 
-class EventList(_List):
+class EventList(Listing):
     data: list[Event]
 
 
-class ArtifactList(_List):
+class ArtifactList(Listing):
     data: list[Artifact]
 
 
-class MethodList(_List):
+class MethodList(Listing):
     data: list[MethodInfo]
 
 
-class ArchitectureList(_List):
+class ArchitectureList(Listing):
     data: list[ArchitectureInfo]
 
 
-def slice_of(
-    rows: Sequence[Row], cursor: Callable[[Row], str], *, limit: int, after: str | None
-) -> tuple[list[Row], bool, str | None]:
-    """One page of a short list held in memory, in its own order: rows, has_more, next. Raises Problem for a cursor that
-    names no row."""
-    limit = min(limit, MAX_LIMIT)
+def slice_of(rows: Sequence[Row], cursor: Callable[[Row], str], *, limit: int, after: str | None) -> Page[Row]:
+    """One page of a short list held in memory, in its own order. Raises Problem for a cursor that names no row."""
+    limit = coerced(limit)
     start = 0
     if after is not None:
         start = next((index + 1 for index, row in enumerate(rows) if cursor(row) == after), -1)
         if start < 0:
             raise Problem.at("/after", "unknown_cursor", f"No entry of this list is called {after[:100]!r}.")
-    page = list(rows[start : start + limit])
+    found = rows[start : start + limit]
     has_more = start + limit < len(rows)
-    return page, has_more, cursor(page[-1]) if has_more else None
+    return Page(rows=found, has_more=has_more, next=cursor(found[-1]) if has_more else None)
 
 
 def job_page(page: Page[tables.Job], base_url: str, kept: timedelta | None) -> Response:

@@ -47,11 +47,8 @@ class Upload(UploadSummary):
     )
 
 
-class UploadList(BaseModel):
-    object: Literal["list"] = "list"
+class UploadList(resources.Listing):
     data: list[UploadSummary]
-    has_more: bool
-    next: str | None
 
 
 def summary(row: UploadRow, request: Request) -> dict[str, Any]:

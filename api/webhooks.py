@@ -85,11 +85,8 @@ class NewEndpoint(Endpoint, EndpointSecret):
     """With the secret that every message to it is signed with."""
 
 
-class EndpointList(BaseModel):
-    object: Literal["list"] = "list"
+class EndpointList(resources.Listing):
     data: list[Endpoint]
-    has_more: bool
-    next: str | None
 
 
 class Delivery(BaseModel):
@@ -129,11 +126,8 @@ class Delivery(BaseModel):
         )
 
 
-class DeliveryList(BaseModel):
-    object: Literal["list"] = "list"
+class DeliveryList(resources.Listing):
     data: list[Delivery]
-    has_more: bool
-    next: str | None
 
 
 _endpoint_request: TypeAdapter[EndpointRequest] = TypeAdapter(EndpointRequest)
@@ -213,7 +207,7 @@ def list_webhook_endpoints(
 ) -> EndpointList:
     with services.database.read() as session:
         page = WebhookRepository(session, tenant_id).list(limit, after, order, job)
-    return EndpointList(data=[Endpoint.of(row) for row in page.rows], has_more=page.has_more, next=page.next)
+    return EndpointList.of(page, Endpoint.of)
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", summary="Look at a webhook endpoint", responses=problems(401, 404))
@@ -288,7 +282,7 @@ def list_webhook_deliveries(
 ) -> DeliveryList:
     with services.database.read() as session:
         page = WebhookRepository(session, tenant_id).deliveries(endpoint_id, limit, after, order)
-    return DeliveryList(data=[Delivery.of(row) for row in page.rows], has_more=page.has_more, next=page.next)
+    return DeliveryList.of(page, Delivery.of)
 
 
 @router.post(
