@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
@@ -130,19 +131,20 @@ def _reject_upload(session: Session, work: Work, error: ErrorInfo, *, now: datet
         }
     )
 
-    def waiting(user: type[Job] | type[Plan], is_waiting: ColumnElement[bool]) -> Any:
+    def waiting(user: type[Job] | type[Plan], is_waiting: ColumnElement[bool]) -> Iterator[Work]:
         uses = (user.model_id if is_model else user.dataset_id) == work.id
-        return session.scalars(select(user.id).where(uses, is_waiting).order_by(user.id)).all()
+        for id in session.scalars(select(user.id).where(uses, is_waiting).order_by(user.id)).all():
+            try:
+                found = queue.lock(session, id)
+            except NotFound:  # deleted since
+                continue
+            yield found
 
-    for job_id in waiting(Job, Job.status == JobStatus.queued):
-        job_work = queue.lock(session, job_id)
-        job = session.get_one(Job, job_id, with_for_update=True, populate_existing=True)
+    for job_work in waiting(Job, Job.status == JobStatus.queued):
+        job = session.get_one(Job, job_work.id, with_for_update=True, populate_existing=True)
         if job.status is JobStatus.queued:  # not cancelled since
             job_work.state = WorkState.done
             transition(session, job, JobStatus.failed, now=now, error=failure)
-    for plan_id in waiting(Plan, Plan.status == PlanStatus.planning):
-        try:
-            queue.lock(session, plan_id).state = WorkState.done
-        except NotFound:  # deleted since
-            continue
-        fail_plan(session, plan_id, failure, now=now)
+    for plan_work in waiting(Plan, Plan.status == PlanStatus.planning):
+        plan_work.state = WorkState.done
+        fail_plan(session, plan_work.id, failure, now=now)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from store import work
+from store import gpu_time, work
 from store.claims import Claim, StoredArtifact
 from store.contract import WorkKind
 from store.errors import NotFound
 from store.objects import LocalObjects
 from store.retention import Retention, expire
-from store.tables import Artifact, Dataset, Job, Model, Plan
+from store.tables import Artifact, Dataset, GpuRun, Job, Model, Plan
 from tests.store.house import House, job_result, plan_outcome
 
 LONG_AGO = timedelta(days=10)
@@ -102,3 +102,20 @@ def test_sweepers_at_once_delete_each_thing_once(house: House, objects: LocalObj
     with house.database.read() as session:
         assert session.scalar(select(func.count()).select_from(Model)) == 0
     assert list(objects.keys(older_than_s=-60)) == []
+
+
+def test_what_was_noted_of_gpus_is_kept_for_more_than_a_year_and_then_forgotten(
+    house: House, objects: LocalObjects
+) -> None:
+    model = house.add_model()
+    old, recent = (house.add_job(model, device="gpu") for _ in range(2))
+    for job, days in ((old, gpu_time.KEPT_DAYS + 1), (recent, gpu_time.KEPT_DAYS - 1)):
+        work.release(house.database, house.claim(id=job, queues={"gpu"}))
+        house.cancel(job)
+        with house.database.transaction() as session:
+            then = house.database.now(session) - timedelta(days=days)
+            session.execute(update(GpuRun).where(GpuRun.job_id == job).values(ended_at=then))
+    assert expire(house.database, objects, Retention()) == 1
+    assert expire(house.database, objects, Retention()) == 0
+    with house.database.read() as session:
+        assert session.scalars(select(GpuRun.job_id)).all() == [recent]

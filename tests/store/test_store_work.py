@@ -7,10 +7,11 @@ from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from store import work
-from store.contract import ErrorCode, ErrorInfo, JobProgress, JobStatus, StageProgress, WorkKind
-from store.errors import IllegalTransition
+from store import queue, work
+from store.contract import ErrorCode, ErrorInfo, JobProgress, JobStatus, PlanStatus, StageProgress, WorkKind
+from store.errors import IllegalTransition, NotFound
 from store.jobs import JobRepository
 from store.tables import LOCAL_TENANT, Work
 from tests.store.house import LEASE_S, UNMET, UNSAFE, House, artifact, job_result, lose, nothing_claimable
@@ -152,6 +153,22 @@ def test_a_failing_end_leaves_the_job_running(house: House) -> None:
         work.finish_job(house.database, claim, result=job_result(), artifacts=[artifact(claim), artifact(claim)])
     assert house.job(job).status is JobStatus.running
     assert work.finish_job(house.database, claim, result=job_result(), artifacts=[]) is JobStatus.succeeded
+
+
+def test_what_is_deleted_while_its_model_is_rejected_is_passed_over(house: House, monkeypatch: pytest.MonkeyPatch):
+    model = house.add_model(ready=False)
+    gone, waits = house.add_job(model), house.add_job(model)
+    gone_plan, waits_too = house.add_plan(model), house.add_plan(model)
+    lock = queue.lock
+
+    def lock_what_is_there(session: Session, id: str) -> Work:
+        if id in (gone, gone_plan):
+            raise NotFound("job", id)
+        return lock(session, id)
+
+    monkeypatch.setattr("store.queue.lock", lock_what_is_there)
+    work.reject(house.database, house.claim(WorkKind.inspect_model, id=model), UNSAFE)
+    assert (house.job(waits).status, house.plan(waits_too).status) == (JobStatus.failed, PlanStatus.failed)
 
 
 def test_a_rejected_model_fails_exactly_the_jobs_that_wait_for_it(house: House) -> None:
