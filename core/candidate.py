@@ -7,30 +7,25 @@ accuracy floor under `on_unmet: best_effort` moves the caps towards the original
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from core.agreement import require_agreement
 from core.budget import Constraint, Costs
-from core.checkpoint import Checkpoint
 from core.choice import Choice, Chooser
-from core.draws import Made, draw_and_make
+from core.cut import Cut
+from core.draws import draw_and_make
 from core.encoding.encode import Encoded, encode
 from core.encoding.steering import Steering
 from core.errors import EngineError
 from core.latency import REPLANS, analytic, exported_latency, guide_for, guided
-from core.network import Network
 from core.origin import Origin
-from core.progress import Stages
-from core.proof import proven
-from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
+from core.recovery import Recovered
 from core.request import CompressionRequest
 from core.rewriting import Rewriter
 from core.rivals import Rivals
-from core.surgery import Equivalence, apply, kept_indices
+from core.run import Made, Run
 
 # With `on_unmet: best_effort`, an accuracy floor that the budget breaks is kept by moving the caps this far towards the
 # original costs, one attempt after another; the last one delivers the original network.
@@ -39,14 +34,10 @@ RELAXATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A compressed network before delivery."""
+    """A compressed network before delivery, as it was made and as it is encoded."""
 
-    network: Network
-    choice: Choice
-    equivalence: Equivalence
-    recovered: Recovered
+    made: Made
     encoded: Encoded
-    sparse: Mapping[str, int] | None = None
 
 
 def choose(
@@ -63,136 +54,103 @@ def choose(
 
 
 def compress_onto(
+    run: Run,
     constraints: Sequence[Constraint],
     choice: Choice,
     chooser: Chooser | Rewriter | Rivals,
     steering: Steering,
-    request: CompressionRequest,
-    origin: Origin,
-    dataset: ImageDataset | None,
-    device: torch.device,
-    stages: Stages,
-    checkpoint: Checkpoint,
-    recovery: RecoveryConfig,
 ) -> Candidate:
     """Apply `choice`, verify and recover; with an accuracy floor and best effort, plan again until the floor holds."""
+    request = run.request
     relaxations = RELAXATIONS if request.max_accuracy_drop is not None and request.on_unmet == "best_effort" else (0.0,)
     for index, relaxation in enumerate(relaxations):
-        caps = tuple(_relax(constraint, origin.costs, relaxation) for constraint in constraints)
+        caps = tuple(_relax(constraint, run.origin.costs, relaxation) for constraint in constraints)
+        planned = steering.planned(caps)
         if relaxation:
-            with stages.run("plan"):
-                choice = choose(chooser, steering.planned(caps), request)
-        sparse, taken, trial = None, chooser, None
-        if isinstance(chooser, Rivals):
-            with stages.run("plan"):
-                taken, trial = chooser.decide(
-                    steering.planned(caps), choice, dataset, stages, checkpoint, f"recover_{index}"
-                )
-        planned, rewritten = steering.planned(caps), None
-        if isinstance(taken, Rewriter):
-            try:
-                rewritten = taken.make(planned, dataset, stages, checkpoint, f"recover_{index}")
-            except EngineError as refusal:
-                if trial is None:
-                    raise
-                taken, trial = chooser.chooser, chooser.given_up(trial, refusal)
-        if rewritten is not None:
-            choice, equivalence, recovered = rewritten.choice, rewritten.equivalence, rewritten.recovered
-            sparse = rewritten.sparse
-        else:
-            make = partial(_made, planned, request, origin, dataset, device, stages, checkpoint, recovery)
-            made = draw_and_make(taken, choice, planned, request, make, f"recover_{index}")
-            choice, equivalence, recovered = made.choice, made.equivalence, made.recovered
-        if trial is not None:
-            recovered = dataclasses.replace(recovered, details={**recovered.details, "trial": trial})
-        encoded = Encoded.unchanged(recovered)
-        if steering.encodes:
-            with stages.run("encode"):
-                encoded = encode(
-                    recovered,
-                    origin.network,
-                    dataset,
-                    steering.options,
-                    stored=steering.stored,
-                    size_limit=steering.size_limit(caps),
-                    opset=request.onnx_opset,
-                    seed=request.seed,
-                    device=device,
-                    progress=stages.listener,
-                    checkpoint=checkpoint,
-                    step=f"encode_{index}",
-                )
-        drop = _accuracy_drop(recovered, encoded, request)
+            with run.stages.run("plan"):
+                choice = choose(chooser, planned, request)
+        made = _made(run, chooser, choice, planned, f"recover_{index}")
+        encoded = _encoded(run, made.recovered, steering, caps, f"encode_{index}")
+        drop = _accuracy_drop(made.recovered, encoded, request)
         if drop is None or drop <= request.max_accuracy_drop:
-            return Candidate(encoded.network, choice, equivalence, recovered, encoded, sparse)
+            return Candidate(made, encoded)
     raise EngineError(
         "accuracy_floor",
         f"Within the budget, test accuracy falls by {drop:.4f}, more than accuracy.max_drop = "
         f"{request.max_accuracy_drop:g}. Raise the caps, allow a larger drop, train longer (recovery.epochs), or use "
         'on_unmet "best_effort" to have the budget relaxed until the floor holds.',
         param="/accuracy/max_drop",
-        details={"accuracy_drop": drop, "costs": choice.plan.predicted.as_dict()},
+        details={"accuracy_drop": drop, "costs": made.choice.plan.predicted.as_dict()},
     )
 
 
 def _made(
-    constraints: Sequence[Constraint],
-    request: CompressionRequest,
-    origin: Origin,
-    dataset: ImageDataset | None,
-    device: torch.device,
-    stages: Stages,
-    checkpoint: Checkpoint,
-    recovery: RecoveryConfig,
-    chooser: Chooser,
-    choice: Choice,
-    step: str,
+    run: Run, chooser: Chooser | Rewriter | Rivals, choice: Choice, constraints: Sequence[Constraint], step: str
 ) -> Made:
+    """One network within the caps, by whichever way `chooser` is. choice: what it gives for them."""
+    if isinstance(chooser, Rewriter):
+        return chooser.make(run, constraints, step)
+    if isinstance(chooser, Chooser):
+        return draw_and_make(chooser, choice, constraints, run.request, partial(_narrowed, run, constraints), step)
+    made, trial = chooser.rewritten(run, constraints, choice, step)
+    made = made or _made(run, chooser.chooser, choice, constraints, step)
+    if trial is None:
+        return made
+    details = {**made.recovered.details, "trial": trial}
+    return dataclasses.replace(made, recovered=dataclasses.replace(made.recovered, details=details))
+
+
+def _narrowed(run: Run, constraints: Sequence[Constraint], chooser: Chooser, choice: Choice, step: str) -> Made:
     """`choice` applied, verified and recovered."""
-    choice, pruned = _apply_within_latency(constraints, choice, chooser, request, origin, stages)
-    with stages.run("verify"):
-        equivalence = proven(origin.network, choice, pruned, request.seed)
-    with stages.run("recover"):
-        recovered = recover(
-            pruned,
-            origin.network,
-            dataset,
-            recovery,
-            kept=kept_indices(choice.analysis, choice.plan.keep),
-            seed=request.seed,
-            device=device,
-            progress=stages.listener,
-            checkpoint=checkpoint,
+    cut = _cut_within_latency(run, constraints, chooser, choice)
+    with run.stages.run("verify"):
+        equivalence = cut.proven(run.request.seed)
+    with run.stages.run("recover"):
+        recovered = run.recovered(cut.pruned, cut.kept, step)
+    return Made(cut.choice, equivalence, recovered)
+
+
+def _encoded(
+    run: Run, recovered: Recovered, steering: Steering, constraints: Sequence[Constraint], step: str
+) -> Encoded:
+    if not steering.encodes:
+        return Encoded.unchanged(recovered)
+    with run.stages.run("encode"):
+        return encode(
+            recovered,
+            run.origin.network,
+            run.dataset,
+            steering.options,
+            stored=steering.stored,
+            size_limit=steering.size_limit(constraints),
+            opset=run.request.onnx_opset,
+            seed=run.request.seed,
+            device=run.device,
+            progress=run.stages.listener,
+            checkpoint=run.checkpoint,
             step=step,
         )
-    return Made(choice, equivalence, recovered)
 
 
-def _apply_within_latency(
-    constraints: Sequence[Constraint],
-    choice: Choice,
-    chooser: Chooser,
-    request: CompressionRequest,
-    origin: Origin,
-    stages: Stages,
-) -> tuple[Choice, Network]:
+def _cut_within_latency(run: Run, constraints: Sequence[Constraint], chooser: Chooser, choice: Choice) -> Cut:
     """Apply `choice`; under a cap on latency measure what comes out and, after a miss, plan again with fewer MACs."""
+    stages, origin = run.stages, run.origin
     guide = guide_for(constraints, origin.costs)
     if guide is None:
         with stages.run("apply"):
-            return choice, _applied(origin, choice)
+            return _applied(origin, choice)
     capped = analytic(constraints)
     for _ in range(1 + REPLANS):
         with stages.run("plan"):
             choice = guided(chooser, capped, guide, choice)
         with stages.run("apply"):
-            pruned = _applied(origin, choice)
-            latency = exported_latency(pruned)
+            cut = _applied(origin, choice)
+            latency = exported_latency(cut.pruned)
         smaller = choice.plan.predicted.macs < guide.points[-1][0]
         guide.learn(choice.plan.predicted.macs, latency.p50)
         if guide.met or not smaller:
             break
-    if not guide.met and request.on_unmet == "fail":
+    if not guide.met and run.request.on_unmet == "fail":
         reached = dataclasses.replace(choice.plan.predicted, latency_ms=latency.p50)
         raise EngineError(
             "target_unmet",
@@ -205,13 +163,13 @@ def _apply_within_latency(
                 "attempts": [{"macs": macs, "latency_ms": latency_ms} for macs, latency_ms in guide.points],
             },
         )
-    return choice, pruned
+    return cut
 
 
-def _applied(origin: Origin, choice: Choice) -> Network:
-    pruned = apply(origin.network, choice.analysis, choice.plan.keep)
-    require_agreement(pruned, choice.plan.predicted, "The plan")
-    return pruned
+def _applied(origin: Origin, choice: Choice) -> Cut:
+    cut = Cut.of(origin.network, choice)
+    require_agreement(cut.pruned, choice.plan.predicted, "The plan")
+    return cut
 
 
 def _accuracy_drop(recovered: Recovered, encoded: Encoded, request: CompressionRequest) -> float | None:

@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from core.analysis import profile
 from core.budget import Constraint, Costs
 from core.choice import Choice, Chooser
+from core.cut import Cut
 from core.errors import EngineError
 from core.methods import RewritingMethod, get_method
 from core.methods.method import Fitting, Rewriting, RewritingTask
@@ -29,13 +29,10 @@ from core.network import Network
 from core.origin import Origin
 from core.penni.shrinking import compose
 from core.planning import PlannedLayer, safetensors_bytes
-from core.progress import Progress
 from core.recovery import ImageDataset
 from core.recovery.refit import refit
-from core.recovery.steps import Steps
 from core.request import CompressionRequest
-from core.rewriting import Cut, Rewriter, Work, binding_note, most_used, option_errors_at
-from core.surgery import apply, kept_indices
+from core.rewriting import Rewriter, Work, binding_note, most_used, option_errors_at
 
 # How far channels go before kernels are shared, as an exponent between what a network costs and its cap.
 _SHARES = (0.5, 0.75, 1.0)
@@ -76,40 +73,22 @@ class Chain(Rewriter):
         with option_errors_at(self._cutting_position):
             self._chooser = self._chooser_for(origin.network)
 
-    def _rewrite(
-        self,
-        constraints: Sequence[Constraint],
-        images: Tensor | None,
-        nearest: bool,
-        listener: Progress,
-        steps: Steps | None,
-        dataset: ImageDataset | None = None,
-    ) -> Work:
+    def _rewrite(self, task: RewritingTask) -> Work:
         try:
-            return self._either(constraints, images, nearest, listener, steps, dataset)
+            return self._kernels_then_channels(task) if self._kernels_first else self._channels_then_kernels(task)
         except EngineError as error:
             if error.code != "target_infeasible":
                 raise
             raise self._refusal(error) from error
 
-    def _either(
-        self,
-        constraints: Sequence[Constraint],
-        images: Tensor | None,
-        nearest: bool,
-        listener: Progress,
-        steps: Steps | None,
-        dataset: ImageDataset | None,
-    ) -> Work:
-        if self._kernels_first:
-            return self._kernels_then_channels(constraints, images, nearest, listener, steps, dataset)
+    def _channels_then_kernels(self, task: RewritingTask) -> Work:
         attempts = [(share, False) for share in _SHARES]
-        if nearest:
+        if task.nearest:
             attempts += [(share, True) for share in reversed(_SHARES)]
         refusals = []
-        for share, gives_in in attempts:
+        for share, nearest in attempts:
             try:
-                return self._channels_then_kernels(constraints, images, share, gives_in, listener, steps, dataset)
+                return self._channels_so_far(share, replace(task, nearest=nearest))
             except EngineError as error:
                 if error.code != "target_infeasible":
                     raise
@@ -117,86 +96,54 @@ class Chain(Rewriter):
         # Where channels went so far that there are no kernels to share, what a shorter way comes to says more.
         raise max(refusals, key=lambda error: ("smallest" in error.details, refusals.index(error)))
 
-    def _channels_then_kernels(
-        self,
-        constraints: Sequence[Constraint],
-        images: Tensor | None,
-        share: float,
-        nearest: bool,
-        listener: Progress,
-        steps: Steps | None,
-        dataset: ImageDataset | None,
-    ) -> Work:
-        origin = self._origin.network
-        costs = self._origin.costs
-        choice = self._chosen(self._chooser, [_between(cap, costs, share) for cap in constraints])
-        pruned = apply(origin, choice.analysis, choice.plan.keep)
-        kept = kept_indices(choice.analysis, choice.plan.keep)
-        start = pruned
-        if images is not None:
-            start = refit(pruned, origin, images, kept=kept, device=self._device).network
-        about = (self._device, listener, steps, dataset, self._request.seed)
-        task = RewritingTask(start, costs, tuple(constraints), images, nearest, *about)
-        rewriting = self._rewritten(task)
-        rewriting = replace(rewriting, kept=compose(kept, rewriting.kept))
+    def _channels_so_far(self, share: float, task: RewritingTask) -> Work:
+        """Channels leave this far on the way, and kernels are shared for the rest of it."""
+        choice = self._chosen(self._chooser, [_between(cap, task.original, share) for cap in task.constraints])
+        cut = Cut.of(task.network, choice)
+        start = cut.pruned
+        if task.images is not None:
+            start = refit(start, task.network, task.images, kept=cut.kept, device=task.device).network
+        rewriting = self._rewritten(replace(task, network=start))
+        rewriting = replace(rewriting, kept=compose(cut.kept, rewriting.kept))
         halves = (
             self._half(self._cutting["type"], choice.plan.predicted),
             self._half(self._method.type, rewriting.predicted),
         )
-        return self._work(rewriting, choice, Cut(origin, choice, pruned), constraints, halves)
+        return self._work(task.constraints, rewriting, cut, halves)
 
-    def _kernels_then_channels(
-        self,
-        constraints: Sequence[Constraint],
-        images: Tensor | None,
-        nearest: bool,
-        listener: Progress,
-        steps: Steps | None,
-        dataset: ImageDataset | None,
-    ) -> Work:
-        origin, costs = self._origin.network, self._origin.costs
-        caps = [_between(cap, costs, _SHARES[0]) for cap in constraints]
-        about = (self._device, listener, steps, dataset, self._request.seed)
-        task = RewritingTask(origin, costs, tuple(caps), images, True, *about)
-        shared = self._rewritten(task)
-        narrowing = shared.narrowing
+    def _kernels_then_channels(self, task: RewritingTask) -> Work:
+        caps = tuple(_between(cap, task.original, _SHARES[0]) for cap in task.constraints)
+        shared = self._rewritten(replace(task, constraints=caps, nearest=True))
         written = shared.reference(shared.network)
         chooser = self._chooser_for(written)
         whole = replace(profile(written).costs, size_bytes=safetensors_bytes(written))
 
-        def at(limit: float) -> Choice:
-            """Channels of the written-out network planned onto this share of the way to the caps."""
-            return self._chosen(chooser, [_between(cap, whole, limit) for cap in constraints])
+        def at(limit: float) -> Cut:
+            """Channels of the written-out network cut onto this share of the way to the caps."""
+            return Cut.of(written, self._chosen(chooser, [_between(cap, whole, limit) for cap in task.constraints]))
 
         # The most channels with which no column has to go; all of the way, the plain network is within the caps itself.
         low, high = 0.0, 1.0
         for _ in range(_WIDTH_TRIES):
             middle = (low + high) / 2
-            choice = at(middle)
-            cut = kept_indices(choice.analysis, choice.plan.keep)
-            pruned = apply(written, choice.analysis, choice.plan.keep)
-            low, high = (low, middle) if narrowing.fits(pruned, cut, constraints) else (middle, high)
-        choice = at(high)
-        pruned = apply(written, choice.analysis, choice.plan.keep)
-        cut = kept_indices(choice.analysis, choice.plan.keep)
+            cut = at(middle)
+            fits = shared.narrowing.fits(cut.pruned, cut.kept, task.constraints)
+            low, high = (low, middle) if fits else (middle, high)
+        cut = at(high)
         fitting = None
-        if images is not None:
-            fitting = Fitting(origin, compose(shared.kept, cut), images, self._device)
-        rewriting = narrowing.narrow(pruned, cut, constraints, nearest, fitting)
+        if task.images is not None:
+            fitting = Fitting(task.network, compose(shared.kept, cut.kept), task.images, task.device)
+        rewriting = shared.narrowing.narrow(cut.pruned, cut.kept, task.constraints, task.nearest, fitting)
         halves = (
             self._half(self._method.type, shared.predicted),
             self._half(self._cutting["type"], rewriting.predicted),
         )
-        return self._work(rewriting, choice, Cut(written, choice, pruned), constraints, halves)
+        return self._work(task.constraints, rewriting, cut, halves)
 
     def _work(
-        self,
-        rewriting: Rewriting,
-        choice: Choice,
-        cut: Cut,
-        constraints: Sequence[Constraint],
-        halves: Sequence[Mapping[str, Any]],
+        self, constraints: Sequence[Constraint], rewriting: Rewriting, cut: Cut, halves: Sequence[Mapping[str, Any]]
     ) -> Work:
+        choice = cut.choice
         binding = most_used(constraints, rewriting.predicted)
         plain = rewriting.reference(rewriting.network)
         layers = tuple(_planned(layer, plain) for layer in choice.plan.layers)

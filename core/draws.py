@@ -18,22 +18,12 @@ from core.choice import Choice, Chooser
 from core.errors import EngineError
 from core.latency import analytic
 from core.methods.complexity import MODES, ComplexityConfig
-from core.recovery import Recovered
 from core.request import CompressionRequest
-from core.surgery import Equivalence
+from core.run import Made
 
 FIGURES = ("params", "macs", "memory_bytes")
 # What one draw may come to where another lands: a budget jumped over, or a cap on latency missed.
 _MISSES = ("target_infeasible", "target_unmet")
-
-
-@dataclass(frozen=True)
-class Made:
-    """One network within the caps, verified and recovered."""
-
-    choice: Choice
-    equivalence: Equivalence
-    recovered: Recovered
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from core.report import compose_result
 from core.request import CompressionRequest
 from core.rewriting import Rewriter
 from core.rivals import AUTO, RIVAL, Rivals
+from core.run import Run
 from core.surgery import apply
 
 __all__ = ["CompressionRequest", "compress", "propose", "resolve_device"]
@@ -55,7 +56,6 @@ def compress(
     checkpoint: where recovery keeps what an interrupted run of the same request goes on from; None keeps nothing.
     Returns the job's `result` object (API.md), which is also what `report.json` holds. Raises EngineError.
     """
-    checkpoint = checkpoint or Checkpoint()
     started = time.monotonic()
     torch.manual_seed(request.seed)
     stages = Stages(progress)
@@ -75,38 +75,38 @@ def compress(
         choice = choose(chooser, steering.planned(constraints), request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
-    candidate = compress_onto(
-        constraints, choice, chooser, steering, request, origin, dataset, device, stages, checkpoint, recovery
-    )
+    run = Run(request, origin, dataset, device, recovery, stages, checkpoint or Checkpoint())
+    candidate = compress_onto(run, constraints, choice, chooser, steering)
+    made, network = candidate.made, candidate.encoded.network
 
     with stages.run("deliver"):
         delivery = deliver(
             origin.network,
-            candidate.network,
+            network,
             request.outputs,
             output_folder,
             compact=candidate.encoded.compact,
             onnx_opset=request.onnx_opset,
             dataset=dataset,
         )
-        costs = require_agreement(candidate.network, profile(candidate.network).costs, "The delivered network")
-        latency = delivered_latency(candidate.network, delivery.latency, constraints)
+        costs = require_agreement(network, profile(network).costs, "The delivered network")
+        latency = delivered_latency(network, delivery.latency, constraints)
         measured = dataclasses.replace(
             costs, size_bytes=delivery.size_bytes, latency_ms=latency.p50 if latency else None
         )
         result = compose_result(
             request=dataclasses.asdict(request),
             original=origin.upload,
-            compressed=candidate.network,
+            compressed=network,
             baseline=origin.profile,
             baseline_costs=origin.costs,
             measured=measured,
             constraints=constraints,
-            choice=candidate.choice,
+            choice=made.choice,
             folded=origin.folded,
-            equivalence=candidate.equivalence,
-            recovered=candidate.recovered,
-            sparse=candidate.sparse,
+            equivalence=made.equivalence,
+            recovered=made.recovered,
+            sparse=made.sparse,
             encoded=candidate.encoded,
             delivery=delivery,
             original_latency=origin.latency or delivery.original_latency,
@@ -256,7 +256,7 @@ def _with_rivals(
     widths = request.plan is not None or request.budget.has("latency_ms")
     if request.methods != (AUTO,) or request.dataset_path is None or widths or not isinstance(chooser, Chooser):
         return chooser
-    return Rivals(chooser, Rewriter(request, origin, device, method=RIVAL), origin, device)
+    return Rivals(chooser, Rewriter(request, origin, device, method=RIVAL))
 
 
 def _steering(request: CompressionRequest, origin: Origin) -> Steering:

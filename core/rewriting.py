@@ -22,8 +22,8 @@ from torch.fx import Interpreter
 from core.agreement import require_agreement
 from core.analysis import analyse
 from core.budget import Constraint, Costs
-from core.checkpoint import Checkpoint
 from core.choice import Choice
+from core.cut import Cut
 from core.errors import EngineError
 from core.methods import RewritingMethod, get_method
 from core.methods.method import Rewriting, RewritingTask
@@ -31,37 +31,17 @@ from core.network import Network
 from core.origin import Origin
 from core.penni.shrinking import keep_of
 from core.planning import Plan, PlannedLayer
-from core.progress import Progress, Stages, silent
-from core.proof import proven
-from core.recovery import ImageDataset, Recovered, RecoveryConfig, recover
+from core.recovery import ImageDataset
 from core.recovery.corrections import MIN_REFIT_EXAMPLES, refit_examples
 from core.recovery.judges import judge_for
 from core.recovery.steps import Steps
 from core.request import CompressionRequest
+from core.run import Made, Run
 from core.surgery import Equivalence
 
 TOLERANCE = 1e-5
 _BATCH = 3
 _FIRST_METHOD = "/methods/0"
-
-
-@dataclass(frozen=True)
-class Made:
-    """recovered: with the network in the form that is delivered. sparse: its counts by nonzeros."""
-
-    choice: Choice
-    equivalence: Equivalence
-    recovered: Recovered
-    sparse: Mapping[str, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """Channels that a plan took out of a network before or after it was rewritten."""
-
-    network: Network
-    choice: Choice
-    pruned: Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,16 +110,9 @@ class Rewriter:
         rewriting = self._from_weights(constraints, nearest=True).rewriting
         return rewriting.delivered(rewriting.network)
 
-    def work(
-        self,
-        constraints: Sequence[Constraint],
-        dataset: ImageDataset | None,
-        stages: Stages,
-        checkpoint: Checkpoint,
-        step: str,
-    ) -> Work:
+    def work(self, run: Run, constraints: Sequence[Constraint], step: str) -> Work:
         """What is trained from: fitted to images, where these make it better on held-out ones."""
-        nearest = self._request.on_unmet == "best_effort"
+        nearest, dataset = self._request.on_unmet == "best_effort", run.dataset
         option = self._method.by_labels(self._config)
         if option is not None and (dataset is None or not dataset.labelled):
             raise EngineError(
@@ -147,12 +120,15 @@ class Rewriter:
                 f"The option {option!r} of {self._method.type} trains by labels. Give a labelled dataset, or leave it out.",
                 param=f"/methods/{self._position}/{option}",
             )
+        weights_alone = self._task(constraints, nearest=nearest)
         images = self._images(dataset)
-        steps = Steps(checkpoint, step, self._origin.network)
-        found = self._rewrite(constraints, images, nearest, stages.listener, steps, dataset)
+        steps = Steps(run.checkpoint, step, self._origin.network)
+        found = self._rewrite(
+            replace(weights_alone, images=images, dataset=dataset, progress=run.stages.listener, steps=steps)
+        )
         if images is None:
             return found
-        alone = self._rewrite(constraints, None, nearest, silent, None)
+        alone = self._rewrite(weights_alone)
         judge = judge_for(self._origin.network, dataset, self._device)
         fitted, plain = (judge.value(work.rewriting.reference(work.rewriting.network)) for work in (found, alone))
         better = judge.no_worse(fitted, plain)
@@ -165,36 +141,18 @@ class Rewriter:
         taken = found if better else alone
         return replace(taken, report={**taken.report, "guard": guard})
 
-    def make(
-        self,
-        constraints: Sequence[Constraint],
-        dataset: ImageDataset | None,
-        stages: Stages,
-        checkpoint: Checkpoint,
-        step: str,
-    ) -> Made:
+    def make(self, run: Run, constraints: Sequence[Constraint], step: str) -> Made:
         """The recovered network within the caps; nearest to them with best effort."""
         seed = self._request.seed
-        with stages.run("apply"):
-            work = self.work(constraints, dataset, stages, checkpoint, step)
+        with run.stages.run("apply"):
+            work = self.work(run, constraints, step)
         rewriting = work.rewriting
-        with stages.run("verify"):
-            proofs = [proven(cut.network, cut.choice, cut.pruned, seed) for cut in work.cuts]
+        with run.stages.run("verify"):
+            proofs = [cut.proven(seed) for cut in work.cuts]
             _require_equal_forms(rewriting, rewriting.network, seed)
             require_agreement(rewriting.delivered(rewriting.network), rewriting.predicted, "The plan")
-        with stages.run("recover"):
-            recovered = recover(
-                rewriting.network,
-                self._origin.network,
-                dataset,
-                RecoveryConfig(**self._request.recovery),
-                kept=rewriting.kept,
-                seed=seed,
-                device=self._device,
-                progress=stages.listener,
-                checkpoint=checkpoint,
-                step=step,
-            )
+        with run.stages.run("recover"):
+            recovered = run.recovered(rewriting.network, rewriting.kept, step)
             proofs.append(_require_equal_forms(rewriting, recovered.network, seed))
         details = {
             **recovered.details,
@@ -208,31 +166,18 @@ class Rewriter:
         )
 
     def _from_weights(self, constraints: Sequence[Constraint], *, nearest: bool) -> Work:
-        return self._rewrite(constraints, None, nearest, silent, None)
+        return self._rewrite(self._task(constraints, nearest=nearest))
 
-    def _rewrite(
-        self,
-        constraints: Sequence[Constraint],
-        images: Tensor | None,
-        nearest: bool,
-        listener: Progress,
-        steps: Steps | None,
-        dataset: ImageDataset | None = None,
-    ) -> Work:
-        task = RewritingTask(
-            self._origin.network,
-            self._origin.costs,
-            tuple(constraints),
-            images,
-            nearest,
-            self._device,
-            listener,
-            steps,
-            dataset,
-            self._request.seed,
+    def _task(self, constraints: Sequence[Constraint], *, nearest: bool) -> RewritingTask:
+        """The whole network, by weights alone."""
+        origin = self._origin
+        return RewritingTask(
+            origin.network, origin.costs, tuple(constraints), nearest, self._device, self._request.seed
         )
+
+    def _rewrite(self, task: RewritingTask) -> Work:
         rewriting = self._rewritten(task)
-        return Work(rewriting, self._choice(rewriting, constraints))
+        return Work(rewriting, self._choice(rewriting, task.constraints))
 
     def _rewritten(self, task: RewritingTask) -> Rewriting:
         with option_errors_at(self._position):

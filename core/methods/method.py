@@ -20,7 +20,7 @@ from core.errors import EngineError
 from core.methods.options import PLAN_OPTIONS, PlanConfig, checked_options
 from core.network import Network
 from core.planning import PlanOptions
-from core.progress import Progress
+from core.progress import Progress, silent
 from core.recovery.dataset import ImageDataset
 from core.recovery.recalibration import Kept
 from core.recovery.steps import Steps
@@ -114,24 +114,24 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class RewritingTask:
-    """What a rewriting method works on. images: prepared inputs [n, …] to fit to, None without a dataset.
+    """What a rewriting method works on. original: the costs of what the request is about, which may be more than `network`
+    has left. seed: of its training, if it trains.
 
-    nearest: where the caps are out of reach, come as near as possible instead of raising. steps: where a long fit is kept,
-    so that an interrupted run need not fit again; None keeps nothing. dataset: what the images are from, for a method that
-    trains; seed: of that training. original: the costs of what the request is about, which may be more than `network` has
-    left.
+    nearest: where the caps are out of reach, come as near as possible instead of raising. images: prepared inputs [n, …] to
+    fit to, None without any. dataset: what they are from, for a method that trains. steps: where a long fit is kept, so that
+    an interrupted run need not fit again; None keeps nothing.
     """
 
     network: Network
     original: Costs
     constraints: tuple[Constraint, ...]
-    images: Tensor | None
     nearest: bool
     device: torch.device
-    progress: Progress
-    steps: Steps | None
+    seed: int
+    images: Tensor | None = None
     dataset: ImageDataset | None = None
-    seed: int = 0
+    progress: Progress = silent
+    steps: Steps | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,6 +62,11 @@ class Equivalence:
     worst: str | None = None
     problem: str | None = None
 
+    @property
+    def reason(self) -> str:
+        """Why it did not pass, for a person."""
+        return self.problem or f"relative error {self.max_relative_error:.1e} at {self.worst}"
+
 
 def verify(
     network: Network, analysis: ChannelAnalysis, keep: np.ndarray, pruned: Network, *, seed: int = 0

@@ -1,7 +1,9 @@
-"""Small real networks and images for the tests of recovery: a residual CNN trained on scikit-learn's digits."""
+"""Small real networks and images for the tests of recovery: a residual CNN trained on scikit-learn's digits; and processes
+that die on the way."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +16,40 @@ from torch.nn import functional as F
 from core.analysis import analyse
 from core.architectures import build
 from core.budget import Budget, Cap
+from core.checkpoint import Checkpoint, Saved
+from core.intake import save_safetensors
 from core.methods import get_method
 from core.network import Network
 from core.planning import plan_widths
+from core.request import CompressionRequest
 from core.surgery import apply, kept_indices
+
+# The step after which a `Dying` dies that goes on to the end.
+NEVER = -1
+ARCHITECTURE = {
+    "architecture": "cifar_resnet",
+    "architecture_args": {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10},
+    "input_shape": (1, 8, 8),
+}
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch it."""
+
+
+class Dying(Checkpoint):
+    """Saves at every chance, and dies after the first save, or after that of one step."""
+
+    due = True
+
+    def __init__(self, path: Path, last_step: int | None = None) -> None:
+        super().__init__(path, "request")
+        self._last_step = last_step
+
+    def save(self, step: str, state: Saved) -> None:
+        super().save(step, state)
+        if self._last_step in (None, state.values["step"]):
+            raise Killed
 
 
 @cache
@@ -38,13 +70,36 @@ def save_digits(folder: Path, **changes: np.ndarray) -> Path:
     return path
 
 
+def digit_requests(folder: Path) -> Callable[..., CompressionRequest]:
+    """(methods, cap, data, **changes) → a request for `trained_network`. data: None, "labelled" or "unlabelled"."""
+    save_safetensors(trained_network().tensors, folder / "model.safetensors")
+    images, _, split = digits()
+    data_paths = {None: None, "labelled": save_digits(folder), "unlabelled": folder / "unlabelled.npz"}
+    np.savez(data_paths["unlabelled"], x=images, split=split)
+
+    def request(methods: tuple[dict, ...], cap: Cap, data: str | None = None, **changes: object) -> CompressionRequest:
+        return CompressionRequest(
+            folder / "model.safetensors",
+            **{
+                "budget": Budget((cap,)),
+                **ARCHITECTURE,
+                "methods": methods,
+                "dataset_path": data_paths[data],
+                "outputs": ("safetensors", "report"),
+                **changes,
+            },
+        )
+
+    return request
+
+
 @cache
 def trained_network() -> Network:
     """A `cifar_resnet` of depth 8 that knows the digits, after about two seconds of training."""
     images, labels, split = digits()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build("cifar_resnet", {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}).train()
+        model = build(ARCHITECTURE["architecture"], ARCHITECTURE["architecture_args"]).train()
         x = torch.from_numpy(images[split == "train"])[:, None].float() / 255
         y = torch.from_numpy(labels[split == "train"])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
 import pytest
+import torch
 
 from core.budget import Budget, Cap
 from core.checkpoint import Checkpoint
-from core.engine import CompressionRequest, compress, propose
+from core.engine import compress, propose
 from core.errors import EngineError
-from core.intake import save_safetensors
 from core.penni.effort import fitting_macs
-from tests.core.recovery_cases import digits, save_digits, trained_network
+from tests.core.recovery_cases import Dying, Killed, digit_requests, trained_network
 
 PENNI = {"type": "penni", "round_to": 4}
 MAGNITUDE = {"type": "magnitude"}
@@ -21,26 +18,8 @@ MAGNITUDE = {"type": "magnitude"}
 
 @pytest.fixture(scope="module")
 def request_for(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
-    save_safetensors(trained_network().tensors, folder / "model.safetensors")
-    labelled = save_digits(folder)
-    images, _, split = digits()
-    np.savez(folder / "unlabelled.npz", x=images, split=split)
-
-    def make(*methods: dict, data: str | None = None, ratio: float = 0.5, **changes) -> CompressionRequest:
-        request = CompressionRequest(
-            folder / "model.safetensors",
-            Budget((Cap("macs", max_ratio=ratio),)),
-            architecture="cifar_resnet",
-            architecture_args={"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10},
-            input_shape=(1, 8, 8),
-            methods=methods,
-            dataset_path={"labelled": labelled, "unlabelled": folder / "unlabelled.npz", None: None}[data],
-            outputs=("safetensors", "report"),
-        )
-        return dataclasses.replace(request, **changes)
-
-    return make
+    request = digit_requests(tmp_path_factory.mktemp("chain"))
+    return lambda *methods, ratio=0.5, **changes: request(methods, Cap("macs", max_ratio=ratio), **changes)
 
 
 @pytest.mark.parametrize("methods", [(PENNI, MAGNITUDE), (MAGNITUDE, PENNI)])
@@ -82,15 +61,8 @@ def test_a_chain_that_died_in_training_goes_on_to_the_same_network(request_for, 
     assert guard["taken"] == "fitted"
     assert guard["fitted"] > guard["weights_alone"]
 
-    class Dying(Checkpoint):
-        due = True
-
-        def save(self, step, state):
-            super().save(step, state)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compress(request, tmp_path / "first", checkpoint=Dying(tmp_path / "state", "request"))
+    with pytest.raises(Killed):
+        compress(request, tmp_path / "first", checkpoint=Dying(tmp_path / "state"))
     result = compress(request, tmp_path / "second", checkpoint=Checkpoint(tmp_path / "state", "request"))
     assert result["recovery"]["training"]["resumed"]
     digests = [
@@ -154,10 +126,20 @@ def test_auto_takes_what_held_out_images_say_and_reports_both(request_for, tmp_p
     assert delivered >= max(trial["penni"], trial["magnitude"]) - 1e-6
 
 
-@pytest.mark.parametrize("fails", ["work", "make"])
-def test_auto_goes_on_with_channels_where_shared_kernels_fail(request_for, tmp_path, monkeypatch, caplog, fails):
+@pytest.mark.parametrize(
+    ("fails", "error", "reason"),
+    [
+        ("work", EngineError("equivalence_failed", "The forms do not agree."), "The forms do not agree."),
+        ("make", EngineError("equivalence_failed", "The forms do not agree."), "The forms do not agree."),
+        ("work", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "too little memory"),
+        ("make", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"), "too little memory"),
+    ],
+)
+def test_auto_goes_on_with_channels_where_shared_kernels_fail(
+    request_for, tmp_path, monkeypatch, caplog, fails, error, reason
+):
     def fail(*_args):
-        raise EngineError("equivalence_failed", "The forms do not agree.")
+        raise error
 
     monkeypatch.setattr(f"core.rewriting.Rewriter.{fails}", fail)
     monkeypatch.setattr("core.rivals.AccuracyJudge.no_worse", lambda _judge, value, other: fails == "work")
@@ -165,9 +147,18 @@ def test_auto_goes_on_with_channels_where_shared_kernels_fail(request_for, tmp_p
     result = compress(request, tmp_path)
     trial = result["recovery"]["trial"]
     assert trial["taken"] == "magnitude"
-    assert trial["reason"] == "The forms do not agree."
+    assert reason in trial["reason"]
     assert "rewriting" not in result["recovery"]
-    assert "equivalence_failed: The forms do not agree." in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_fault_in_the_trial_is_not_taken_for_a_lack_of_memory(request_for, tmp_path, monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr("core.rewriting.Rewriter.work", fail)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        compress(request_for({"type": "auto"}, data="labelled", ratio=0.3, recovery={"epochs": 0}), tmp_path)
 
 
 def test_auto_tries_nothing_else_where_removing_channels_loses_next_to_nothing(request_for, tmp_path):

@@ -7,38 +7,25 @@ import statistics
 import pytest
 
 from core.analysis import profile
-from core.budget import Budget, Cap
+from core.budget import Cap
 from core.choice import Chooser
 from core.deliver.report_html import report_html
-from core.draws import Made, draw_and_make
-from core.engine import CompressionRequest, compress
+from core.draws import draw_and_make
+from core.engine import compress
 from core.errors import EngineError
-from core.intake import save_safetensors
 from core.recovery import Recovered
-from tests.core.recovery_cases import save_digits, trained_network
+from core.run import Made
+from tests.core.recovery_cases import digit_requests, trained_network
 from tests.core.report_cases import result as small_result
-
-ARGS = {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}
 
 
 @pytest.fixture(scope="module")
 def request_for(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("draws")
-    save_safetensors(trained_network().tensors, folder / "model.safetensors")
-    data = save_digits(folder)
+    request = digit_requests(tmp_path_factory.mktemp("draws"))
 
-    def make(with_data=True, **options) -> CompressionRequest:
-        return CompressionRequest(
-            folder / "model.safetensors",
-            Budget((Cap("macs", max_ratio=0.5),)),
-            architecture="cifar_resnet",
-            architecture_args=ARGS,
-            input_shape=(1, 8, 8),
-            methods=({"type": "complexity", **options},),
-            dataset_path=data if with_data else None,
-            recovery={"epochs": 0} if with_data else {},
-            outputs=("safetensors", "report"),
-        )
+    def make(with_data=True, **options):
+        data, recovery = ("labelled", {"epochs": 0}) if with_data else (None, {})
+        return request(({"type": "complexity", **options},), Cap("macs", max_ratio=0.5), data, recovery=recovery)
 
     return make
 

@@ -6,19 +6,7 @@ import torch
 from core.checkpoint import Checkpoint
 from core.errors import EngineError
 from core.recovery import RecoveryConfig, load_dataset, recover
-from tests.core.recovery_cases import pruned_and_kept, pruned_network, save_digits, trained_network
-
-
-class Killed(Exception):
-    pass
-
-
-class Dying(Checkpoint):
-    due = True
-
-    def save(self, step, state):
-        super().save(step, state)
-        raise Killed
+from tests.core.recovery_cases import Dying, Killed, pruned_and_kept, pruned_network, save_digits, trained_network
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +34,7 @@ def test_the_layout_is_recorded_and_kept_by_a_run_that_goes_on(dataset, tmp_path
     whole = run(dataset, layout="contiguous", precision="float32")
     assert (whole.details["training"]["layout"], whole.details["training"]["precision"]) == ("contiguous", "float32")
     with pytest.raises(Killed):
-        run(dataset, Dying(tmp_path / "state", "request"), layout="contiguous", precision="float32")
+        run(dataset, Dying(tmp_path / "state"), layout="contiguous", precision="float32")
     # Whatever is chosen elsewhere, it goes on as it began.
     resumed = run(dataset, Checkpoint(tmp_path / "state", "request"), precision="bfloat16")
     assert resumed.details["training"]["layout"] == "contiguous"

@@ -11,7 +11,16 @@ from core.checkpoint import Checkpoint
 from core.network import Network
 from core.recovery import RecoveryConfig, load_dataset, recover
 from core.recovery.training import Trainer
-from tests.core.recovery_cases import digits, pruned_and_kept, pruned_network, save_digits, trained_network
+from tests.core.recovery_cases import (
+    NEVER,
+    Dying,
+    Killed,
+    digits,
+    pruned_and_kept,
+    pruned_network,
+    save_digits,
+    trained_network,
+)
 
 OPTIONS = {
     "plain": {},
@@ -27,27 +36,6 @@ OPTIONS = {
         "precision": "bfloat16",
     },
 }
-
-
-class Killed(Exception):
-    pass
-
-
-class Dying(Checkpoint):
-    """Saves at every chance, and after the save of one step the process is gone."""
-
-    def __init__(self, path, last_step):
-        super().__init__(path, "request")
-        self._last_step = last_step
-
-    @property
-    def due(self):
-        return True
-
-    def save(self, step, state):
-        super().save(step, state)
-        if state.values["step"] == self._last_step:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +140,7 @@ def test_the_second_try_begins_anew_whatever_was_saved_of_the_first(labelled, tm
     monkeypatch.setitem(__import__("core.recovery.schedule", fromlist=["x"]).LEARNING_RATES, "sgd", 1e5)
     monkeypatch.setattr("core.recovery.training_attempts.RETRY_FACTOR", 2e-7)
     whole = run(labelled)
-    saved = run(labelled, Dying(tmp_path / "checkpoint", None))
+    saved = run(labelled, Dying(tmp_path / "checkpoint", NEVER))
     for found in (whole, saved):
         assert found.details["training"]["retried"] and not found.details["training"]["diverged"]
     assert same(whole.network, saved.network)
