@@ -41,7 +41,9 @@ from core.deliver.onnx_file import write_onnx
 from core.intake import load_network, save_safetensors
 from core.module_form import to_module, with_trained
 from core.network import Network
-from core.penni.reduction import Bases, reduce_columns
+from core.penni.bases import Bases
+from core.penni.pruning import Pruning
+from core.penni.reduction import reduce_columns
 from core.penni.rewriting import executable, trainable
 from core.penni.sparse import sparse_network_counts
 from core.recovery import ImageDataset, RecoveryConfig, accuracy, recover
@@ -109,10 +111,8 @@ def _compressed(
     began = time.monotonic()
     reduced = reduce_columns(
         original,
-        constraints,
+        Pruning(constraints, bases=bases, round_to=arguments.round_to),
         images,
-        bases=bases,
-        round_to=arguments.round_to,
         device=device,
         steps=Steps(checkpoint, f"penni_{ratio}", original),
         watch=phase,

@@ -18,7 +18,8 @@ from core.methods.method import Fitting, Rewriting, RewritingMethod, RewritingTa
 from core.network import Network
 from core.penni.narrowing import keeps_all, narrow
 from core.penni.options import OPTIONS, PenniConfig
-from core.penni.reduction import Reduced, reduce_columns
+from core.penni.reduced import Reduced
+from core.penni.reduction import reduce_columns
 from core.penni.retraining import Alternating
 from core.penni.rewriting import fused, trainable
 from core.penni.sites import sites
@@ -34,17 +35,11 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         train = Alternating(task.network, task.dataset, recipe, task.seed, task.device, task.progress)
     reduced = reduce_columns(
         task.network,
-        task.constraints,
+        config.pruning(task.constraints, task.original),
         task.images,
-        bases=config.start,
-        round_to=config.round_to,
-        unit=config.unit,
-        score=config.score,
-        aims=config.aims(task.original),
         train=train,
         nearest=task.nearest,
         device=task.device,
-        lossy=config.dead_channels == "lossy",
         progress=task.progress,
         steps=task.steps,
     )

@@ -27,14 +27,11 @@ from core.penni.sites import Site
 
 # Of a layer's coefficients, this share stays whatever the threshold says.
 LEAST_SHARE = 0.01
-# What the threshold is held against: the magnitude, or the magnitude in units of the layer's standard deviation.
-SCORES = ("magnitude", "deviation")
 
 
 class CoefficientSearch(ColumnSearch):
-    """`ColumnSearch` with single coefficients. aims: caps on the paper's count. score: one of `SCORES`.
-
-    With "deviation" the threshold s says that |a| ≥ s · std of its layer stays, which is the paper's rule.
+    """`ColumnSearch` with single coefficients. score: what the threshold is held against, which is the magnitude, or with
+    "deviation" the magnitude in units of the layer's standard deviation: |a| ≥ s · std stays, which is the paper's rule.
     """
 
     def __init__(
@@ -43,34 +40,14 @@ class CoefficientSearch(ColumnSearch):
         sites: Sequence[Site],
         factors: Mapping[str, SharedKernels],
         constraints: Sequence[Constraint],
-        aims: Sequence[Constraint] = (),
         score: str = "magnitude",
     ) -> None:
-        self._aims = tuple(aims)
         self._score = score
         super().__init__(network, sites, factors, constraints, round_to=1)
 
-    def land(
-        self, constraints: Sequence[Constraint] | None = None, aims: Sequence[Constraint] | None = None
-    ) -> Selection | None:
-        constraints = self._constraints if constraints is None else tuple(constraints)
-        limits = (constraints, self._aims if aims is None else tuple(aims))
-        if not self._within(self.smallest, *limits):
-            return None
-        if self._within(self.everything, *limits):
-            return self.everything
-        low, high = self._floor, len(self._order)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._within(self._first(middle), *limits):
-                low = middle
-            else:
-                high = middle
-        return self._first(low)
-
-    @staticmethod
-    def _within(selection: Selection, constraints: Sequence[Constraint], aims: Sequence[Constraint]) -> bool:
-        return selection.meets(constraints) and all(aim.met_by(selection.sparse) for aim in aims)
+    def _refilled(self, count: int, constraints: Sequence[Constraint], aims: Sequence[Constraint]) -> Selection:
+        # What is next under the threshold is one coefficient, or several that only fit together.
+        return self._first(count)
 
     def _ranking(self) -> tuple[range, int]:
         """The number of coefficients, and how many must stay; which ones is in the thresholds of `_masks`."""

@@ -13,8 +13,10 @@ zero is pruned: the mask is in the zeros. A *column* (c, b) is one depthwise map
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +62,16 @@ class SharedKernels:
         """float64 [C, d]: norm of each column's coefficients over the outputs."""
         return self.coefficients.double().norm(dim=0)
 
+    def with_channels(self, kept: Sequence[np.ndarray | None]) -> SharedKernels:
+        """Only these output and input channels; None, or nothing said, where all stay."""
+        coefficients = self.coefficients
+        for axis, index in enumerate(kept[:2]):
+            if index is not None:
+                coefficients = coefficients.index_select(axis, torch.from_numpy(index))
+        return SharedKernels(coefficients, self.basis, self.kernel)
+
     def with_columns(self, live: Tensor) -> SharedKernels:
-        """Only these columns, bool [C, d]."""
+        """Only these columns, bool [C, d], or only these coefficients, bool [O, C, d]."""
         return SharedKernels(self.coefficients * live.to(self.coefficients.dtype), self.basis, self.kernel)
 
     def normalised(self) -> SharedKernels:

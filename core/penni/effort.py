@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.analysis import profile
 from core.network import Network
-from core.penni.reduction import PRUNING_STEPS
+from core.penni.program import PRUNING_STEPS
 from core.penni.sites import sites
 from core.recovery.least_squares import most_rows
 

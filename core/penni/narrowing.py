@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from core.budget import Constraint
 from core.methods.method import Fitting
 from core.network import Network
 from core.penni.decomposition import SharedKernels
 from core.penni.fitting import KernelSolver
-from core.penni.reduction import LATER_SWEEPS, Reduced, refusal
+from core.penni.program import LATER_SWEEPS
+from core.penni.reduced import Reduced, refusal
+from core.penni.rewriting import written_out
 from core.penni.search import ColumnSearch
-from core.penni.shrinking import Kept, compose
+from core.penni.shrinking import compose
 from core.penni.sites import sites
 from core.penni.slimming import slim
+from core.recovery.recalibration import Kept
 from core.recovery.refit import refit
 
 
@@ -44,7 +45,7 @@ def narrow(
     Raises EngineError("target_infeasible") where the fewest columns exceed a cap; with `nearest` these are taken.
     """
     search, factors = _search(reduced, pruned, cut, constraints, round_to)
-    selection = search.land()
+    selection = search.land(constraints)
     if selection is None and not nearest:
         raise refusal(search.exact(search.smallest).costs, constraints, search.original)
     selection = selection or search.smallest
@@ -66,17 +67,11 @@ def narrow(
 def _search(
     reduced: Reduced, pruned: Network, cut: Kept, constraints: Sequence[Constraint], round_to: int
 ) -> tuple[ColumnSearch, dict[str, SharedKernels]]:
-    factors = {layer.site.weight: _cut(one, cut.get(layer.site.weight)) for layer, one in reduced.layers.items()}
+    factors = {
+        layer.site.weight: one.with_channels(cut.get(layer.site.weight, ())) for layer, one in reduced.layers.items()
+    }
     found = [site for site in sites(pruned) if site.weight in factors]
     return ColumnSearch(pruned, found, factors, constraints, round_to), factors
-
-
-def _cut(factors: SharedKernels, kept: tuple[object, ...] | None) -> SharedKernels:
-    coefficients = factors.coefficients
-    for axis, index in enumerate((kept or ())[:2]):
-        if index is not None:
-            coefficients = coefficients.index_select(axis, torch.from_numpy(index))
-    return SharedKernels(coefficients, factors.basis, factors.kernel)
 
 
 def _fitted(
@@ -84,9 +79,8 @@ def _fitted(
 ) -> tuple[Network, dict[str, SharedKernels]]:
     """Factors and plain layers solved for what the original says, in the order of execution."""
     solvers = {weight: KernelSolver(one, LATER_SWEEPS) for weight, one in factors.items()}
-    written = {name: factors[name].weight() if name in factors else one for name, one in network.tensors.items()}
     found = refit(
-        network.with_tensors(written),
+        written_out(network, factors),
         fitting.original,
         fitting.images,
         kept=fitting.kept,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from core.budget import Constraint, Costs
 from core.errors import EngineError
 from core.penni.bases import Bases
 from core.penni.coefficients import aims_of
-from core.penni.reduction import ROUND_TO
+from core.penni.pruning import ROUND_TO, Pruning
 from core.penni.retraining import Alternation
 
 _SHARE = {"type": "number", "minimum": 0.001, "maximum": 1}
@@ -139,9 +139,17 @@ class PenniConfig:
 
     @property
     def score(self) -> str:
-        """What single coefficients are compared by (`core.penni.coefficients.SCORES`)."""
+        """What single coefficients are compared by (`core.penni.coefficients`)."""
         return "deviation" if self.recipe == "paper" else "magnitude"
 
-    def aims(self, original: Costs) -> tuple[Constraint, ...]:
-        """Caps on the count by nonzeros."""
-        return aims_of(original, self.sparse_params, self.sparse_macs)
+    def pruning(self, constraints: Sequence[Constraint], original: Costs) -> Pruning:
+        """original: what the aims are shares of."""
+        return Pruning(
+            constraints,
+            aims_of(original, self.sparse_params, self.sparse_macs),
+            bases=self.start,
+            unit=self.unit,
+            score=self.score,
+            round_to=self.round_to,
+            lossy=self.dead_channels == "lossy",
+        )

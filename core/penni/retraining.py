@@ -57,7 +57,7 @@ class Alternation:
 
 @dataclass(frozen=True, eq=False)
 class Alternating:
-    """A `Train` of `core.penni.reduction`. dataset: labelled, prepared for `original`."""
+    """A `Train` of `core.penni.program`. dataset: labelled, prepared for `original`."""
 
     original: Network
     dataset: ImageDataset

@@ -106,9 +106,7 @@ def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, 
 
     network: the original, whose graph is rewritten. A layer of `network` that is not named keeps the weight of `trained`.
     """
-    editor = _Editor(
-        network.with_tensors({name: trained.tensors.get(name, old) for name, old in network.tensors.items()})
-    )
+    editor = _Editor(valued(network, trained))
     rules = {}
     for layer in layers:
         path = layer.site.path
@@ -126,10 +124,20 @@ def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, 
 
 def fused(network: Network, trained: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
     """The graph of `network` with each layer's weight written out from the values of `trained`: what both forms equal."""
-    tensors = {name: trained.tensors.get(name, old) for name, old in network.tensors.items()}
-    for layer in layers:
-        tensors[layer.site.weight] = layer.factors(trained.tensors).weight()
-    return network.with_tensors(tensors)
+    return written_out(
+        valued(network, trained), {layer.site.weight: layer.factors(trained.tensors) for layer in layers}
+    )
+
+
+def written_out(network: Network, factors: Mapping[str, SharedKernels]) -> Network:
+    """`network` with the weights that factors make, by the name of the weight."""
+    written = {weight: one.weight() for weight, one in factors.items()}
+    return network.with_tensors({**network.tensors, **written})
+
+
+def valued(network: Network, other: Network) -> Network:
+    """`network` with the values of `other` where that has a tensor of the name."""
+    return network.with_tensors({name: other.tensors.get(name, old) for name, old in network.tensors.items()})
 
 
 class _Editor:

@@ -52,12 +52,21 @@ class Selection:
         """Of all layers that have factors."""
         return {**self.live, **self.dense}
 
-    def meets(self, constraints: Sequence[Constraint]) -> bool:
-        return all(constraint.met_by(self.costs) for constraint in constraints)
+    @property
+    def counted(self) -> Costs:
+        """The paper's count; whole columns are what any runtime executes."""
+        return self.sparse or self.costs
+
+    def meets(self, constraints: Sequence[Constraint], aims: Sequence[Constraint] = ()) -> bool:
+        """aims: caps on the paper's count."""
+        return all(cap.met_by(self.costs) for cap in constraints) and all(aim.met_by(self.counted) for aim in aims)
 
 
 class ColumnSearch:
-    """Selections of one network's columns. factors: by weight, for every site that may run in two stages."""
+    """Selections of one network's columns. factors: by weight, for every site that may run in two stages.
+
+    constraints: of the kinds that are to be met; they decide what is counted, and which form of a layer costs less.
+    """
 
     def __init__(
         self,
@@ -91,28 +100,26 @@ class ColumnSearch:
         """The fewest columns."""
         return self._first(self._floor)
 
-    def land(self, constraints: Sequence[Constraint] | None = None) -> Selection | None:
-        """The most columns within the caps (those given at the start, unless others of the same kind); None where even
-        the fewest exceed one."""
-        constraints = self._constraints if constraints is None else tuple(constraints)
-        if not self.smallest.meets(constraints):
+    def land(self, constraints: Sequence[Constraint], aims: Sequence[Constraint] = ()) -> Selection | None:
+        """The most within the caps, and within `aims` on the paper's count; None where even the fewest exceed one."""
+        if not self.smallest.meets(constraints, aims):
             return None
-        if self.everything.meets(constraints):
+        if self.everything.meets(constraints, aims):
             return self.everything
         low, high = self._floor, len(self._order)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._first(middle).meets(constraints):
+            if self._first(middle).meets(constraints, aims):
                 low = middle
             else:
                 high = middle
-        return self._refilled(low, constraints)
+        return self._refilled(low, constraints, aims)
 
     def _first(self, count: int) -> Selection:
         """The first `count` blocks of the ranking."""
         return self._selection(self._masks(count))
 
-    def _refilled(self, count: int, constraints: Sequence[Constraint]) -> Selection:
+    def _refilled(self, count: int, constraints: Sequence[Constraint], aims: Sequence[Constraint]) -> Selection:
         masks = self._masks(count)
         best = self._selection(masks)
         full: set[str] = set()
@@ -123,7 +130,7 @@ class ColumnSearch:
             tried = masks[weight].clone()
             tried.view(-1)[columns] = True
             selection = self._selection({**masks, weight: tried})
-            if selection.meets(constraints):
+            if selection.meets(constraints, aims):
                 masks, best = {**masks, weight: tried}, selection
             else:
                 full.add(weight)

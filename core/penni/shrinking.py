@@ -25,9 +25,9 @@ from core.analysis.trace import storage_key
 from core.errors import EngineError
 from core.network import Network
 from core.penni.constants import Constants, Reader, Readers, Takers, constant_components, shift
+from core.recovery.recalibration import Kept
 from core.surgery import apply, kept_indices, verify
 
-Kept = Mapping[str, tuple[np.ndarray | None, ...]]
 # Outputs may differ by the rounding of float32 biases that took over a number.
 TOLERANCE = 1e-5
 _BATCH = 3
@@ -66,8 +66,7 @@ def shrink(network: Network, *, lossy: bool = False, seed: int = 0) -> Shrunk:
     pruned = apply(folded, analysis, keep)
     outcome = verify(folded, analysis, keep, pruned, seed=seed)
     if not outcome.passed:
-        reason = outcome.problem or f"relative error {outcome.max_relative_error:.1e} at {outcome.worst}"
-        raise _failed(reason, outcome.worst)
+        raise _failed(outcome.reason, outcome.worst)
     return Shrunk(pruned, kept_indices(analysis, keep), found.report)
 
 

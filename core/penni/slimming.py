@@ -7,21 +7,22 @@ the factors are cut to the channels that are left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
+from torch import Tensor
 
 from core.analysis import profile
-from core.budget import Costs
+from core.budget import Constraint, Costs
 from core.network import Network
-from core.penni.costs import LayerCounts
 from core.penni.decomposition import SharedKernels
-from core.penni.rewriting import SharedLayer, executable, fused, trainable
-from core.penni.shrinking import Kept, shrink
+from core.penni.rewriting import SharedLayer, executable, fused, trainable, written_out
+from core.penni.shrinking import shrink
 from core.penni.sites import sites
 from core.penni.sparse import sparse_network_counts
 from core.planning import safetensors_bytes
+from core.recovery.recalibration import Kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +49,17 @@ class Slim:
         return {layer: both[layer] for layer in sorted(both, key=lambda layer: order[layer.site.weight])}
 
     @property
-    def sparse(self) -> LayerCounts:
-        """The paper's count."""
+    def sparse(self) -> Costs:
+        """By the paper's count."""
         found = sparse_network_counts(self.network, trainable(self.network, self.layers), self.layers)
-        return LayerCounts(found["params"], found["macs"])
+        return replace(self.costs, params=found["params"], macs=found["macs"])
+
+    def meets(self, constraints: Sequence[Constraint], aims: Sequence[Constraint] = ()) -> bool:
+        """aims: caps on the paper's count."""
+        if not all(cap.met_by(self.costs) for cap in constraints):
+            return False
+        reached = self.sparse if aims else self.costs
+        return all(aim.met_by(reached) for aim in aims)
 
 
 def deliver(
@@ -73,8 +81,7 @@ def slim(
 
     lossy: see `core.penni.shrinking.shrink`, whose error this raises.
     """
-    written = {name: factors[name].weight() if name in factors else one for name, one in network.tensors.items()}
-    shrunk = shrink(network.with_tensors(written), lossy=lossy, seed=seed)
+    shrunk = shrink(written_out(network, factors), lossy=lossy, seed=seed)
     by_weight = {site.weight: site for site in sites(shrunk.network, pointwise=True)}
     layers: dict[bool, dict[SharedLayer, SharedKernels]] = {True: {}, False: {}}
     chosen = frozenset(staged)
@@ -89,11 +96,7 @@ def slim(
     return Slim(shrunk.network, layers[True], layers[False], costs, shrunk.kept, shrunk.report)
 
 
-def _cut(factors: SharedKernels, kept: tuple[object, ...], weight: torch.Tensor) -> SharedKernels:
+def _cut(factors: SharedKernels, kept: Sequence[np.ndarray | None], weight: Tensor) -> SharedKernels:
     """The coefficients of the channels that are left; where the shrunk weight is zero, they are, too."""
-    coefficients = factors.coefficients
-    for axis, index in enumerate(kept[:2]):
-        if index is not None:
-            coefficients = coefficients.index_select(axis, torch.from_numpy(index))
     used = (weight != 0).flatten(2).any(dim=2, keepdim=True)
-    return SharedKernels(coefficients * used.to(coefficients.dtype), factors.basis, factors.kernel)
+    return factors.with_channels(kept).with_columns(used)

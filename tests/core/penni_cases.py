@@ -42,8 +42,19 @@ class Residual(nn.Module):
         return self.head(torch.relu(x + y + self.b3(self.side(x))).mean((2, 3)))
 
 
+def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
+    """With weights that are the same whatever was drawn before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for one in module.modules():
+            if hasattr(one, "reset_parameters"):
+                one.reset_parameters()
+    return module
+
+
 def network_of(module: nn.Module, seed: int = 0, shape=(3, 9, 9)) -> Network:
     """Random weights and statistics."""
+    module = seeded(module, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for one in module.modules():

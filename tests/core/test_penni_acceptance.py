@@ -14,9 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.budget import Budget, Cap
-from core.engine import CompressionRequest, compress
-from core.intake import save_safetensors
+from core.budget import Cap
+from core.engine import compress
 from core.module_form import to_module, with_trained
 from core.network import Network
 from core.penni.costs import dense_counts, sparse_counts
@@ -24,8 +23,8 @@ from core.penni.decomposition import SharedKernels, decompose
 from core.penni.rewriting import SharedLayer, executable, trainable
 from core.penni.shrinking import shrink
 from core.penni.sites import sites
-from tests.core.penni_cases import Chain, Residual, difference, network_of, silenced, silent_value
-from tests.core.recovery_cases import save_digits, trained_network
+from tests.core.penni_cases import Chain, Residual, difference, network_of, seeded, silenced, silent_value
+from tests.core.recovery_cases import digit_requests
 
 CIFAR_LAYERS = {
     # (outputs, inputs, positions) of every 3×3 convolution, and what the other ones cost: (params, macs).
@@ -72,7 +71,7 @@ def test_1_as_many_shared_kernels_as_taps_reproduce_the_weight_to_rounding():
 
 @pytest.mark.parametrize(("stride", "padding", "dilation"), list(itertools.product((1, 2), (0, 1), (1, 2))))
 def test_2_two_stages_are_the_rebuilt_convolution(stride, padding, dilation):
-    module = nn.Conv2d(4, 6, (3, 2), stride=stride, padding=padding, dilation=dilation).requires_grad_(False)
+    module = seeded(nn.Conv2d(4, 6, (3, 2), stride=stride, padding=padding, dilation=dilation)).requires_grad_(False)
     network = Network.from_module(module, {"x": (4, 9, 8)})
     (site,) = sites(network)
     shared = decompose(network.tensors["weight"].double(), 3)
@@ -134,7 +133,7 @@ def test_5_a_residual_channel_goes_where_every_member_is_dead_and_shapes_stay_co
 
 
 def test_6_masked_coefficients_stay_zero_through_momentum_and_weight_decay():
-    network = Network.from_module(nn.Conv2d(4, 5, 3), {"x": (4, 6, 6)})
+    network = Network.from_module(seeded(nn.Conv2d(4, 5, 3)), {"x": (4, 6, 6)})
     (site,) = sites(network)
     shared = decompose(network.tensors["weight"], 3)
     mask = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -157,7 +156,6 @@ def test_6_masked_coefficients_stay_zero_through_momentum_and_weight_decay():
 def published(tmp_path_factory) -> tuple[dict, Path]:
     """A job by the paper's recipe, unit and count."""
     folder = tmp_path_factory.mktemp("paper")
-    save_safetensors(trained_network().tensors, folder / "model.safetensors")
     method = {
         "type": "penni",
         "unit": "coefficient",
@@ -166,17 +164,9 @@ def published(tmp_path_factory) -> tuple[dict, Path]:
         "bases": {"layer2.0.conv2": 4},
         "sparse_params": 0.4,
     }
-    request = CompressionRequest(
-        folder / "model.safetensors",
-        Budget((Cap("macs", max_ratio=0.95),)),
-        architecture="cifar_resnet",
-        architecture_args={"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10},
-        input_shape=(1, 8, 8),
-        methods=(method,),
-        dataset_path=save_digits(folder),
-        recovery={"epochs": 3},
-        outputs=("onnx", "safetensors", "report"),
-    )
+    outputs = ("onnx", "safetensors", "report")
+    cap = Cap("macs", max_ratio=0.95)
+    request = digit_requests(folder)((method,), cap, "labelled", recovery={"epochs": 3}, outputs=outputs)
     return compress(request, folder / "out"), folder / "out"
 
 

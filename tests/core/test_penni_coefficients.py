@@ -14,6 +14,7 @@ from core.network import Network
 from core.penni.bases import Bases
 from core.penni.coefficients import CoefficientSearch, aims_of
 from core.penni.decomposition import decompose
+from core.penni.pruning import Pruning
 from core.penni.reduction import reduce_columns
 from core.penni.retraining import Alternating, Alternation
 from core.penni.rewriting import SharedLayer, trainable
@@ -42,7 +43,6 @@ class Bottleneck(nn.Module):
 
 @pytest.fixture(scope="module")
 def bottleneck() -> Network:
-    torch.manual_seed(0)
     return network_of(Bottleneck())
 
 
@@ -53,7 +53,7 @@ def loose(network: Network):
 def test_aims_are_met_and_used_and_caps_stay_dense(bottleneck):
     base = profile(bottleneck).costs
     aims = aims_of(base, 0.6, 0.7)
-    reduced = reduce_columns(bottleneck, loose(bottleneck), None, unit="coefficient", aims=aims)
+    reduced = reduce_columns(bottleneck, Pruning(loose(bottleneck), aims, unit="coefficient"), None)
     form = trainable(reduced.network, reduced.shared)
     counts = sparse_network_counts(reduced.network, form, reduced.shared)
     shares = [counts[aim.metric] / aim.limit for aim in aims]
@@ -83,7 +83,7 @@ def test_the_deviation_rule_is_the_published_threshold_per_layer(bottleneck):
 def test_an_aim_out_of_reach_is_refused_with_what_is_the_least(bottleneck):
     aims = aims_of(profile(bottleneck).costs, None, 0.001)
     with pytest.raises(EngineError, match="Counted by nonzeros") as refusal:
-        reduce_columns(bottleneck, loose(bottleneck), None, unit="coefficient", aims=aims)
+        reduce_columns(bottleneck, Pruning(loose(bottleneck), aims, unit="coefficient"), None)
     assert refusal.value.code == "target_infeasible"
 
 
@@ -91,53 +91,54 @@ def test_numbers_of_single_layers_are_kept_and_unknown_names_refused():
     original = trained_network()
     caps = Budget((Cap("params", max_ratio=0.8),)).constraints(profile(original).costs)
     config = get_method("penni").config({"bases": {"layer3.0.conv2": 2}, "round_to": 4})
-    reduced = reduce_columns(original, caps, None, bases=config.start, round_to=4)
+    reduced = reduce_columns(original, Pruning(caps, bases=config.start, round_to=4), None)
     assert reduced.report["kernels"]["layer3.0.conv2"] <= 2
     with pytest.raises(EngineError, match=r"'stem' is no convolution.*layer3\.0\.conv2") as refusal:
-        reduce_columns(original, caps, None, bases=Bases(layers={"stem": 2}))
+        reduce_columns(original, Pruning(caps, bases=Bases(layers={"stem": 2})), None)
     assert refusal.value.param == "/methods/0/bases"
 
 
-class TestAlternation:
-    @pytest.fixture(scope="class")
-    def dataset(self, tmp_path_factory):
-        return load_dataset(save_digits(tmp_path_factory.mktemp("digits")), seed=0)
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return load_dataset(save_digits(tmp_path_factory.mktemp("digits")), seed=0)
 
-    @staticmethod
-    def form():
-        original = trained_network()
-        layers = {
-            SharedLayer.of(site, shared): shared
-            for site in sites(original)
-            if site.inputs > 4
-            for shared in [decompose(original.tensors[site.weight], 5)]
-        }
-        return original, layers, trainable(original, layers)
 
-    def test_factors_take_turns_and_the_one_that_rests_does_not_move(self, dataset):
-        original, layers, form = self.form()
-        path = next(iter(layers)).site.path
-        turns = {epochs: Alternation(epochs=epochs).trains_coefficients for epochs in (1, 2)}
-        assert [turns[2](epoch) for epoch in range(5)] == [True, False, False, True, True]
-        first = Alternating(original, dataset, Alternation(epochs=1, penalty=0.0))(form, layers)
-        assert torch.equal(first.tensors[f"{path}.basis"], form.tensors[f"{path}.basis"])
-        assert not torch.equal(first.tensors[f"{path}.coefficients"], form.tensors[f"{path}.coefficients"])
-        assert not torch.equal(first.tensors["bn1.weight"], form.tensors["bn1.weight"])
+def form():
+    original = trained_network()
+    layers = {
+        SharedLayer.of(site, shared): shared
+        for site in sites(original)
+        if site.inputs > 4
+        for shared in [decompose(original.tensors[site.weight], 5)]
+    }
+    return original, layers, trainable(original, layers)
 
-    def test_the_penalty_makes_coefficients_smaller_and_kernels_stay_of_unit_norm(self, dataset):
-        original, layers, form = self.form()
-        paths = [layer.site.path for layer in layers]
-        sums = {
-            penalty: sum(
-                float(trained.tensors[f"{path}.coefficients"].abs().sum())
-                for trained in [Alternating(original, dataset, Alternation(epochs=1, penalty=penalty))(form, layers)]
-                for path in paths
-            )
-            for penalty in (0.0, 0.05)
-        }
-        assert sums[0.05] < 0.9 * sums[0.0]
-        both = Alternating(original, dataset, Alternation(epochs=2, penalty=0.0))(form, layers)
-        for path in paths:
-            assert not torch.equal(both.tensors[f"{path}.basis"], form.tensors[f"{path}.basis"])
-            norms = both.tensors[f"{path}.basis"].flatten(1).norm(dim=1)
-            assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+def test_factors_take_turns_and_the_one_that_rests_does_not_move(dataset):
+    original, layers, start = form()
+    path = next(iter(layers)).site.path
+    turns = Alternation(interval=2)
+    assert [turns.trains_coefficients(epoch) for epoch in range(5)] == [True, False, False, True, True]
+    first = Alternating(original, dataset, Alternation(epochs=1, penalty=0.0))(start, layers)
+    assert torch.equal(first.tensors[f"{path}.basis"], start.tensors[f"{path}.basis"])
+    assert not torch.equal(first.tensors[f"{path}.coefficients"], start.tensors[f"{path}.coefficients"])
+    assert not torch.equal(first.tensors["bn1.weight"], start.tensors["bn1.weight"])
+
+
+def test_the_penalty_makes_coefficients_smaller_and_kernels_stay_of_unit_norm(dataset):
+    original, layers, start = form()
+    paths = [layer.site.path for layer in layers]
+    sums = {
+        penalty: sum(
+            float(trained.tensors[f"{path}.coefficients"].abs().sum())
+            for trained in [Alternating(original, dataset, Alternation(epochs=1, penalty=penalty))(start, layers)]
+            for path in paths
+        )
+        for penalty in (0.0, 0.05)
+    }
+    assert sums[0.05] < 0.9 * sums[0.0]
+    both = Alternating(original, dataset, Alternation(epochs=2, penalty=0.0))(start, layers)
+    for path in paths:
+        assert not torch.equal(both.tensors[f"{path}.basis"], start.tensors[f"{path}.basis"])
+        norms = both.tensors[f"{path}.basis"].flatten(1).norm(dim=1)
+        assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import runpy
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -13,22 +12,22 @@ import torch
 from core.analysis import profile
 from core.budget import Budget, Cap
 from core.checkpoint import Checkpoint
-from core.engine import CompressionRequest, compress, propose
+from core.engine import compress, propose
 from core.errors import EngineError
-from core.intake import save_safetensors
 from core.methods import get_method
 from core.network import Network
 from core.penni.decomposition import decompose
 from core.penni.fitting import KernelSolver
+from core.penni.pruning import Pruning
 from core.penni.reduction import reduce_columns
 from core.penni.rewriting import executable, trainable
 from core.penni.sites import sites
 from core.recovery import load_dataset
 from core.recovery.evaluation import accuracy
 from core.recovery.refit import refit
-from tests.core.recovery_cases import digits, save_digits, trained_network
+from tests.core.penni_cases import seeded
+from tests.core.recovery_cases import Dying, Killed, digit_requests, digits, save_digits, trained_network
 
-ARGS = {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}
 # The shortcuts of this network slice and pad; the rest is what any runtime has.
 PLAIN_OPERATORS = {
     "Conv",
@@ -48,26 +47,9 @@ PLAIN_OPERATORS = {
 
 @pytest.fixture(scope="module")
 def request_for(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("penni")
-    save_safetensors(trained_network().tensors, folder / "model.safetensors")
-    labelled = save_digits(folder)
-    images, _, split = digits()
-    np.savez(folder / "unlabelled.npz", x=images, split=split)
-
-    def make(cap: Cap, data: str | None = None, **changes) -> CompressionRequest:
-        request = CompressionRequest(
-            folder / "model.safetensors",
-            Budget((cap,)),
-            architecture="cifar_resnet",
-            architecture_args=ARGS,
-            input_shape=(1, 8, 8),
-            methods=({"type": "penni", "round_to": 4},),
-            dataset_path={"labelled": labelled, "unlabelled": folder / "unlabelled.npz", None: None}[data],
-            outputs=("safetensors", "report"),
-        )
-        return dataclasses.replace(request, **changes)
-
-    return make
+    request = digit_requests(tmp_path_factory.mktemp("penni"))
+    method = {"type": "penni", "round_to": 4}
+    return lambda cap, data=None, **changes: request((method,), cap, data, **changes)
 
 
 def images_of(folder, count: int) -> tuple[torch.Tensor, object]:
@@ -124,17 +106,10 @@ def test_a_run_that_died_in_training_does_not_fit_again(request_for, tmp_path, m
     request = request_for(Cap("macs", max_ratio=0.55), "labelled", recovery={"epochs": 2, "threads": 1})
     whole = compress(request, tmp_path / "whole", checkpoint=Checkpoint(tmp_path / "whole_state", "request"))
 
-    class Dying(Checkpoint):
-        due = True
-
-        def save(self, step, state):
-            super().save(step, state)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compress(request, tmp_path / "first", checkpoint=Dying(tmp_path / "state", "request"))
+    with pytest.raises(Killed):
+        compress(request, tmp_path / "first", checkpoint=Dying(tmp_path / "state"))
     told = []
-    monkeypatch.setattr("core.penni.reduction._Program.fitted", None)
+    monkeypatch.setattr("core.penni.reduction.Program.fitted", None)
     checkpoint = Checkpoint(tmp_path / "state", "request", resumed=lambda *about: told.append(about))
     result = compress(request, tmp_path / "second", checkpoint=checkpoint)
     assert told == [("recover_0/training", 1)]
@@ -149,7 +124,7 @@ def test_images_without_labels_keep_what_weights_alone_lose(tmp_path):
     constraints = Budget((Cap("macs", max_ratio=0.5),)).constraints(profile(original).costs)
     found = {}
     for name, given in (("fitted", images), ("weights alone", None)):
-        reduced = reduce_columns(original, constraints, given, round_to=4)
+        reduced = reduce_columns(original, Pruning(constraints, round_to=4), given)
         delivered = executable(reduced.network, trainable(reduced.network, reduced.layers), reduced.layers)
         assert profile(delivered).costs == dataclasses.replace(reduced.costs, size_bytes=None)
         found[name] = accuracy(delivered, dataset.test, dataset)
@@ -176,7 +151,7 @@ def test_the_nearest_that_is_fitted_to_images_is_no_larger_than_without(tmp_path
     original = trained_network()
     caps = Budget((Cap("macs", max_ratio=0.02),)).constraints(profile(original).costs)
     alone, fitted = (
-        reduce_columns(original, caps, seen, round_to=4, nearest=True).costs.macs for seen in (None, images)
+        reduce_columns(original, Pruning(caps, round_to=4), seen, nearest=True).costs.macs for seen in (None, images)
     )
     assert fitted <= alone
 
@@ -212,7 +187,7 @@ def test_a_network_without_kernels_to_share_is_refused(tmp_path):
     )
     constraints = Budget((Cap("macs", max_ratio=0.5),)).constraints(profile(network).costs)
     with pytest.raises(EngineError, match="no convolution whose kernels could be shared") as refusal:
-        reduce_columns(network, constraints, None)
+        reduce_columns(network, Pruning(constraints), None)
     assert refusal.value.code == "target_infeasible"
 
 
@@ -230,13 +205,13 @@ def test_the_options_decide_how_many_kernels_a_layer_starts_with():
     assert (both.energy, both.layers) == (0.9, {"conv1": 2})
     original = trained_network()
     constraints = Budget((Cap("params", max_ratio=0.9),)).constraints(profile(original).costs)
-    reduced = reduce_columns(original, constraints, None, bases=config.start)
+    reduced = reduce_columns(original, Pruning(constraints, bases=config.start), None)
     assert set(reduced.report["kernels"].values()) == {3}
 
 
 def test_the_fit_is_least_squares_on_the_columns_that_are_left_and_alternation_only_helps():
     generator = torch.Generator().manual_seed(0)
-    module = torch.nn.Conv2d(6, 8, 3, padding=1).requires_grad_(False)
+    module = seeded(torch.nn.Conv2d(6, 8, 3, padding=1)).requires_grad_(False)
     network = Network.from_module(module, {"x": (6, 7, 7)})
     (site,) = sites(network)
     # Neighbouring pixels and channels that have much in common, as inside a network; white noise leaves nothing to fit.

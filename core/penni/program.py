@@ -1,0 +1,246 @@
+"""The state of one reduction: factors, the other tensors, and the search that they make (`core.penni.reduction`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.budget import Constraint, Costs
+from core.checkpoint import Saved
+from core.errors import EngineError
+from core.network import Network
+from core.penni.decomposition import SharedKernels, decompose
+from core.penni.fitting import KernelSolver
+from core.penni.pruning import Pruning
+from core.penni.reduced import Reduced, refusal
+from core.penni.rewriting import SharedLayer, trainable, valued, written_out
+from core.penni.search import ColumnSearch, Selection
+from core.penni.slimming import Slim, slim
+from core.progress import Progress, ProgressEvent
+from core.recovery.refit import refit
+
+START_SWEEPS = 4
+LATER_SWEEPS = 1
+PRUNING_STEPS = 3
+# How often the room that dead channels leave is filled with other columns.
+_ROOM_TRIES = 3
+
+# (phase, network, costs of its delivered form).
+Watch = Callable[[str, Network, Costs], None]
+# From the trainable form of a network, and its layers with factors, to the same with other values.
+Train = Callable[[Network, Iterable[SharedLayer]], Network]
+
+
+class Program:
+    """`network` under one `Pruning`. Raises EngineError where it has no kernels to share."""
+
+    def __init__(
+        self, network: Network, pruning: Pruning, device: torch.device, progress: Progress, watch: Watch | None
+    ) -> None:
+        self._original = self._network = network
+        self._pruning = pruning
+        self._device, self._progress, self._watch = device, progress, watch
+        self._sites = pruning.sites(network)
+        if not any(site.taps > 1 for site in self._sites.values()):
+            raise EngineError(
+                "target_infeasible",
+                "The network has no convolution whose kernels could be shared: PENNI needs ordinary convolutions with "
+                "more than one tap and at least 5 input channels. Use a method that removes channels (magnitude).",
+                param="/methods/0/type",
+            )
+        pruning.bases.check(self._sites.values())
+        self._factors, self.search = self._start()
+        self._steps: list[dict[str, Any]] = []
+
+    def refusal(self) -> EngineError:
+        """What the least that may be left costs, and which caps and aims that exceeds."""
+        smallest = self.slim(self.search.smallest)
+        costs = smallest.costs
+        if not smallest.meets(self._pruning.constraints):
+            return refusal(costs, self._pruning.constraints, self.search.original)
+        reached = smallest.sparse
+        said = ", ".join(f"{aim.metric} {aim.value(reached):,} for {aim.limit:,}" for aim in self._pruning.aims)
+        return EngineError(
+            "target_infeasible",
+            f"Counted by nonzeros, the least that may be left is {said}. Aim at more (sparse_params, sparse_macs).",
+            param="/methods/0",
+            details={"costs": self.search.original.as_dict(), "smallest": costs.as_dict()},
+        )
+
+    def fitted(self, selection: Selection, images: Tensor) -> Selection:
+        """All columns fitted, then pruned and fitted in steps; the last step is on the caps."""
+        everything = self.search.everything
+        self._seen("singular vectors", everything)
+        self._fit(selection, images, START_SWEEPS, "Fitting shared kernels")
+        self._seen("fitted", everything)
+        full, planned = everything, selection
+        for step in range(1, PRUNING_STEPS + 1):
+            self.search = self._searching(self._factors)
+            # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest columns,
+            # and in the end those that were planned without images.
+            if step < PRUNING_STEPS:
+                share = step / PRUNING_STEPS
+                caps = [_between(cap, full.costs, share) for cap in self._pruning.constraints]
+                aims = [_between(aim, full.counted, share) for aim in self._pruning.aims]
+                selection = self.search.land(caps, aims) or self.search.smallest
+            else:
+                selection = self.landed() or planned
+            self._prune(selection)
+            self._seen(f"pruned, step {step}", selection)
+            self._fit(selection, images, LATER_SWEEPS, f"Fitting what is left, step {step} of {PRUNING_STEPS}")
+            self._seen(f"fitted, step {step}", selection)
+        return selection
+
+    def trained(self, train: Train) -> Selection:
+        """All factors trained as the parameters that they are, then pruned in one step."""
+        everything = self.search.everything
+        self._seen("singular vectors", everything)
+        layers = {
+            SharedLayer.of(site, self._factors[weight]): self._factors[weight] for weight, site in self._sites.items()
+        }
+        found = train(trainable(self._network, layers), layers)
+        self._factors = {layer.site.weight: layer.factors(found.tensors).normalised() for layer in layers}
+        self._network = valued(self._network, found)
+        self.search = self._searching(self._factors)
+        self._seen("retrained", self.search.everything)
+        selection = self.landed() or self.search.smallest
+        self._prune(selection)
+        self._seen("pruned", selection)
+        return selection
+
+    def state(self, selection: Selection) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Values and tensors of everything that a fit has found."""
+        tensors = {f"network/{name}": tensor for name, tensor in self._network.tensors.items()}
+        tensors |= {f"live/{weight}": mask for weight, mask in selection.live.items()}
+        tensors |= {f"dense/{weight}": mask for weight, mask in selection.dense.items()}
+        for weight, factors in self._factors.items():
+            tensors |= {f"coefficients/{weight}": factors.coefficients, f"basis/{weight}": factors.basis}
+        return {"steps": self._steps}, tensors
+
+    def restored(self, kept: Saved) -> Selection:
+        """Take up what `state` gave, in place of a fit."""
+        parts: dict[str, dict[str, Tensor]] = {"live": {}, "dense": {}}
+        for name, tensor in kept.tensors.items():
+            part, _, own = name.partition("/")
+            parts.setdefault(part, {})[own] = tensor
+        self._steps = list(kept.values["steps"])
+        self._network = self._network.with_tensors(parts["network"])
+        self._factors = {
+            weight: replace(factors, coefficients=parts["coefficients"][weight], basis=parts["basis"][weight])
+            for weight, factors in self._factors.items()
+        }
+        self.search = self._searching(self._factors)
+        return self.search.exact(Selection(parts["live"], self.search.original, parts["dense"]))
+
+    def slim(self, selection: Selection) -> Slim:
+        """What would be delivered of this selection."""
+        kept = {name: self._factors[name].with_columns(mask) for name, mask in selection.masks.items()}
+        return slim(self._network, kept, selection.live, lossy=self._pruning.lossy)
+
+    def landed(self) -> Selection | None:
+        """The most within caps and aims, counted without the channels that die with the others; None if out of reach."""
+        caps, aims = self._pruning.constraints, self._pruning.aims
+        selection = self.search.land(caps, aims)
+        if selection is None:
+            fewest = self.search.smallest
+            return fewest if self.slim(fewest).meets(caps, aims) else None
+        for _ in range(_ROOM_TRIES):
+            counted, left = self.search.exact(selection).costs, self.slim(selection)
+            room, wider = [_scaled(cap, counted, left.costs) for cap in caps], list(aims)
+            if selection.sparse is not None and aims:
+                after = left.sparse
+                wider = [_scaled(aim, selection.sparse, after) for aim in aims]
+            if (*room, *wider) == self._pruning.limits:
+                break
+            more = self.search.land(room, wider)
+            if more is None or not self.slim(more).meets(caps, aims):
+                break
+            selection = more
+        return selection
+
+    def _prune(self, selection: Selection) -> None:
+        for weight, mask in selection.masks.items():
+            self._factors[weight] = self._factors[weight].with_columns(mask)
+
+    def reduced(self, selection: Selection, examples: int) -> Reduced:
+        found = self.slim(selection)
+        kept = sum(layer.columns for layer in found.staged)
+        whole = sum(self._sites[weight].inputs * self._factors[weight].kernels for weight in selection.live)
+        report = {
+            "unit": self._pruning.unit,
+            "layers": len(self._sites),
+            "two_stage_layers": len(found.staged),
+            "columns": kept,
+            "columns_before": whole,
+            "kernels": {layer.site.path: layer.shared for layer in found.staged},
+            "dead_channels": dict(found.dead),
+            "fit": {"examples": examples, "steps": self._steps},
+        }
+        if self._pruning.unit == "coefficient":
+            report["nonzeros"] = sum(factors.nonzeros for factors in found.layers.values())
+            report["coefficients"] = sum(self._factors[weight].coefficients.numel() for weight in self._sites)
+        if self._pruning.aims:
+            reached = found.sparse
+            report["aims"] = [
+                {"metric": aim.metric, "limit": aim.limit, "value": aim.value(reached)} for aim in self._pruning.aims
+            ]
+        return Reduced(found.network, found.staged, found.costs, found.kept, report, found.dense)
+
+    def _seen(self, phase: str, selection: Selection) -> None:
+        if self._watch is not None:
+            self._watch(phase, written_out(self._network, self._chosen(selection)), selection.costs)
+
+    def _start(self) -> tuple[dict[str, SharedKernels], ColumnSearch]:
+        """The decompositions; enough shared kernels that the caps, and not their number, decide what is left."""
+        bases, whole = self._pruning.bases, self._pruning.whole_kernels
+        for share in bases.shares(whole=whole):
+            factors = {}
+            for weight, site in self._sites.items():
+                tensor = self._original.tensors[weight]
+                factors[weight] = decompose(tensor, bases.kernels(site, tensor, share))
+            search = self._searching(factors)
+            if not search.everything.meets(self._pruning.limits):
+                break
+        return factors, search
+
+    def _searching(self, factors: Mapping[str, SharedKernels]) -> ColumnSearch:
+        return self._pruning.search(self._original, list(self._sites.values()), factors)
+
+    def _chosen(self, selection: Selection) -> dict[str, SharedKernels]:
+        """The factors of the layers that have a share in a selection; the others stay as they are."""
+        return {weight: self._factors[weight] for weight in selection.masks}
+
+    def _fit(self, selection: Selection, images: Tensor, sweeps: int, message: str) -> None:
+        """One pass over the layers. Layers that are dense at this point are refitted as they are, from the original."""
+        self._progress(ProgressEvent("apply", message=message))
+        chosen = self._chosen(selection)
+        start = written_out(self._original, chosen)
+        solvers = {weight: KernelSolver(factors, sweeps) for weight, factors in chosen.items()}
+        found = refit(start, self._original, images, kept={}, device=self._device, solvers=solvers)
+        self._network = found.network
+        for weight, solver in solvers.items():
+            self._factors[weight] = solver.shared
+        errors = [after for _, after in found.layers.values()]
+        self._steps.append(
+            {
+                "columns": sum(int(factors.live.sum()) for name, factors in self._factors.items() if name in solvers),
+                "macs": selection.costs.macs,
+                "mean_error": round(sum(errors) / max(1, len(errors)), 4),
+            }
+        )
+
+
+def _scaled(cap: Constraint, counted: Costs, left: Costs) -> Constraint:
+    """The limit that a count with the dead channels may have, for the one without them to reach the cap."""
+    return replace(cap, limit=max(cap.limit, math.floor(cap.limit * cap.value(counted) / max(1, cap.value(left)))))
+
+
+def _between(cap: Constraint, full: Costs, share: float) -> Constraint:
+    """A cap this far on the way from what all columns cost."""
+    start = max(cap.limit, cap.value(full))
+    return replace(cap, limit=math.floor(start + (cap.limit - start) * share))

@@ -1,0 +1,64 @@
+"""What a reduction prunes and how far: a value that everything which takes part in it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from core.budget import Constraint
+from core.network import Network
+from core.penni.bases import Bases
+from core.penni.coefficients import CoefficientSearch
+from core.penni.decomposition import SharedKernels
+from core.penni.search import ColumnSearch
+from core.penni.sites import Site, sites
+
+# Images with few channels have few columns, and all of them matter.
+LEAST_INPUTS = 5
+# What runtimes like: see `core.penni.search`.
+ROUND_TO = 16
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """constraints: caps on the delivered form, as any runtime counts it. aims: caps on the paper's count.
+
+    bases: how many shared kernels a layer starts with. unit: "column", in blocks of `round_to`, or "coefficient" for single
+    ones (`core.penni.coefficients`), which `score` compares. lossy: take dead channels out where that changes what is
+    computed at the borders of images.
+    """
+
+    constraints: Sequence[Constraint]
+    aims: Sequence[Constraint] = ()
+    bases: Bases = field(default_factory=Bases)
+    unit: str = "column"
+    score: str = "magnitude"
+    round_to: int = ROUND_TO
+    lossy: bool = False
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        return (*self.constraints, *self.aims)
+
+    def sites(self, network: Network) -> dict[str, Site]:
+        """The layers that take part, by weight."""
+        return {
+            site.weight: site
+            for site in sites(network, pointwise=self.unit == "coefficient")
+            if site.inputs >= LEAST_INPUTS and site.outputs > 1
+        }
+
+    @property
+    def whole_kernels(self) -> bool:
+        """Whether all kernels that there are should be pruned from.
+
+        What is counted by parameters alone wants single coefficients of all of them: turning them costs nothing, and
+        truncating saves no more than pruning does.
+        """
+        return self.unit == "coefficient" and not {limit.metric for limit in self.limits} & {"macs", "flops"}
+
+    def search(self, network: Network, found: Sequence[Site], factors: Mapping[str, SharedKernels]) -> ColumnSearch:
+        if self.unit == "coefficient":
+            return CoefficientSearch(network, found, factors, self.constraints, self.score)
+        # Whole columns: what is counted by nonzeros is what any runtime executes.
+        return ColumnSearch(network, found, factors, self.limits, self.round_to)

@@ -1,0 +1,53 @@
+"""What a reduction comes to: a network of shared kernels, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.budget import Constraint, Costs
+from core.errors import EngineError
+from core.network import Network
+from core.penni.decomposition import SharedKernels
+from core.penni.rewriting import SharedLayer
+from core.recovery.recalibration import Kept
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """network: the original's graph, without channels that died, with the weights that the factors make.
+
+    layers: those that run in two stages. costs: of the delivered form, exact. kept: what is left of the original's tensors
+    that were cut. report: JSON on the way there. dense: layers with factors that are delivered as plain convolutions, of which
+    there are some where single coefficients were pruned.
+    """
+
+    network: Network
+    layers: Mapping[SharedLayer, SharedKernels]
+    costs: Costs
+    kept: Kept
+    report: dict[str, Any]
+    dense: Mapping[SharedLayer, SharedKernels] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> dict[SharedLayer, SharedKernels]:
+        """Every layer with factors."""
+        return {**self.layers, **self.dense}
+
+
+def refusal(smallest: Costs, constraints: Sequence[Constraint], original: Costs) -> EngineError:
+    """smallest: what the fewest columns cost."""
+    missed = [cap for cap in constraints if not cap.met_by(smallest)]
+    said = ", ".join(f"{cap.metric} {cap.value(smallest):,} where {cap.limit:,} is the limit" for cap in missed)
+    return EngineError(
+        "target_infeasible",
+        f"Shared kernels alone reach no less than {said}. Raise the cap, or use a method that removes channels "
+        "(magnitude).",
+        param=f"/budget/{missed[0].metric}",
+        details={
+            "costs": original.as_dict(),
+            "smallest": smallest.as_dict(),
+            "constraints": [cap.as_dict(smallest) for cap in constraints],
+        },
+    )
