@@ -65,6 +65,9 @@ def main() -> None:
         print(f"{name}, seed {seed}: {run['accuracy']:.4f}", flush=True)
     rows = [_summary(name, [run for run in runs.all if run["way"] == name]) for name in WAYS]
     _print(rows)
+    (cap,) = Budget((Cap("macs", max_ratio=arguments.ratio),)).constraints(profile(original).costs)
+    below = max(1 - run["macs"] / cap.limit for run in runs.all)
+    print(f"Cap: {cap.limit:,} MACs; no run is more than {below:.3%} below it.")
     print(f"Trained {arguments.epochs} epochs on {len(dataset.train):,} images, tested on {len(dataset.test):,}.")
     if arguments.svg:
         arguments.svg.write_text(_svg(rows, arguments.ratio), encoding="utf-8")

@@ -17,8 +17,10 @@ import argparse
 import importlib.util
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ CHECKPOINT_S = 20.0
 CPU = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What every way is asked for. ratio: of the MACs. method: as in a job. checkpoints: where trainings are left."""
+
+    ratio: float
+    epochs: int
+    method: Mapping[str, Any] = field(default_factory=lambda: {"type": "magnitude"})
+    checkpoints: Path | None = None
+
+
 def main() -> None:
     arguments = _arguments()
     original = load_network(arguments.data / "checkpoints" / "resnet20-cifar10.th", architecture="cifar_resnet20")
@@ -62,27 +74,26 @@ def main() -> None:
         "original": accuracy(original, dataset.test, dataset),
     }
     rows = Rows(arguments.json, shared)
+    trial = Trial(arguments.ratio, arguments.epochs, arguments.method, arguments.checkpoints)
     for seed, way, distill in itertools.product(arguments.seeds, arguments.ways, arguments.distill):
         key = {"way": way, "distill": distill == "yes", "seed": seed}
         if rows.has(key):
             continue
-        row = WAYS[way](original, dataset, seed, key["distill"], arguments)
+        row = WAYS[way](original, dataset, seed, key["distill"], trial)
         rows.add(key, row)
         print(f"{way}, distillation {distill}, seed {seed}: {row['after']:.4f}", flush=True)
     _print(rows.all, shared["original"], arguments.epochs)
 
 
-def _ours(
-    original: Network, dataset: ImageDataset, seed: int, distill: bool, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def _ours(original: Network, dataset: ImageDataset, seed: int, distill: bool, trial: Trial) -> dict[str, Any]:
     """Pruned, refitted and trained as a job would."""
-    constraints = Budget((Cap("macs", max_ratio=arguments.ratio),)).constraints(profile(original).costs)
-    choice = Chooser(original, arguments.method, seed=seed, dataset=dataset, device=CPU).choose(constraints)
+    constraints = Budget((Cap("macs", max_ratio=trial.ratio),)).constraints(profile(original).costs)
+    choice = Chooser(original, trial.method, seed=seed, dataset=dataset, device=CPU).choose(constraints)
     network = apply(original, choice.analysis, choice.plan.keep)
     kept = kept_indices(choice.analysis, choice.plan.keep)
     refit = refitted(network, original, dataset, kept, CPU)
     started = time.perf_counter()
-    config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
+    config = RecoveryConfig(epochs=trial.epochs, distill=distill)
     found = recover(
         network,
         original,
@@ -91,7 +102,7 @@ def _ours(
         kept=kept,
         seed=seed,
         progress=_told,
-        checkpoint=_checkpoint(arguments, "ours", seed, distill),
+        checkpoint=_checkpoint(trial, "ours", seed, distill),
     )
     return {
         "macs_ratio": profile(network).costs.macs / profile(original).costs.macs,
@@ -104,15 +115,13 @@ def _ours(
     }
 
 
-def _torch_pruning(
-    original: Network, dataset: ImageDataset, seed: int, distill: bool, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def _torch_pruning(original: Network, dataset: ImageDataset, seed: int, distill: bool, trial: Trial) -> dict[str, Any]:
     """The same loop from what Torch-Pruning leaves."""
-    network = _pruned_by_torch_pruning(original, arguments.ratio)
+    network = _pruned_by_torch_pruning(original, trial.ratio)
     judge = AccuracyJudge(original, dataset, CPU)
     started = time.perf_counter()
-    config = RecoveryConfig(epochs=arguments.epochs, distill=distill)
-    steps = Steps(_checkpoint(arguments, "torch_pruning", seed, distill), "torch_pruning", network)
+    config = RecoveryConfig(epochs=trial.epochs, distill=distill)
+    steps = Steps(_checkpoint(trial, "torch_pruning", seed, distill), "torch_pruning", network)
     start = judge.value(network)
     found = train(network, "pruned", start, original, dataset, config, judge, seed, CPU, _told, steps, kept={})
     return {
@@ -125,11 +134,11 @@ def _torch_pruning(
     }
 
 
-def _checkpoint(arguments: argparse.Namespace, way: str, seed: int, distill: bool) -> Checkpoint:
-    if arguments.checkpoints is None:
+def _checkpoint(trial: Trial, way: str, seed: int, distill: bool) -> Checkpoint:
+    if trial.checkpoints is None:
         return Checkpoint()
-    arguments.checkpoints.mkdir(parents=True, exist_ok=True)
-    return Checkpoint(arguments.checkpoints / f"{way}-{seed}-{distill}", interval_s=CHECKPOINT_S)
+    trial.checkpoints.mkdir(parents=True, exist_ok=True)
+    return Checkpoint(trial.checkpoints / f"{way}-{seed}-{distill}", interval_s=CHECKPOINT_S)
 
 
 WAYS = {"ours": _ours, "torch-pruning": _torch_pruning}
@@ -201,6 +210,9 @@ def _print(rows: list[dict[str, Any]], original: float, epochs: int) -> None:
     console.print(
         f"The original: {_percent(original)} on the same test images. Training on the CPU: {'; '.join(used)}."
     )
+    # The standard deviation of a share of right answers.
+    chance = max((100 * math.sqrt(row["after"] * (1 - row["after"]) / row["test_images"]) for row in rows), default=0)
+    console.print(f"Chance alone moves what is left after training by ± {chance:.1f} points, at most.")
 
 
 def _percent(value: float | None) -> str:
