@@ -88,8 +88,8 @@ class FieldError(BaseModel):
 
 
 class QuotaDocument(BaseModel):
-    """With the codes `quota_exceeded` and `too_many_jobs`: which limit of the tenant's, how much of it is used, and how much
-    more the request would take (of GPU seconds nobody knows; it says 1)."""
+    """With the codes `quota_exceeded` and `too_many_jobs`: which limit of the tenant's, how much of it is used, and how
+    much more the request would take (of GPU seconds nobody knows; it says 1)."""
 
     name: LimitName
     limit: int

@@ -1,4 +1,4 @@
-"""Completing an upload in parts: the parts become one file, the file a model or a dataset, once however often it is asked."""
+"""Completing an upload in parts: they become one file, that a model or a dataset, once however often it is asked."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _check_sent(services: Services, upload: PartUpload, sent: list[SentPart]) ->
             raise Problem.at(
                 f"/parts/{index}/etag",
                 "mismatch",
-                f"Part {part.number} is there with the etag {there[part.number]}: it was sent again. Send it once more.",
+                f"Part {part.number} is there with the etag {there[part.number]}: it was sent again. "
+                "Send it once more.",
             )
     unnamed = sorted(set(range(1, upload.part_count + 1)) - {part.number for part in sent})
     if unnamed:

@@ -152,8 +152,8 @@ def _kind_errors(options: JobOptions, catalogue: Catalogue, at: str) -> list[Fie
     if len(kinds) > 1 and None not in kinds and len(set(kinds)) < len(kinds):
         does = "rewrite layers" if kinds[0] == "rewrites_layers" else "remove channels"
         detail = (
-            f"{' and '.join(method.type for method in options.methods)} both {does}. A chain is of one method that removes "
-            "channels and one that rewrites layers, in either order. Run others one after another."
+            f"{' and '.join(method.type for method in options.methods)} both {does}. A chain is of one method that "
+            "removes channels and one that rewrites layers, in either order. Run others one after another."
         )
         errors.append(FieldError(pointer=f"{at}/methods", code="invalid_chain", detail=detail))
     rewriting = next(

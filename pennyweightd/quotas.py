@@ -105,8 +105,8 @@ def _limit(name: LimitName, text: str) -> int | None:
         value = None
     if not isinstance(value, int):
         raise Refusal(
-            f"{_OPTIONS[name]} {text}: give a whole number, for example {example}, or {UNLIMITED}, or {INSTALLATION} for the "
-            "installation's limit."
+            f"{_OPTIONS[name]} {text}: give a whole number, for example {example}, or {UNLIMITED}, or {INSTALLATION} "
+            "for the installation's limit."
         )
     return value
 

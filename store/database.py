@@ -102,7 +102,7 @@ class Database:
             yield session
 
     def look(self, read: Callable[[Connection], T]) -> T:
-        """What `read` finds by statements that each see a snapshot of their own, not older than this call, and cannot write.
+        """What `read` finds by statements that each see a snapshot, not older than this call, and cannot write.
 
         `read` may be called twice: nobody asks beforehand whether the server has closed a connection meanwhile.
         """

@@ -51,19 +51,19 @@ class Quotas:
         used = stored_bytes(session, tenant_id)
         if used + more > limit:
             raise QuotaExceeded(
-                f"{used} of {limit} bytes are in use, and {more} more do not fit. Delete models, datasets or jobs that are "
-                "no longer needed, or ask whoever runs this service for a higher limit.",
+                f"{used} of {limit} bytes are in use, and {more} more do not fit. Delete models, datasets or jobs that "
+                "are no longer needed, or ask whoever runs this service for a higher limit.",
                 QuotaUse("stored_bytes", limit, used, more),
             )
 
     def require_job(self, session: Session, tenant_id: str, device: str, *, gpus: bool) -> None:
         """Room for one more job that asks for this `device`; `gpus` says whether any worker has one, which a job for
-        `auto` may then get. Raises TooManyJobs, and QuotaExceeded where no job is allowed or the GPU time is used up."""
+        `auto` may then get. Raises TooManyJobs, and QuotaExceeded where no job is allowed or no GPU time is left."""
         limits = self.of(session, tenant_id)
         if limits.active_jobs == 0:
             raise QuotaExceeded(
-                "This tenant may run no jobs: its limit is 0, and waiting does not change that. Whoever runs this service "
-                "sets the limit; ask for a higher one.",
+                "This tenant may run no jobs: its limit is 0, and waiting does not change that. Whoever runs this "
+                "service sets the limit; ask for a higher one.",
                 QuotaUse("active_jobs", 0, active_jobs(session, tenant_id), 1),
             )
         if limits.active_jobs is not None:
@@ -71,16 +71,17 @@ class Quotas:
             active = active_jobs(session, tenant_id)
             if active >= limits.active_jobs:
                 raise TooManyJobs(
-                    f"{active} of {limits.active_jobs} jobs are queued or running already. Wait for one to end, or cancel one.",
+                    f"{active} of {limits.active_jobs} jobs are queued or running already. Wait for one to end, or "
+                    "cancel one.",
                     QuotaUse("active_jobs", limits.active_jobs, active, 1),
                 )
         if limits.gpu_seconds is not None and (device == gpu_time.GPU or (device == "auto" and gpus)):
             used_s = int(gpu_time.used_s(session, tenant_id))
             if used_s >= limits.gpu_seconds:
                 raise QuotaExceeded(
-                    f"{used_s} of {limits.gpu_seconds} GPU seconds of the last {gpu_time.WINDOW_DAYS} days are used up, and "
-                    f"a job for the device {device!r} may take more. Ask for the device 'cpu', wait until older jobs are "
-                    f"{gpu_time.WINDOW_DAYS} days past, or ask whoever runs this service for a higher limit.",
+                    f"{used_s} of {limits.gpu_seconds} GPU seconds of the last {gpu_time.WINDOW_DAYS} days are used "
+                    f"up, and a job for the device {device!r} may take more. Ask for the device 'cpu', wait until "
+                    f"older jobs are {gpu_time.WINDOW_DAYS} days past, or ask whoever runs this service for a higher limit.",
                     QuotaUse("gpu_seconds", limits.gpu_seconds, used_s, 1),
                 )
 
@@ -105,8 +106,8 @@ def own_quotas(session: Session, tenant_id: str) -> dict[str, Any]:
 def change_quotas(
     session: Session, tenant_id: str, own: Mapping[LimitName, int | None], inherited: Collection[LimitName] = ()
 ) -> None:
-    """Make `own` limits of the tenant's own, and those that are `inherited` the installation's again; the others stay as
-    they are. Raises NotFound."""
+    """Make `own` limits of the tenant's own, and those that are `inherited` the installation's again; the others stay
+    as they are. Raises NotFound."""
     _lock(session, tenant_id)
     kept = {name: limit for name, limit in own_quotas(session, tenant_id).items() if name not in inherited}
     session.execute(update(Tenant).where(Tenant.id == tenant_id).values(quotas={**kept, **own} or None))

@@ -50,8 +50,9 @@ def transition(
 ) -> None:
     """Move `job` (locked by this transaction) to `to`, with its timestamps, its event and its new version.
 
-    `attempt` comes with running, and `gpus`, how many the worker gives the job; `result` with succeeded (or failed, when the best that was reached is worth showing),
-    `error` with failed; `data` is added to the event `job.<status>`. Raises IllegalTransition.
+    `attempt` comes with running, and `gpus`, how many the worker gives the job; `result` with succeeded (or failed,
+    when the best that was reached is worth showing), `error` with failed; `data` is added to the event `job.<status>`.
+    Raises IllegalTransition.
     """
     if to not in TRANSITIONS[job.status]:
         raise IllegalTransition(job.id, job.status, to)

@@ -95,8 +95,8 @@ CANCEL_GRACE_S = 5.0
 STOP_NOTICE_S = 2.0
 # A checkpoint that a runner left when it died is stored for this long at most, before its job waits for the next attempt.
 LAST_CHECKPOINT_S = 60.0
-# Of the time that a stopping worker has: to store a checkpoint that was asked for, and to end the runner and give its job
-# back.
+# Of the time that a stopping worker has: to store a checkpoint that was asked for, and to end the runner and give its
+# job back.
 STORING_S = 5.0
 LEAVING_S = 4.0
 TROUBLE_DELAY_S = 2.0
@@ -114,8 +114,8 @@ class Services:
     """What every attempt of a worker shares.
 
     scratch_bytes: what one runner's folder may hold. checkpoint_interval_s: how often training is kept;
-    checkpoint_grace_s: how long a stopping worker waits until that is done once more. stop_timeout_s: after which a stopping
-    worker ends, whatever is still going on. crashes: the signal that last ended each work item's runner here.
+    checkpoint_grace_s: how long a stopping worker waits until that is done once more. stop_timeout_s: after which a
+    stopping worker ends, whatever is still going on. crashes: the signal that last ended each work item's runner here.
     """
 
     database: Database

@@ -1,4 +1,4 @@
-"""The slots of one machine: one for each GPU, or for several together, or some for the CPU, with the queues they serve."""
+"""The slots of one machine and the queues they serve: one for each GPU or for several together, or some for the CPU."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def visible_gpus() -> list[str]:
 
 
 def job_slots(queues: Collection[str] | None = None, cpu_slots: int = 1, gpus_per_slot: int = 1) -> list[JobSlot]:
-    """The slots for these queues, by default for all that can be served here; GPUs that are too few for a slot of their own
-    go to the last one. Raises NoSuchDevice."""
+    """The slots for these queues, by default for all that can be served here; GPUs that are too few for a slot of their
+    own go to the last one. Raises NoSuchDevice."""
     gpus = visible_gpus()
     queues = tuple(queues or (QUEUES if gpus else ("cpu",)))
     if "gpu" not in queues:
@@ -49,8 +49,8 @@ def job_slots(queues: Collection[str] | None = None, cpu_slots: int = 1, gpus_pe
         return [JobSlot(index, queues, "", threads) for index in range(cpu_slots)]
     if not gpus:
         raise NoSuchDevice(
-            "The queue gpu was asked for and there is no GPU here (no /dev/nvidia*, or CUDA_VISIBLE_DEVICES is empty). Serve "
-            "--queues cpu, or give this worker a GPU."
+            "The queue gpu was asked for and there is no GPU here (no /dev/nvidia*, or CUDA_VISIBLE_DEVICES is empty). "
+            "Serve --queues cpu, or give this worker a GPU."
         )
     count = max(1, len(gpus) // gpus_per_slot)
     starts = [index * gpus_per_slot for index in range(count)]

@@ -105,7 +105,7 @@ def pivot_into(new_root: str) -> None:
 
 
 def raise_loopback() -> None:
-    """Let the processes of this network namespace reach each other through `lo`. Needs the namespace's CAP_NET_ADMIN."""
+    """Let the processes of this network namespace reach each other through `lo`. Needs CAP_NET_ADMIN in it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 

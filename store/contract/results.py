@@ -219,8 +219,8 @@ MethodKind = Literal["removes_channels", "rewrites_layers"]
 
 
 class MethodInfo(Resource):
-    """A method as a worker offers it; `schema` is the JSON schema of its options, `type` included. There, `x-needs-labels`
-    lists values of an option that need a labelled dataset."""
+    """A method as a worker offers it; `schema` is the JSON schema of its options, `type` included. There,
+    `x-needs-labels` lists values of an option that need a labelled dataset."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 

@@ -15,9 +15,9 @@ from store.tables.base import Base, Id, one_of
 class Job(Base):
     """One job. `version` grows with every change that a client can see: it is the ETag.
 
-    checkpoint_*: the stored file from which the next attempt goes on; it stays here until that file is deleted, after the
-    job's end. resumed_from: the checkpoint that the running attempt, or the last one, went on from. device: `cpu` or
-    `gpu`, what the worker has that runs it, or ran it last; gpus: how many of them it has to itself.
+    checkpoint_*: the stored file from which the next attempt goes on; it stays here until that file is deleted, after
+    the job's end. resumed_from: the checkpoint that the running attempt, or the last one, went on from. device: `cpu`
+    or `gpu`, what the worker has that runs it, or ran it last; gpus: how many of them it has to itself.
     """
 
     __tablename__ = "jobs"
@@ -66,8 +66,8 @@ class Job(Base):
 
 
 class JobLabel(Base):
-    """The labels of `jobs.request` once more, in a form that SQL can search. Each says whose job it is and how that stands,
-    so that a page of one label and one status is read from one index, however rare the two are together."""
+    """The labels of `jobs.request` once more, in a form that SQL can search. Each says whose job it is and how that
+    stands, so that a page of one label and one status is read from one index, however rare the two are together."""
 
     __tablename__ = "job_labels"
     __table_args__ = (

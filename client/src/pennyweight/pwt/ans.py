@@ -1,6 +1,7 @@
 """`ans`: interleaved rANS with static frequencies, in blocks of columns. Decoded in arrays of one element per lane.
 
-Three modes: every entry, survivors with the distances between them, or every entry with a table for its channels' classes.
+Three modes: every entry, survivors with the distances between them, or every entry with a table for the classes of its
+channels.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ class _Contexts:
 
 
 def _between(knots: np.ndarray, stride_log2: int, symbols: int, precision: int) -> np.ndarray:
-    """Frequencies from knots [contexts, knots] at every 2^stride_log2-th symbol: lines between them, and one more for each
-    symbol that has any; what is left goes to the most frequent. A context of nothing has the symbol 0."""
+    """Frequencies from knots [contexts, knots] at every 2^stride_log2-th symbol: lines between them, and one more for
+    each symbol that has any; what is left goes to the most frequent. A context of nothing has the symbol 0."""
     stride, place = 1 << stride_log2, np.arange(symbols)
     index, rest = place // stride, place % stride
     ends = np.concatenate([knots, np.zeros((len(knots), 1), np.int64)], axis=1)
