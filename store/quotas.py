@@ -81,7 +81,8 @@ class Quotas:
                 raise QuotaExceeded(
                     f"{used_s} of {limits.gpu_seconds} GPU seconds of the last {gpu_time.WINDOW_DAYS} days are used "
                     f"up, and a job for the device {device!r} may take more. Ask for the device 'cpu', wait until "
-                    f"older jobs are {gpu_time.WINDOW_DAYS} days past, or ask whoever runs this service for a higher limit.",
+                    f"older jobs are {gpu_time.WINDOW_DAYS} days past, or ask whoever runs this service for a "
+                    "higher limit.",
                     QuotaUse("gpu_seconds", limits.gpu_seconds, used_s, 1),
                 )
 
