@@ -4,11 +4,12 @@
 
 Layers: 512×4096 and 192×1024 with k equally likely values among the survivors of pruning p percent, a 4096×4096 and a
 512×512×3×3 layer of normal weights; with --data, the kernels of the checkpoints in DIR/checkpoints, pruned per layer by
-magnitude and put on k values by Lloyd's iteration (one layer of each, the largest). Per layer: bits per weight of each format (payload without the codebook,
-column ends counted in) and of gzip -9, zstd -19 and xz -9 on the indices, one byte each; the entropy bound; `ans` over that bound and
-over xz; MB/s of float32 weights that `ans` encodes and decodes on one core, in
-processor time; and how much faster two threads decode, by the clock, which says something only on a machine that is idle. METHODS' figures of the
-equiprobable 512×4096 layer stand beside HAC and sHAC as ψ (of 32 bits per weight).
+magnitude and put on k values by Lloyd's iteration (one layer of each, the largest). Per layer: bits per weight of each
+format (payload without the codebook, column ends counted in) and of gzip -9, zstd -19 and xz -9 on the indices, one
+byte each; the entropy bound; `ans` over that bound and over xz; MB/s of float32 weights that `ans` encodes and decodes
+on one core, in processor time; and how much faster two threads decode, by the clock, which says something only on a
+machine that is idle. METHODS' figures of the equiprobable 512×4096 layer stand beside HAC and sHAC as ψ (of 32 bits per
+weight).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from core.encoding.layout import layout_of
 from core.encoding.quantized import QuantizedTensor
 from core.intake.state_dict import read_state_dict
 
+CODINGS = ("entropy", "ans", "hac", "shac", "im", "csc", "gzip", "zstd", "xz")
 # ψ of HAC and sHAC, METHODS §2.7 ("our synthetic run"): by pruned percent and k.
 SPECIFIED = {
     (90, 32): (0.047, 0.068),
@@ -51,7 +53,8 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console(width=180)
     table = Table("layer", "p", "k", box=None)
-    for heading in ("entropy", "ans", "hac", "shac", "im", "csc", "gzip", "zstd", "xz", "ans/entropy", "ans/xz", "enc MB/s", "dec MB/s", "× 2 threads", "ψ hac (spec.)", "ψ shac (spec.)"):  # fmt: skip
+    figures = ("ans/entropy", "ans/xz", "enc MB/s", "dec MB/s", "× 2 threads", "ψ hac (spec.)", "ψ shac (spec.)")
+    for heading in (*CODINGS, *figures):
         table.add_column(heading, justify="right")
     over_entropy, over_xz, over_xz_sparse, decoding = [], [], [], []
     for name, pruned, levels, tensor in layers(arguments.data, arguments.small, arguments.only):
@@ -73,7 +76,7 @@ def main() -> int:
             name,
             str(pruned),
             str(levels),
-            *(f"{bits[key]:.3f}" for key in ("entropy", "ans", "hac", "shac", "im", "csc", "gzip", "zstd", "xz")),
+            *(f"{bits[key]:.3f}" for key in CODINGS),
             f"{ratio:.4f}",
             f"{against_xz:.3f}",
             f"{encode_speed:.0f}",

@@ -1,6 +1,7 @@
 """Products in compressed form against dense float32 products of the same matrix in the same run.
 
-    python -m benchmarks.compressed_dot [--rows 512] [--columns 4096] [--levels 32] [--batch 1] [--threads 1] [--rounds 15] [--pruned 97 99]
+    python -m benchmarks.compressed_dot [--rows 512] [--columns 4096] [--levels 32] [--batch 1] [--threads 1]
+                                      [--rounds 15] [--pruned 97 99]
 
 For pruning of p percent: the time of y = xᵀW (best of rounds that take turns) dense by BLAS and in HAC, sHAC and IM, each
 relative to dense; the stored bytes; and the peak that a product allocates, by tracemalloc, beside the stored bytes. Run it

@@ -4,10 +4,11 @@
                                  [--budgets macs=0.5 flops=0.4+params=0.6 memory.activations=0.6] [--round-to 1 8] [--json FILE]
 
 A net is an architecture's name (cifar_resnet20, torchvision:resnet50, timm:resnet50). A budget is a `+`-joined list of
-metric[.kind]=ratio; without `--budgets`, every metric at every ratio and a few combinations are run. FOLDER may hold trained weights, as `resnet20-cifar10.th` for cifar_resnet20; without it the weights are
-random (seed 0). The predicted costs of every plan, and the bytes of its file under a cap on size, are checked against the
-pruned network. Exit code 1 if a cap is exceeded, a prediction is off, or a plan is over 1 % below its cap without naming
-the step that forbids more.
+metric[.kind]=ratio; without `--budgets`, every metric at every ratio and a few combinations are run. FOLDER may hold
+trained weights, as `resnet20-cifar10.th` for cifar_resnet20; without it the weights are random (seed 0). The predicted
+costs of every plan, and the bytes of its file under a cap on size, are checked against the pruned network. Exit code 1
+if a cap is exceeded, a prediction is off, or a plan is over 1 % below its cap without naming the step that forbids
+more.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 
 A supervisor with a SQLite database and local objects works on jobs that compress a small residual network trained on
 scikit-learn's digits; every part is the real one. Each job is done once undisturbed. Then it is done again while its
-runner is killed (SIGKILL), or the worker is stopped as in a rolling deployment and another one started, at a random moment
-after the attempt's first checkpoint. Prints for each job the interruptions, the training steps done twice beside the most that lay
-between two checkpoints, and the test accuracy beside the undisturbed one. Exit status 1 if a job does not succeed or an attempt does not go on from the last checkpoint of the one before.
+runner is killed (SIGKILL), or the worker is stopped as in a rolling deployment and another one started, at a random
+moment after the attempt's first checkpoint. Prints for each job the interruptions, the training steps done twice beside
+the most that lay between two checkpoints, and the test accuracy beside the undisturbed one. Exit status 1 if a job does
+not succeed or an attempt does not go on from the last checkpoint of the one before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`model.onnx`: ordinary operators, one file, a dynamic batch, and proof that ONNX Runtime computes the same.
 
-`core.deliver.onnx_graph` writes it; what came as ONNX keeps its own axes and outputs (`core.deliver.onnx_interface`). Networks with an operator that it has no rule for go through torch's exporter, which
-leaves stack traces with paths of this machine in the file's metadata; everything of that kind is removed.
+`core.deliver.onnx_graph` writes it; what came as ONNX keeps its own axes and outputs (`core.deliver.onnx_interface`).
+Networks with an operator that it has no rule for go through torch's exporter, which leaves stack traces with paths of
+this machine in the file's metadata; everything of that kind is removed.
 """
 
 from __future__ import annotations
