@@ -161,6 +161,7 @@ class Chaos:
 
     def _unfinished(self) -> int:
         live = [status for status in JobStatus if not status.terminal]
+        # The database may be just restarting, by our own doing: then nobody knows yet.
         with contextlib.suppress(Exception), self._fleet.database.read() as session:
             return session.scalar(select(func.count()).select_from(Job).where(Job.status.in_(live)))
         return sys.maxsize

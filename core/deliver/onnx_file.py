@@ -68,6 +68,7 @@ def onnx_bytes(network: Network, *, fold: bool = True, opset: int | None = None)
 def _by_torch(network: Network, reason: Exception, opset: int) -> onnx.ModelProto:
     try:
         model = _exported_by_torch(network, opset)
+    # Whatever the exporter cannot do with a graph, it says in errors of many kinds.
     except Exception as error:
         raise EngineError(
             "invalid_request",

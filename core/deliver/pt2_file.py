@@ -47,6 +47,7 @@ def _exported(network: Network) -> ExportedProgram:
     batch = torch.export.Dim("batch")
     try:
         return torch.export.export(to_module(network), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+    # Whatever the exporter cannot do with a graph, it says in errors of many kinds.
     except Exception as error:
         raise EngineError(
             "invalid_request",

@@ -122,6 +122,7 @@ def _session(model: onnx.ModelProto, outputs: Sequence[str], *, optimised: bool)
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimised else levels.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # The library's errors have no common type, here and below.
     except Exception as error:
         raise _refused(error) from error
 
