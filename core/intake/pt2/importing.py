@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from core.errors import EngineError
+from core.errors import EngineError, first_line
 from core.export import unflatten_experts
 from core.intake.onnx.names import safe_identifier
 from core.intake.pt2.archive import Program, read_program
@@ -189,7 +189,7 @@ def _require_per_image(network: Network, fixed: int) -> None:
             if whole.is_floating_point()
         ]
     except RuntimeError as error:
-        raise _mixed(fixed, str(error).strip().splitlines()[0][:200]) from error
+        raise _mixed(fixed, first_line(error)) from error
     if not all(error <= TOLERANCE for error in errors if error == error):
         raise _mixed(fixed, f"its results for {MANY} images at once differ by {max(errors):.1e} from those one by one")
 
