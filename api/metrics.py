@@ -46,7 +46,7 @@ _HISTOGRAMS = {
 }
 _COUNTERS = {
     TallyName.jobs_ended: "Jobs that have ended, by status and error code.",
-    TallyName.gpu_seconds: "Seconds that jobs have run on workers with a GPU, lost attempts included.",
+    TallyName.gpu_seconds: "Seconds that jobs have held GPUs, added up over GPUs, lost attempts included.",
     TallyName.lost_leases: "Leases that were lost: the worker or its runner died, or did not answer in time.",
     TallyName.webhook_attempts: "Attempts to deliver a webhook's message: delivered, retry (it failed and is tried again), failed.",
     TallyName.worker_troubles: "Work that was given back for a reason of the worker's own.",

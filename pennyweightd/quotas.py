@@ -32,7 +32,7 @@ GpuSeconds = Annotated[
     str | None,
     typer.Option(
         "--gpu-seconds",
-        help=f"Time on workers with a GPU in {WINDOW_DAYS} days. {_WORDS}",
+        help=f"How long its jobs may hold GPUs in {WINDOW_DAYS} days, added up over GPUs. {_WORDS}",
         show_default=False,
     ),
 ]

@@ -26,7 +26,7 @@ _ACTIVE = tuple(status for status in JobStatus if not status.terminal)
 
 @dataclass(frozen=True)
 class Quotas:
-    """Limits. gpu_seconds counts jobs on workers with a GPU, over the last `gpu_time.WINDOW_DAYS`."""
+    """Limits. gpu_seconds is what `gpu_time.used_s` counts."""
 
     stored_bytes: int | None = None
     active_jobs: int | None = None

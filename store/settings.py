@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     quota_active_jobs: Annotated[int | None, Field(ge=0)] = None
     """Jobs of one tenant that are queued or running at a time."""
     quota_gpu_seconds: Annotated[int | None, Field(ge=0)] = None
-    """Seconds that one tenant's jobs may run on workers with a GPU in 30 days, those for `device: auto` too."""
+    """Seconds that one tenant's jobs may hold GPUs in 30 days, added up over GPUs, those for `device: auto` too."""
     max_scratch_bytes: Annotated[int, Field(ge=2**20)] = 32 * GIB
     """What one task may write to disk, its uploads included."""
 
