@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import core.candidate as candidate
 import core.choice as choice
+import core.cut as cut
 from core.analysis import profile
 from core.architectures import build
 from core.budget import Budget, Cap
@@ -93,8 +93,8 @@ def test_a_surgery_that_is_wrong_is_never_delivered(request_with_data, tmp_path,
         weight[[0, 1]] = weight[[1, 0]]
         return pruned.with_tensors({**pruned.tensors, "layer2.0.conv2.weight": weight})
 
-    right = candidate.apply
-    monkeypatch.setattr(candidate, "apply", sabotaged)
+    right = cut.apply
+    monkeypatch.setattr(cut, "apply", sabotaged)
     with pytest.raises(EngineError) as failed:
         compress(request_with_data, tmp_path)
     assert failed.value.code == "equivalence_failed"
