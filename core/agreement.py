@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from core.budget import Costs
 from core.errors import EngineError
@@ -19,7 +20,8 @@ _FOLDING_TOLERANCE = 1e-4
 
 
 def require_agreement(network: Network, expected: Costs, what: str) -> Costs:
-    """The costs of `network`, counted by other means than the analysis. Raises EngineError where they are not `expected`."""
+    """The costs of `network`, counted by other means than the analysis. Raises EngineError where they are not
+    `expected`."""
     counted = independent_costs(network)
     require_equal(counted, expected, what)
     return counted
@@ -41,8 +43,14 @@ def require_same_function(upload: Network, folded: Network, layers: Sequence[str
     inputs = upload.random_inputs(batch=2, seed=seed, dtype=torch.float64)
     wanted, found = (network.to(torch.float64).run(*inputs) for network in (upload, folded))
     for one, other in zip(wanted, found, strict=True):
-        error = float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
+        error = relative_error(one, other)
         if not error <= _FOLDING_TOLERANCE:
             raise EngineError(
                 "internal", f"Folding the weights of {', '.join(layers[:3])} changes an output by {error:.1e}."
             )
+
+
+def relative_error(wanted: Tensor, found: Tensor) -> float:
+    """In float64, of what is `wanted`."""
+    wanted, found = wanted.double(), found.double()
+    return float((wanted - found).norm() / wanted.norm().clamp_min(1e-30))

@@ -1,4 +1,5 @@
-"""One candidate for delivery: a plan applied, verified, recovered and encoded, within what its budget can be planned for.
+"""One candidate for delivery: a plan applied, verified, recovered and encoded, within what its budget can be planned
+for.
 
 Two budgets need more than one try. A cap on latency is measured and, after a miss, planned again with fewer MACs. An
 accuracy floor under `on_unmet: best_effort` moves the caps towards the original until the floor holds.

@@ -3,10 +3,10 @@
     channels first   plan widths half of the way ── cut ── refit ── rewrite onto the caps
     kernels first    rewrite half of the way ── plan widths of the written-out network ── cut both ── land on the caps
 
-Half of the way is the geometric mean of what a network costs and what it may cost, so that both methods take the same share
-of what is there. Where the first half is out of one method's reach the other takes more. The caps are reached by exact
-counts of the delivered form in both orders. Each cut is proven against its masked reference, each rewritten layer against
-the plain convolution with the same weights.
+Half of the way is the geometric mean of what a network costs and what it may cost, so that both methods take the same
+share of what is there. Where the first half is out of one method's reach the other takes more. The caps are reached by
+exact counts of the delivered form in both orders. Each cut is proven against its masked reference, each rewritten layer
+against the plain convolution with the same weights.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -52,9 +53,9 @@ class Chain(Rewriter):
         if sum(rewrites) != 1:
             raise EngineError(
                 "invalid_request",
-                f"methods chains {first.type!r} and {second.type!r}. A chain is of one method that removes channels and one "
-                'that rewrites layers, in either order: [{"type": "penni"}, {"type": "magnitude"}]. Run others one after '
-                "another.",
+                f"methods chains {first.type!r} and {second.type!r}. A chain is of one method that removes channels "
+                'and one that rewrites layers, in either order: [{"type": "penni"}, {"type": "magnitude"}]. Run '
+                "others one after another.",
                 param="/methods",
             )
         self._kernels_first = rewrites[0]
@@ -63,8 +64,8 @@ class Chain(Rewriter):
         if self._kernels_first and self._config.unit != "column":
             raise EngineError(
                 "invalid_request",
-                "Channels that leave after kernels are shared take whole columns along, so unit has to be column here. Put "
-                f"{first.type} second, where single coefficients are pruned last.",
+                "Channels that leave after kernels are shared take whole columns along, so unit has to be column "
+                f"here. Put {first.type} second, where single coefficients are pruned last.",
                 param="/methods/0/unit",
             )
         self._cutting_position = rewrites.index(False)
@@ -82,34 +83,38 @@ class Chain(Rewriter):
             raise self._refusal(error) from error
 
     def _channels_then_kernels(self, task: RewritingTask) -> Work:
+        starts = cache(partial(self._start, task))
         attempts = [(share, False) for share in _SHARES]
         if task.nearest:
             attempts += [(share, True) for share in reversed(_SHARES)]
         refusals = []
         for share, nearest in attempts:
             try:
-                return self._channels_so_far(share, replace(task, nearest=nearest))
+                cut, start = starts(share)
+                rewriting = self._rewritten(replace(task, network=start, nearest=nearest))
             except EngineError as error:
                 if error.code != "target_infeasible":
                     raise
                 refusals.append(error)
+                continue
+            rewriting = replace(rewriting, kept=compose(cut.kept, rewriting.kept))
+            halves = (
+                self._half(self._cutting["type"], cut.choice.plan.predicted),
+                self._half(self._method.type, rewriting.predicted),
+            )
+            return self._work(task.constraints, rewriting, cut, halves)
         # Where channels went so far that there are no kernels to share, what a shorter way comes to says more.
         raise max(refusals, key=lambda error: ("smallest" in error.details, refusals.index(error)))
 
-    def _channels_so_far(self, share: float, task: RewritingTask) -> Work:
-        """Channels leave this far on the way, and kernels are shared for the rest of it."""
-        choice = self._chosen(self._chooser, [_between(cap, task.original, share) for cap in task.constraints])
-        cut = Cut.of(task.network, choice)
-        start = cut.pruned
-        if task.images is not None:
-            start = refit(start, task.network, task.images, kept=cut.kept, device=task.device).network
-        rewriting = self._rewritten(replace(task, network=start))
-        rewriting = replace(rewriting, kept=compose(cut.kept, rewriting.kept))
-        halves = (
-            self._half(self._cutting["type"], choice.plan.predicted),
-            self._half(self._method.type, rewriting.predicted),
+    def _start(self, task: RewritingTask, share: float) -> tuple[Cut, Network]:
+        """The network without the channels that leave this far on the way, and the same fitted to the images."""
+        cut = Cut.of(
+            task.network,
+            self._chosen(self._chooser, [_between(cap, task.original, share) for cap in task.constraints]),
         )
-        return self._work(task.constraints, rewriting, cut, halves)
+        if task.images is None:
+            return cut, cut.pruned
+        return cut, refit(cut.pruned, task.network, task.images, kept=cut.kept, device=task.device).network
 
     def _kernels_then_channels(self, task: RewritingTask) -> Work:
         caps = tuple(_between(cap, task.original, _SHARES[0]) for cap in task.constraints)
@@ -123,13 +128,15 @@ class Chain(Rewriter):
             return Cut.of(written, self._chosen(chooser, [_between(cap, whole, limit) for cap in task.constraints]))
 
         # The most channels with which no column has to go; all of the way, the plain network is within the caps itself.
-        low, high = 0.0, 1.0
+        low, high, cut = 0.0, 1.0, None
         for _ in range(_WIDTH_TRIES):
             middle = (low + high) / 2
-            cut = at(middle)
-            fits = shared.narrowing.fits(cut.pruned, cut.kept, task.constraints)
-            low, high = (low, middle) if fits else (middle, high)
-        cut = at(high)
+            tried = at(middle)
+            if shared.narrowing.fits(tried.pruned, tried.kept, task.constraints):
+                high, cut = middle, tried
+            else:
+                low = middle
+        cut = cut or at(high)
         fitting = None
         if task.images is not None:
             fitting = Fitting(task.network, compose(shared.kept, cut.kept), task.images, task.device)
@@ -194,8 +201,8 @@ class Chain(Rewriter):
         elif error.param == f"/methods/{self._position}/type":
             where = "The network" if self._kernels_first else f"What {cutting} leaves of the network"
             message = (
-                f"{where} has no convolution whose kernels could be shared: {sharing} needs ordinary convolutions with more "
-                f"than one tap and at least 5 input channels. Use {cutting} alone"
+                f"{where} has no convolution whose kernels could be shared: {sharing} needs ordinary convolutions "
+                f"with more than one tap and at least 5 input channels. Use {cutting} alone"
             )
             message += "." if self._kernels_first else f", or try the other order: {sharing} first."
         return EngineError(error.code, message, param=error.param, details=details)

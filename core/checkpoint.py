@@ -1,9 +1,9 @@
 """What a run needs to go on after its process has died: the results of finished steps, and the state of one unfinished.
 
-A checkpoint is one safetensors file, written whole beside its place and moved onto it, so that a reader finds the old one
-or the new one and never half of one. It belongs to one request on one version of the engine (`fingerprint`) and carries a
-digest of what is in it; a run that finds another's, or a damaged one, starts from the beginning. What is cheap to compute
-again (intake, plan, surgery) is not kept.
+A checkpoint is one safetensors file, written whole beside its place and moved onto it, so that a reader finds the old
+one or the new one and never half of one. It belongs to one request on one version of the engine (`fingerprint`) and
+carries a digest of what is in it; a run that finds another's, or a damaged one, starts from the beginning. What is
+cheap to compute again (intake, plan, surgery) is not kept.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FORM = 2
 
 
 def fingerprint(request: Mapping[str, Any], device: str) -> str:
-    """Of everything that decides what a run computes: the request with the digests of its files, as JSON can say it; the
-    kind of device; the versions of the engine and of torch."""
+    """Of everything that decides what a run computes: the request with the digests of its files, as JSON can say it;
+    the kind of device; the versions of the engine and of torch."""
     from core.version import VERSION
 
     parts = {"request": dict(request), "device": device, "engine": VERSION, "torch": torch.__version__, "form": _FORM}
@@ -47,12 +47,12 @@ class Saved:
 
 
 class Checkpoint:
-    """The steps of one run that are behind it. Every method may be called at any time; without a path nothing is kept, and
-    what cannot be written is not kept, either: the run goes on.
+    """The steps of one run that are behind it. Every method may be called at any time; without a path nothing is kept,
+    and what cannot be written is not kept, either: the run goes on.
 
-    interval_s: how often `due` asks for the state of an unfinished step. asked: whether somebody wants it at once, because
-    this process is about to end. written: told after each new file. resumed: told once, with a step and how far that was,
-    when what an earlier process left has been put to use.
+    interval_s: how often `due` asks for the state of an unfinished step. asked: whether somebody wants it at once,
+    because this process is about to end. written: told after each new file. resumed: told once, with a step and how far
+    that was, when what an earlier process left has been put to use.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Checkpoint:
                 # A file holds no two names for one storage: each is a copy of its own.
                 tensors[f"{index}/{key}"] = tensor.detach().to("cpu", copy=True).contiguous()
         said = json.dumps(described)
-        about = {_FINGERPRINT: self._fingerprint, _STEPS: said, _DIGEST: _digest(said, tensors)}
+        about = {_FINGERPRINT: self._fingerprint, _STEPS: said, _DIGEST: digest_of(tensors, said)}
         beside = self._path.with_name(self._path.name + ".new")
         try:
             save_file(tensors, beside, metadata=about)
@@ -174,7 +174,7 @@ class Checkpoint:
                     return
                 names = list(file.keys())
                 found = {name: file.get_tensor(name) for name in names}
-            if about.get(_DIGEST) != _digest(about.get(_STEPS, ""), found):
+            if about.get(_DIGEST) != digest_of(found, about.get(_STEPS, "")):
                 raise ValueError("its digest is not that of its content")
             steps = [(step["name"], step["finished"], step["values"]) for step in json.loads(about[_STEPS])]
             tensors: list[dict[str, Tensor]] = [{} for _ in steps]
@@ -192,10 +192,10 @@ class Checkpoint:
                 self._partial = (name, Saved(values, own))
 
 
-def _digest(steps: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of a file's content: its steps as they are written, and its tensors (on the CPU, contiguous)."""
-    digest = hashlib.sha256(steps.encode())
+def digest_of(tensors: Mapping[str, Tensor], said: str = "") -> str:
+    """Of tensors on the CPU by name, and of what is said of them."""
+    digest = hashlib.sha256(said.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -137,7 +137,8 @@ class Chooser:
 
 
 def given_widths(plan: Mapping[str, Any] | None) -> dict[str, int]:
-    """`{"layers": [{"name", "out"}, …]}` as widths by layer name. Raises EngineError("invalid_request") naming the entry."""
+    """`{"layers": [{"name", "out"}, …]}` as widths by layer name. Raises EngineError("invalid_request") naming the
+    entry."""
     widths: dict[str, int] = {}
     for position, entry in enumerate((plan or {}).get("layers", ())):
         name, out = entry.get("name"), entry.get("out")

@@ -35,7 +35,7 @@ class Cut:
             return found
         raise EngineError(
             "equivalence_failed",
-            f"The pruned network does not agree with its masked reference ({found.reason}), so it is not delivered. This is a "
-            "fault of the service, not of the checkpoint; please report it with the model's architecture.",
+            f"The pruned network does not agree with its masked reference ({found.reason}), so it is not delivered. "
+            "This is a fault of the service, not of the checkpoint; please report it with the model's architecture.",
             details={"layer": found.worst, "problem": found.problem, "insensitive": list(found.insensitive)},
         )

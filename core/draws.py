@@ -1,9 +1,9 @@
 """Several draws of one budget: the widths of the complexity-driven method are drawn by lot, so one draw says little.
 
 With `seeds: n` the budget is met n times, each network is recovered, and the best by validation is delivered; with
-`compare` the other two modes are recovered as well, for the picture of what each costs. Test images decide nothing: they
-give the figures, whose mean and standard deviation over the seeds are reported. The exact costs of each mode's plans are
-reported in any case, as planning takes no training.
+`compare` the other two modes are recovered as well, for the picture of what each costs. Test images decide nothing:
+they give the figures, whose mean and standard deviation over the seeds are reported. The exact costs of each mode's
+plans are reported in any case, as planning takes no training.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     intake → profile → plan → apply → verify → recover → encode → deliver
 
 `compress` takes a checkpoint and a budget and leaves a smaller network in a folder, with the proof that it meets every
-cap and that the surgery was correct; or it raises `EngineError` with the reason. `propose` stops after the plan and says
-what it would do. The engine knows no web, database or cloud.
+cap and that the surgery was correct; or it raises `EngineError` with the reason. `propose` stops after the plan and
+says what it would do. The engine knows no web, database or cloud.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _chooser(
 def _with_rivals(
     chooser: Chooser | Rewriter, request: CompressionRequest, origin: Origin, device: torch.device
 ) -> Chooser | Rewriter | Rivals:
-    """`auto` as such, with images, tries another method beside its own; with options of widths it is asked for widths."""
+    """`auto` as such, with images, tries another method beside its own, unless something asks for widths."""
     widths = request.plan is not None or request.budget.has("latency_ms")
     if request.methods != (AUTO,) or request.dataset_path is None or widths or not isinstance(chooser, Chooser):
         return chooser

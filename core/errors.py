@@ -75,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_as_refusal(what: str) -> Iterator[None]:
-    """For what the run can do without: too little memory for `what` is an EngineError like any other of its refusals."""
+    """For what the run can do without: too little memory for `what` is an EngineError, as its other refusals are."""
     try:
         yield
     except Exception as error:

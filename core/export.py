@@ -192,7 +192,8 @@ def _converts_nothing(node: Node) -> bool:
 
 
 def _writes(node: Node) -> bool:
-    """Whether a call changes one of its arguments (`y[:, 0] = 0`), so that it matters though nobody reads its result."""
+    """Whether a call changes one of its arguments (`y[:, 0] = 0`), so that it matters though nobody reads its
+    result."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 

@@ -46,10 +46,11 @@ class TensorSpec:
 class Interface:
     """What an uploaded graph promises to its callers beside its inputs and outputs; delivered ONNX files keep it.
 
-    batch_size: 1 where it takes one image at a time, None for any number. batch_name: the name of that axis.
-    open_axes: by input, the other axes that have no fixed size, with their names ("" without one); the batch is axis 0.
+    batch_size: 1 where it takes one image at a time, None for any number. batch_name: the name of that axis. open_axes:
+    by input, the other axes that have no fixed size, with their names ("" without one); the batch is axis 0.
     closed_axes: those that the file leaves open and its network does not follow. element_type: of the file's inputs.
-    tail: what follows the network's outputs in the file (an ONNX model from them to the file's own outputs), or nothing.
+    tail: what follows the network's outputs in the file (an ONNX model from them to the file's own outputs), or
+    nothing.
     """
 
     batch_size: int | None = None
@@ -97,7 +98,8 @@ class Network:
         return export_module(module, input_shapes, architecture, dict(architecture_args or {}))
 
     def module(self) -> torch.fx.GraphModule:
-        """A runnable graph module over copies of nothing: it shares this network's tensors. Returns a tuple of outputs."""
+        """A runnable graph module over copies of nothing: it shares this network's tensors. Returns a tuple of
+        outputs."""
         return build_module(self.graph, self.tensors, self.parameter_names)
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:

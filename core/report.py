@@ -48,8 +48,8 @@ def compose_result(
 ) -> dict[str, Any]:
     """The `result` object of API.md. Costs are measured on the delivered network, never the plan's prediction.
 
-    baseline_costs, measured: with the bytes of the files, and the latency where it is capped. sparse: counts by nonzeros,
-    where a method makes them.
+    baseline_costs, measured: with the bytes of the files, and the latency where it is capped. sparse: counts by
+    nonzeros, where a method makes them.
     """
     met = [constraint.as_dict(measured) for constraint in constraints]
     plan = choice.plan

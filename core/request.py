@@ -16,9 +16,9 @@ from core.recovery.encoded_images import Conversion
 class CompressionRequest:
     """One checkpoint, its budget, and how to get there.
 
-    methods: one mapping, with its `type`, or a chain of two (`core.chain`). plan: `{"layers": [{"name", "out"}, …]}`, widths
-    that the planner takes as they are. recovery, encoding: keyword arguments of `RecoveryConfig` and `EncodingOptions`.
-    max_accuracy_drop: largest allowed loss of accuracy, as a fraction; needs a labelled dataset.
+    methods: one mapping, with its `type`, or a chain of two (`core.chain`). plan: `{"layers": [{"name", "out"}, …]}`,
+    widths that the planner takes as they are. recovery, encoding: keyword arguments of `RecoveryConfig` and
+    `EncodingOptions`. max_accuracy_drop: largest allowed loss of accuracy, as a fraction; needs a labelled dataset.
     onnx_opset: of model.onnx; None for the default.
     """
 
@@ -47,6 +47,7 @@ class CompressionRequest:
         if len(self.methods) not in (1, 2):
             raise EngineError(
                 "invalid_request",
-                f"methods holds {len(self.methods)} entries; a run takes one, or a chain of two. Run the others after it.",
+                f"methods holds {len(self.methods)} entries; a run takes one, or a chain of two. Run the others after "
+                "it.",
                 param="/methods",
             )

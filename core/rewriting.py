@@ -3,8 +3,8 @@
     rewrite onto the caps (closed forms on images) ── both forms agree? ── recover (trains the new parameters) ── deliver
 
 What is checked is that the delivered form computes what the plain form with the same weights computes, to 1e-5, before
-training and after it. Where channels of the network itself died, a method takes them out through the engine's own surgery,
-against the masked reference (`core.penni.shrinking`).
+training and after it. Where channels of the network itself died, a method takes them out through the engine's own
+surgery, against the masked reference (`core.penni.shrinking`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter
 
-from core.agreement import require_agreement
+from core.agreement import relative_error, require_agreement
 from core.analysis import analyse
 from core.budget import Constraint, Costs
 from core.choice import Choice
@@ -86,8 +86,8 @@ class Rewriter:
         if request.budget.has("latency_ms"):
             raise EngineError(
                 "invalid_request",
-                f"The method {method.type!r} counts and does not time, so it cannot aim at latency_ms. Cap flops, or use "
-                "magnitude.",
+                f"The method {method.type!r} counts and does not time, so it cannot aim at latency_ms. Cap flops, or "
+                "use magnitude.",
                 param="/budget/latency_ms",
             )
 
@@ -106,7 +106,7 @@ class Rewriter:
         return self._from_weights(constraints, nearest=True).choice
 
     def planned_network(self, constraints: Sequence[Constraint]) -> Network:
-        """What would be delivered, without images and without training; nearest to the caps where they are out of reach."""
+        """What would be delivered without images and training; nearest to the caps where they are out of reach."""
         rewriting = self._from_weights(constraints, nearest=True).rewriting
         return rewriting.delivered(rewriting.network)
 
@@ -117,7 +117,8 @@ class Rewriter:
         if option is not None and (dataset is None or not dataset.labelled):
             raise EngineError(
                 "dataset_invalid",
-                f"The option {option!r} of {self._method.type} trains by labels. Give a labelled dataset, or leave it out.",
+                f"The option {option!r} of {self._method.type} trains by labels. Give a labelled dataset, or leave it "
+                "out.",
                 param=f"/methods/{self._position}/{option}",
             )
         weights_alone = self._task(constraints, nearest=nearest)
@@ -255,9 +256,9 @@ def _require_equal_forms(rewriting: Rewriting, trained: Network, seed: int) -> E
     if not found.passed:
         raise EngineError(
             "equivalence_failed",
-            f"The rewritten network does not agree with its own weights (relative error {found.max_relative_error:.1e} at "
-            f"{found.worst}), so it is not delivered. This is a fault of the service, not of the checkpoint; please report "
-            "it with the model's architecture.",
+            "The rewritten network does not agree with its own weights (relative error "
+            f"{found.max_relative_error:.1e} at {found.worst}), so it is not delivered. This is a fault of the "
+            "service, not of the checkpoint; please report it with the model's architecture.",
             details={"layer": found.worst, "problem": None, "insensitive": []},
         )
     return found
@@ -272,10 +273,7 @@ def compare_forms(reference: Network, delivered: Network, nodes: Sequence[str], 
     pairs = [(name, wanted[name], found[name]) for name in nodes]
     names = [spec.name for spec in reference.outputs]
     pairs += list(zip(names, outputs, delivered_outputs, strict=True))
-    errors = {
-        name: float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
-        for name, one, other in pairs
-    }
+    errors = {name: relative_error(one, other) for name, one, other in pairs}
     worst = max(errors, key=errors.__getitem__)
     return Equivalence(
         max_relative_error=errors[worst],

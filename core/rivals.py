@@ -4,9 +4,9 @@
                                                      ├── held-out images ── the better one goes on and is trained
     kernels shared, fitted in closed form          ──┘
 
-Neither is trained for it. What is measured is what goes on, so that what is delivered is no worse on held-out images than
-the other was. The trial is bounded by counts, not by a clock, so that a run can be repeated: it fits to fewer images, or is
-left out, where it would take too long. It is left out, too, where the first way loses next to nothing.
+Neither is trained for it. What is measured is what goes on, so that what is delivered is no worse on held-out images
+than the other was. The trial is bounded by counts, not by a clock, so that a run can be repeated: it fits to fewer
+images, or is left out, where it would take too long. It is left out, too, where the first way loses next to nothing.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Run:
     checkpoint: Checkpoint
 
     def recovered(self, network: Network, kept: Kept, step: str) -> Recovered:
-        """`network` after recovery. kept: what it has left of the original's tensors. step: its name in the checkpoint."""
+        """`network` recovered. kept: what it has left of the original's tensors. step: its name in the checkpoint."""
         return recover(
             network,
             self.origin.network,

@@ -44,10 +44,11 @@ _SHARE_OF_LARGE = 0.02
 
 @dataclass(frozen=True)
 class ComplexityConfig(PlanConfig):
-    """mode: whose complexity weighs the draws; auto: that of the tightest cap. step: share of a layer that a draw takes.
+    """mode: whose complexity weighs the draws; auto: that of the tightest cap. step: share of a layer that a draw
+    takes.
 
-    step None: one channel, or 2 % of the layer in large networks. filters: which channels of a layer stay. seeds: how often
-    it is drawn and recovered, compare: whether under the other modes, too (`core.draws`).
+    step None: one channel, or 2 % of the layer in large networks. filters: which channels of a layer stay. seeds: how
+    often it is drawn and recovered, compare: whether under the other modes, too (`core.draws`).
     """
 
     mode: str = "auto"

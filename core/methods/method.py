@@ -59,8 +59,9 @@ class Method:
     """One pruning method.
 
     paper: arXiv identifier. options: JSON schema of each of its own options by name, with its default; the options of
-    plans are added. config_type: a frozen `PlanConfig` with one field per own option. score: (network, analysis, config,
-    evidence) → float64 per component, larger = more important. needs_data: whether the score looks at a dataset.
+    plans are added. config_type: a frozen `PlanConfig` with one field per own option. score: (network, analysis,
+    config, evidence) → float64 per component, larger = more important. needs_data: whether the score looks at a
+    dataset.
     """
 
     type: str
@@ -114,12 +115,12 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class RewritingTask:
-    """What a rewriting method works on. original: the costs of what the request is about, which may be more than `network`
-    has left. seed: of its training, if it trains.
+    """What a rewriting method works on. original: the costs of what the request is about, which may be more than
+    `network` has left. seed: of its training, if it trains.
 
-    nearest: where the caps are out of reach, come as near as possible instead of raising. images: prepared inputs [n, …] to
-    fit to, None without any. dataset: what they are from, for a method that trains. steps: where a long fit is kept, so that
-    an interrupted run need not fit again; None keeps nothing.
+    nearest: where the caps are out of reach, come as near as possible instead of raising. images: prepared inputs [n,
+    …] to fit to, None without any. dataset: what they are from, for a method that trains. steps: where a long fit is
+    kept, so that an interrupted run need not fit again; None keeps nothing.
     """
 
     network: Network
@@ -159,10 +160,10 @@ class Rewriting:
     """Layers in another form. network: for training, with the other form's parameters.
 
     predicted: exact costs of what is delivered. layers: those in another form. kept: what is left of the original's
-    tensors that lost channels on the way, as indices along each axis (None where it is whole).
-    delivered, reference: from the trained network, the form that is delivered and the plain one that it must equal.
-    sparse: from the trained network, counts by nonzeros. note, report: for a person, and as JSON. narrowing: how it goes on
-    where the reference loses channels.
+    tensors that lost channels on the way, as indices along each axis (None where it is whole). delivered, reference:
+    from the trained network, the form that is delivered and the plain one that it must equal. sparse: from the trained
+    network, counts by nonzeros. note, report: for a person, and as JSON. narrowing: how it goes on where the reference
+    loses channels.
     """
 
     network: Network
@@ -193,8 +194,8 @@ class Narrowing(Protocol):
 class RewritingMethod:
     """A method that replaces layers by another form instead of removing channels; the fields are those of `Method`.
 
-    rewrite: raises EngineError("target_infeasible") where the caps are out of its reach. by_labels: the option of a config
-    that asks for training by labels, if any does.
+    rewrite: raises EngineError("target_infeasible") where the caps are out of its reach. by_labels: the option of a
+    config that asks for training by labels, if any does.
     """
 
     type: str

@@ -1,10 +1,10 @@
 """PENNI: kernels shared by the channels of a layer, so that most of a convolution becomes a 1×1 convolution.
 
 Li, Hanson, Li, Chen: PENNI, Pruned Kernel Sharing for Efficient CNN Inference (arXiv 2005.07133). Every k×k kernel of a
-layer is a combination of a few kernels that the layer shares. Two things differ from the paper by default: what is pruned
-is whole (input channel, kernel) columns, which an ordinary runtime does not compute at all, where the paper's single zeros
-need a sparse one; and closed-form fits on images, labelled or not, take the place of most of the training. The paper's own
-unit, count and training are options (`core.penni.options`).
+layer is a combination of a few kernels that the layer shares. Two things differ from the paper by default: what is
+pruned is whole (input channel, kernel) columns, which an ordinary runtime does not compute at all, where the paper's
+single zeros need a sparse one; and closed-form fits on images, labelled or not, take the place of most of the training.
+The paper's own unit, count and training are options (`core.penni.options`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from core.recovery.recalibration import Kept
 
 
 def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
-    """What `config` prunes, onto the caps and aims, fitted to the images or trained by the labels where there are some."""
+    """What `config` prunes, onto the caps and aims; fitted to images or trained by labels where there are some."""
     recipe, train = config.alternation, None
     if recipe is not None and task.dataset is not None:
         train = Alternating(task.network, task.dataset, recipe, task.seed, task.device, task.progress)
@@ -93,12 +93,13 @@ def _note(report: dict[str, Any]) -> str:
     if report["unit"] == "coefficient":
         return (
             f"{report['nonzeros']:,} of {report['coefficients']:,} coefficients are left; "
-            f"{report['two_stage_layers']} of {report['layers']} convolutions run in two stages, the others cost less as the "
-            "plain convolutions that their coefficients make."
+            f"{report['two_stage_layers']} of {report['layers']} convolutions run in two stages, the others cost less "
+            "as the plain convolutions that their coefficients make."
         )
     return (
         f"{report['two_stage_layers']} of {report['layers']} convolutions share kernels: {report['columns']:,} of "
-        f"{report['columns_before']:,} (input channel, kernel) columns are left; the others stay dense, which costs less."
+        f"{report['columns_before']:,} (input channel, kernel) columns are left; the others stay dense, as "
+        "that costs less."
     )
 
 

@@ -1,9 +1,9 @@
 """Landing with single coefficients as the unit: which of them stay, under one threshold over all layers.
 
-The paper prunes single coefficients and counts what is left as if a runtime skipped every zero. An ordinary runtime does
-not, so two things are counted here and told apart: the caps of a budget are met in the delivered form, as always, and
-*aims*, caps on the paper's count, are met by the nonzeros. A stored file profits from zeros as well: they code into almost
-nothing.
+The paper prunes single coefficients and counts what is left as if a runtime skipped every zero. An ordinary runtime
+does not, so two things are counted here and told apart: the caps of a budget are met in the delivered form, as always,
+and *aims*, caps on the paper's count, are met by the nonzeros. A stored file profits from zeros as well: they code into
+almost nothing.
 
 Every layer keeps its factors, whichever form it is delivered in. Layers that run cheaper as the plain convolution that
 their factors make are delivered as that. 1×1 convolutions take part with their weights as coefficients.
@@ -30,8 +30,9 @@ LEAST_SHARE = 0.01
 
 
 class CoefficientSearch(ColumnSearch):
-    """`ColumnSearch` with single coefficients. score: what the threshold is held against, which is the magnitude, or with
-    "deviation" the magnitude in units of the layer's standard deviation: |a| ≥ s · std stays, which is the paper's rule.
+    """`ColumnSearch` with single coefficients. score: what the threshold is held against, which is the magnitude, or
+    with "deviation" the magnitude in units of the layer's standard deviation: |a| ≥ s · std stays, which is the paper's
+    rule.
     """
 
     def __init__(

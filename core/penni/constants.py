@@ -1,8 +1,8 @@
 """Channels that say the same for every image: what they say, and who may take it over into its bias.
 
-A channel of a convolution without coefficients is its bias everywhere; behind batch-norm and an activation it is
-ReLU(β − γμ/σ). That it does not depend on the image follows from the graph alone: a channel varies where some node brings
-it in from something that varies, and a convolution brings in nothing where its row of weights is zero. What it says is
+A channel of a convolution without coefficients is its bias everywhere; behind batch-norm and an activation it is ReLU(β
+− γμ/σ). That it does not depend on the image follows from the graph alone: a channel varies where some node brings it
+in from something that varies, and a convolution brings in nothing where its row of weights is zero. What it says is
 then read off a run. Where that is zero nobody misses it. Another number goes into the bias of its reader (or into the
 running mean of the batch-norm behind that), exactly where the reader has no padding: zeros at the border say something
 else than the number does.
@@ -24,6 +24,7 @@ from core.analysis.schema import bind, operator_name
 from core.analysis.trace import storage_key
 from core.analysis.values import Value
 from core.network import Network
+from core.penni.sites import readers_of
 from core.surgery.masked_run import Run
 
 _BATCH = 2
@@ -184,12 +185,7 @@ class Takers:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._readers: dict[object, int] = {}
-        for node in network.graph.nodes:
-            for argument in node.all_input_nodes:
-                if argument.op == "get_attr":
-                    key = storage_key(network.tensors[argument.target])
-                    self._readers[key] = self._readers.get(key, 0) + 1
+        self._readers = readers_of(network)
 
     def place(self, reader: Reader) -> tuple[str, float] | None:
         """The tensor that a shift of the reader's output goes to, and its sign; None where there is no such tensor."""

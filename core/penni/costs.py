@@ -1,6 +1,7 @@
 """What a layer costs in each of its forms, from counts alone.
 
-The paper's count (`sparse`) charges stage 2 by its nonzero coefficients: a runtime that makes use of single zeros. The dense counts are what an ordinary runtime executes:
+The paper's count (`sparse`) charges stage 2 by its nonzero coefficients: a runtime that makes use of single zeros. The
+dense counts are what an ordinary runtime executes:
 
     two stages   columns · (taps + O) per output position        d · taps + O · columns parameters
     dense        O · live inputs · taps                          the same
@@ -9,11 +10,8 @@ The paper's count (`sparse`) charges stage 2 by its nonzero coefficients: a runt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from core.penni.decomposition import SharedKernels
-
-Form = Literal["two_stage", "dense"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +20,6 @@ class LayerCounts:
 
     params: int
     macs: int
-
-    def __add__(self, other: LayerCounts) -> LayerCounts:
-        return LayerCounts(self.params + other.params, self.macs + other.macs)
 
 
 def dense_counts(outputs: int, inputs: int, taps: int, positions: int) -> LayerCounts:

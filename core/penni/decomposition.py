@@ -1,8 +1,8 @@
 """Decomposition of one convolution into shared kernels.
 
 A layer with O outputs, C inputs and k taps has O·C kernels, the rows of M [O·C, k]. The best d shared kernels are the
-first d right singular vectors of M, uncentred: a mean that is taken off has to be stored as one more kernel and is worth
-less than the next singular vector.
+first d right singular vectors of M, uncentred: a mean that is taken off has to be stored as one more kernel and is
+worth less than the next singular vector.
 
     W[o, c] = Σ_b coefficients[o, c, b] · basis[b]
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SharedKernels:
-    """One layer. coefficients: [O, C, d]; basis: [d, taps] with rows of unit norm; kernel: the spatial shape of the taps."""
+    """One layer. coefficients: [O, C, d]; basis: [d, taps] with rows of unit norm; kernel: the spatial shape of the
+    taps."""
 
     coefficients: Tensor
     basis: Tensor
@@ -84,8 +85,8 @@ class SharedKernels:
 def decompose(weight: Tensor, kernels: int) -> SharedKernels:
     """`weight` [O, C, *kernel] on its best `kernels` shared ones; with as many as taps it is exact.
 
-    The singular vectors are the eigenvectors of the taps × taps Gram matrix: one pass over the weight. They are orthonormal
-    in float64, whatever rounding the Gram matrix has, so what it costs is a little of being the best.
+    The singular vectors are the eigenvectors of the taps × taps Gram matrix: one pass over the weight. They are
+    orthonormal in float64, whatever rounding the Gram matrix has, so what it costs is a little of being the best.
     """
     outputs, inputs, *kernel = weight.shape
     matrix = weight.reshape(outputs * inputs, -1)
@@ -112,7 +113,8 @@ def _directions(matrix: Tensor) -> Tensor:
 
 
 def _gram(matrix: Tensor) -> Tensor:
-    """matrixᵀ · matrix of [n, taps], two rows at a time: products of so few columns leave most of a vector unit idle."""
+    """matrixᵀ · matrix of [n, taps], two rows at a time: products of so few columns leave most of a vector unit
+    idle."""
     rows, taps = matrix.shape
     pairs = matrix[: rows - rows % 2].reshape(-1, 2 * taps)
     (even, _), (_, odd) = (part.split(taps, dim=1) for part in (pairs.T @ pairs).split(taps))

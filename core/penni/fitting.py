@@ -27,7 +27,8 @@ RIDGES = (1e-4, 1e-2)
 
 
 class KernelSolver:
-    """Solves one layer as shared kernels (a `Solver` of `core.recovery.least_squares`); `shared` is the state, before and after.
+    """Solves one layer as shared kernels (a `Solver` of `core.recovery.least_squares`); `shared` is the state, before
+    and after.
 
     Coefficients that are zero stay zero. sweeps: how often the kernels are solved too.
     """

@@ -37,8 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         ],
         "default": "auto",
         "description": (
-            "Shared kernels per layer before pruning; auto takes enough for the budget to decide. An object gives numbers "
-            "of single layers by name, the others being auto."
+            "Shared kernels per layer before pruning; auto takes enough for the budget to decide. An object gives "
+            "numbers of single layers by name, the others being auto."
         ),
     },
     "energy": {
@@ -120,8 +120,8 @@ class PenniConfig:
         if self.energy is not None and isinstance(self.bases, int):
             raise EngineError(
                 "invalid_request",
-                f"Method option 'energy': it takes the place of a number of shared kernels, and bases says {self.bases}. "
-                "Leave out one of the two; an object of bases, for single layers, goes with energy.",
+                "Method option 'energy': it takes the place of a number of shared kernels, and bases says "
+                f"{self.bases}. Leave out one of the two; an object of bases, for single layers, goes with energy.",
                 param="/methods/0/energy",
             )
 

@@ -81,8 +81,8 @@ class Program:
         full, planned = everything, selection
         for step in range(1, PRUNING_STEPS + 1):
             self.search = self._searching(self._factors)
-            # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest columns,
-            # and in the end those that were planned without images.
+            # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest
+            # columns, and in the end those that were planned without images.
             if step < PRUNING_STEPS:
                 share = step / PRUNING_STEPS
                 caps = [_between(cap, full.costs, share) for cap in self._pruning.constraints]
@@ -143,7 +143,8 @@ class Program:
         return slim(self._network, kept, selection.live, lossy=self._pruning.lossy)
 
     def landed(self) -> Selection | None:
-        """The most within caps and aims, counted without the channels that die with the others; None if out of reach."""
+        """The most within caps and aims, counted without the channels that die with the others; None if out of
+        reach."""
         caps, aims = self._pruning.constraints, self._pruning.aims
         selection = self.search.land(caps, aims)
         if selection is None:

@@ -23,9 +23,9 @@ ROUND_TO = 16
 class Pruning:
     """constraints: caps on the delivered form, as any runtime counts it. aims: caps on the paper's count.
 
-    bases: how many shared kernels a layer starts with. unit: "column", in blocks of `round_to`, or "coefficient" for single
-    ones (`core.penni.coefficients`), which `score` compares. lossy: take dead channels out where that changes what is
-    computed at the borders of images.
+    bases: how many shared kernels a layer starts with. unit: "column", in blocks of `round_to`, or "coefficient" for
+    single ones (`core.penni.coefficients`), which `score` compares. lossy: take dead channels out where that changes
+    what is computed at the borders of images.
     """
 
     constraints: Sequence[Constraint]

@@ -18,9 +18,9 @@ from core.recovery.recalibration import Kept
 class Reduced:
     """network: the original's graph, without channels that died, with the weights that the factors make.
 
-    layers: those that run in two stages. costs: of the delivered form, exact. kept: what is left of the original's tensors
-    that were cut. report: JSON on the way there. dense: layers with factors that are delivered as plain convolutions, of which
-    there are some where single coefficients were pruned.
+    layers: those that run in two stages. costs: of the delivered form, exact. kept: what is left of the original's
+    tensors that were cut. report: JSON on the way there. dense: layers with factors that are delivered as plain
+    convolutions, of which there are some where single coefficients were pruned.
     """
 
     network: Network

@@ -40,10 +40,10 @@ def reduce_columns(
 ) -> Reduced:
     """`network` pruned until it meets the caps and aims of `pruning`. images: prepared inputs [n, …], or None.
 
-    train: takes the place of the closed-form fits, from the trainable form to the trained one. steps: where the fit is kept
-    once it is done, and found by a run that goes on after it. watch: told of every phase, with the network as it stands and
-    what it costs. Raises EngineError("target_infeasible"), before any image is looked at, where the least that may be left
-    exceeds a cap; with `nearest` that is taken instead.
+    train: takes the place of the closed-form fits, from the trainable form to the trained one. steps: where the fit is
+    kept once it is done, and found by a run that goes on after it. watch: told of every phase, with the network as it
+    stands and what it costs. Raises EngineError("target_infeasible"), before any image is looked at, where the least
+    that may be left exceeds a cap; with `nearest` that is taken instead.
     """
     program = Program(network, pruning, torch.device(device), progress, watch)
     selection = program.landed()

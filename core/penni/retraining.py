@@ -1,4 +1,4 @@
-"""The published way to factors that bear pruning: coefficients and kernels trained in turn, coefficients under an L1 penalty.
+"""The published way to factors that bear pruning: both trained in turn, the coefficients under an L1 penalty.
 
     minimise  cross-entropy + γ · Σ |coefficients|
 
@@ -7,8 +7,8 @@ Batch-norms, biases and the classifier always train; of the two factors one trai
 the one that rests. After each step of the kernels they are scaled to unit norm again and their coefficients by the
 inverse: otherwise the penalty could be dodged by small coefficients of large kernels.
 
-This is the paper's training as its experiments ran it, on augmentations that the original bears; it takes labels and many
-epochs. The default of this project fits in closed form instead, and trains everything together afterwards.
+This is the paper's training as its experiments ran it, on augmentations that the original bears; it takes labels and
+many epochs. The default of this project fits in closed form instead, and trains everything together afterwards.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Alternating:
         if not self.dataset.labelled:
             raise EngineError(
                 "dataset_invalid",
-                "The published recipe of penni trains by labels. Give a labelled dataset, or leave out the method's recipe.",
+                "The published recipe of penni trains by labels. Give a labelled dataset, or leave out the method's "
+                "recipe.",
                 param="/methods/0/recipe",
             )
         device = torch.device(self.device)
@@ -79,60 +80,78 @@ class Alternating:
             return self._trained(network, list(layers), device)
 
     def _trained(self, network: Network, layers: Sequence[SharedLayer], device: torch.device) -> Network:
-        recipe = self.recipe
         augmentation, _ = choose_augmentation(self.original, self.dataset, seed=self.seed, device=device)
         module = to_module(network).to(device).train()
-        factors = [_Factors.of(layer, module, device) for layer in layers]
-        coefficients, bases = ([getattr(one, name) for one in factors] for name in ("coefficients", "basis"))
-        own = {id(parameter) for parameter in (*coefficients, *bases)}
-        others = [parameter for parameter in module.parameters() if id(parameter) not in own]
-        turns = {True: self._optimizer(coefficients), False: self._optimizer(bases)}
-        always = self._optimizer(others)
+        turns = _Turns(module, [_Factors.of(layer, module, device) for layer in layers], self.recipe)
         train = self.dataset.train.to(device)
         generator = torch.Generator().manual_seed(self.seed)
-        for epoch in range(recipe.epochs):
-            turn = recipe.trains_coefficients(epoch)
-            for parameters, trains in ((coefficients, turn), (bases, not turn)):
-                for parameter in parameters:
-                    parameter.requires_grad_(trains)
-                    parameter.grad = None
-            for optimizer in (turns[turn], always):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(epoch)
-            name = "coefficients" if turn else "shared kernels"
-            self.progress(ProgressEvent("apply", message=f"Training {name}, epoch {epoch + 1} of {recipe.epochs}"))
+        for epoch in range(self.recipe.epochs):
+            name = "coefficients" if turns.begin(epoch) else "shared kernels"
+            message = f"Training {name}, epoch {epoch + 1} of {self.recipe.epochs}"
+            self.progress(ProgressEvent("apply", message=message))
             for rows in self._batches(len(train), generator):
                 images = augmentation(train.images[rows.to(device)], generator)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     outputs = as_outputs(module(self.dataset.prepare(images)))
-                loss = F.cross_entropy(outputs[0].float(), train.labels[rows.to(device)])
-                if turn:
-                    loss = loss + recipe.penalty * sum(one.abs().sum() for one in coefficients)
+                loss = F.cross_entropy(outputs[0].float(), train.labels[rows.to(device)]) + turns.penalty
                 if not bool(loss.detach().isfinite()):
                     raise EngineError(
                         "invalid_request",
-                        f"Training shared kernels diverged in epoch {epoch + 1}. Leave out the method's recipe, or train "
-                        "at a smaller rate.",
+                        f"Training shared kernels diverged in epoch {epoch + 1}. Leave out the method's recipe.",
                         param="/methods/0/recipe",
                     )
-                for optimizer in (turns[turn], always):
-                    optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                for optimizer in (turns[turn], always):
-                    optimizer.step()
-                if not turn:
-                    for one in factors:
-                        one.normalise()
+                turns.learn(loss)
         return with_trained(network, module.eval())
-
-    def _optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.SGD:
-        groups = parameter_groups(parameters, self.recipe.weight_decay)
-        return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
 
     def _batches(self, examples: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Rows of full batches, in an order of their own each epoch; small sets make smaller ones."""
         size = max(1, min(self.recipe.batch_size, examples // _LEAST_BATCHES))
         yield from torch.randperm(examples, generator=generator)[: examples - examples % size].split(size)
+
+
+class _Turns:
+    """What trains in which epoch: one of the two factors, and always everything else."""
+
+    def __init__(self, module: nn.Module, factors: Sequence[_Factors], recipe: Alternation) -> None:
+        self._recipe, self._factors = recipe, factors
+        self._coefficients, self._bases = [one.coefficients for one in factors], [one.basis for one in factors]
+        own = {id(parameter) for parameter in (*self._coefficients, *self._bases)}
+        self._always = self._optimizer([parameter for parameter in module.parameters() if id(parameter) not in own])
+        self._of_coefficients, self._of_bases = self._optimizer(self._coefficients), self._optimizer(self._bases)
+        self.begin(0)
+
+    def begin(self, epoch: int) -> bool:
+        """Whose turn it is: that of the coefficients, or of the kernels."""
+        turn = self._turn = self._recipe.trains_coefficients(epoch)
+        for parameters, trains in ((self._coefficients, turn), (self._bases, not turn)):
+            for parameter in parameters:
+                parameter.requires_grad_(trains)
+                parameter.grad = None
+        self._optimizers = (self._of_coefficients if turn else self._of_bases, self._always)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._recipe.rate(epoch)
+        return turn
+
+    @property
+    def penalty(self) -> Tensor | float:
+        if not self._turn:
+            return 0.0
+        return self._recipe.penalty * sum(one.abs().sum() for one in self._coefficients)
+
+    def learn(self, loss: Tensor) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        if not self._turn:
+            for one in self._factors:
+                one.normalise()
+
+    def _optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.SGD:
+        groups = parameter_groups(parameters, self._recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,7 +104,8 @@ def trainable(network: Network, layers: Mapping[SharedLayer, SharedKernels]) -> 
 def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
     """The two-stage form of each layer, with the values of `trained` (`trainable` of the same layers).
 
-    network: the original, whose graph is rewritten. A layer of `network` that is not named keeps the weight of `trained`.
+    network: the original, whose graph is rewritten. A layer of `network` that is not named keeps the weight of
+    `trained`.
     """
     editor = _Editor(valued(network, trained))
     rules = {}
@@ -123,7 +124,8 @@ def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, 
 
 
 def fused(network: Network, trained: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
-    """The graph of `network` with each layer's weight written out from the values of `trained`: what both forms equal."""
+    """The graph of `network` with each layer's weight written out from the values of `trained`: what both forms
+    equal."""
     return written_out(
         valued(network, trained), {layer.site.weight: layer.factors(trained.tensors) for layer in layers}
     )

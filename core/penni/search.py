@@ -1,12 +1,12 @@
 """Landing on the budget: which (input channel, kernel) columns stay.
 
-All columns of all layers are ranked by the norm of their coefficients, which compare because the kernels have unit norm;
-one threshold over that ranking is bisected on the exact cost of the network in its delivered form until every cap holds.
-Each layer runs in whichever form costs it less, two stages or dense, so a layer stays dense until its columns pay. What
-is left under the caps is filled with the next columns that fit.
+All columns of all layers are ranked by the norm of their coefficients, which compare because the kernels have unit
+norm; one threshold over that ranking is bisected on the exact cost of the network in its delivered form until every cap
+holds. Each layer runs in whichever form costs it less, two stages or dense, so a layer stays dense until its columns
+pay. What is left under the caps is filled with the next columns that fit.
 
-Columns come and go in blocks of `round_to`: runtimes compute depthwise maps in vectors of 8 or 16 channels and are several
-times slower on numbers in between (`benchmarks/penni_forms.py`).
+Columns come and go in blocks of `round_to`: runtimes compute depthwise maps in vectors of 8 or 16 channels and are
+several times slower on numbers in between (`benchmarks/penni_forms.py`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _REFILL_TRIES = 4096
 class Selection:
     """live: by weight, bool [C, d], of the layers that run in two stages; the others are dense. costs: exact.
 
-    With single coefficients (`core.penni.coefficients`) masks are [O, C, d]; `dense` are those of layers that are delivered
-    as the plain convolution of what is left of their factors, and `sparse` is the paper's count.
+    With single coefficients (`core.penni.coefficients`) masks are [O, C, d]; `dense` are those of layers that are
+    delivered as the plain convolution of what is left of their factors, and `sparse` is the paper's count.
     """
 
     live: Mapping[str, Tensor]

@@ -7,8 +7,8 @@
 
 What is coupled comes from the channel analysis: a channel of a residual stream is one component with everything that
 writes to it and reads from it, so it goes when it is dead in every member and stays whole when it is not. Nothing here
-changes what the network computes, but for `lossy`: a number that is folded into a reader with padding, whose border then
-sees the number where it saw a zero. That is for a network that is trained afterwards.
+changes what the network computes, but for `lossy`: a number that is folded into a reader with padding, whose border
+then sees the number where it saw a zero. That is for a network that is trained afterwards.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.agreement import relative_error
 from core.analysis import ChannelAnalysis, analyse
 from core.analysis.trace import storage_key
 from core.errors import EngineError
@@ -228,7 +229,7 @@ def _require_equal_outputs(network: Network, exact: Network, seed: int) -> None:
     inputs = network.random_inputs(_BATCH, seed + 1, torch.float64)
     wanted, found = (one.to(torch.float64).run(*inputs) for one in (network, exact))
     for spec, one, other in zip(network.outputs, wanted, found, strict=True):
-        error = float((one.double() - other.double()).norm() / one.double().norm().clamp_min(1e-30))
+        error = relative_error(one, other)
         if error > TOLERANCE:
             raise _failed(f"relative error {error:.1e} at the output {spec.name}", spec.name)
 
@@ -237,6 +238,7 @@ def _failed(reason: str, layer: str | None) -> EngineError:
     return EngineError(
         "equivalence_failed",
         f"The network without its dead channels does not agree with the one that has them ({reason}), so it is not "
-        "delivered. This is a fault of the service, not of the checkpoint; please report it with the model's architecture.",
+        "delivered. This is a fault of the service, not of the checkpoint; please report it with the model's "
+        "architecture.",
         details={"layer": layer, "problem": reason, "insensitive": []},
     )

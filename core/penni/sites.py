@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import Node
 
@@ -37,17 +38,22 @@ class Site:
         return owner if owner and leaf == "weight" else self.weight
 
 
-def sites(network: Network, *, pointwise: bool = False) -> tuple[Site, ...]:
-    """In execution order. Grouped, depthwise and transposed convolutions have no kernels to share.
-
-    pointwise: 1×1 convolutions, too, whose weights are coefficients of the one kernel that there is.
-    """
-    readers = Counter(
+def readers_of(network: Network) -> Counter[Any]:
+    """How many calls read each stored tensor, by its storage."""
+    return Counter(
         storage_key(network.tensors[argument.target])
         for node in network.graph.nodes
         for argument in node.all_input_nodes
         if argument.op == "get_attr"
     )
+
+
+def sites(network: Network, *, pointwise: bool = False) -> tuple[Site, ...]:
+    """In execution order. Grouped, depthwise and transposed convolutions have no kernels to share.
+
+    pointwise: 1×1 convolutions, too, whose weights are coefficients of the one kernel that there is.
+    """
+    readers = readers_of(network)
     found = []
     for node in network.graph.nodes:
         site = _site(node, network, pointwise)

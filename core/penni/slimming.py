@@ -77,7 +77,8 @@ def slim(
     lossy: bool = False,
     seed: int = 0,
 ) -> Slim:
-    """factors: pruned, by weight, of every layer that has any. staged: those that run in two stages, the others are dense.
+    """factors: pruned, by weight, of every layer that has any. staged: those that run in two stages, the others are
+    dense.
 
     lossy: see `core.penni.shrinking.shrink`, whose error this raises.
     """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from core.checkpoint import Checkpoint, Saved
+from core.checkpoint import Checkpoint, Saved, digest_of
 from core.network import Network
 
 _START = "start"
@@ -24,11 +22,7 @@ class Steps:
     def __init__(self, checkpoint: Checkpoint, name: str, network: Network) -> None:
         self._checkpoint = checkpoint
         self._name = name
-        digest = hashlib.sha256()
-        for key, tensor in sorted(network.tensors.items()):
-            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-        self._start = digest.hexdigest()
+        self._start = digest_of(network.tensors)
 
     @property
     def due(self) -> bool:

@@ -1,5 +1,5 @@
-"""Small real networks and images for the tests of recovery: a residual CNN trained on scikit-learn's digits; and processes
-that die on the way."""
+"""Small real networks and images for the tests of recovery: a residual CNN trained on scikit-learn's digits; and
+processes that die on the way."""
 
 from __future__ import annotations
 

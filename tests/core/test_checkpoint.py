@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.checkpoint import Checkpoint, Saved, _digest
+from core.checkpoint import Checkpoint, Saved, digest_of
 
 
 def test_finished_steps_and_the_unfinished_one_come_back(tmp_path):
@@ -79,7 +79,7 @@ def test_content_that_no_engine_wrote_is_left_alone_with_a_message(tmp_path, cap
     }[place]
     text = "[" * 100_000 if steps is None else json.dumps(steps)
     weight = {"0/weight": torch.zeros(3)}
-    about = {"fingerprint": "a", "steps": text, "digest": _digest(text, weight)}
+    about = {"fingerprint": "a", "steps": text, "digest": digest_of(weight, text)}
     save_file(weight, tmp_path / "state", metadata=about)
     checkpoint = Checkpoint(tmp_path / "state", "a")
     assert checkpoint.left_at is None and checkpoint.finished("refit") is None

@@ -1,4 +1,5 @@
-"""What kernel sharing has to do, one test each (Li, Hanson, Li, Chen: PENNI, arXiv 2005.07133, and what its code gets wrong).
+"""What kernel sharing has to do, one test each (Li, Hanson, Li, Chen: PENNI, arXiv 2005.07133, and what its code gets
+wrong).
 
 1 decomposition, 2 two stages, 3 counts, 4 shrinking, 5 residual streams, 6 masks, 7 plain layers.
 """
