@@ -15,7 +15,6 @@ Latency is of the ONNX file on one thread of this machine; the peak is what load
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from benchmarks.recovery_cpu import WAYS
+from benchmarks.recovery_cpu import WAYS, Trial
 from benchmarks.scores import cifar10
 from core.analysis import profile
 from core.architectures import build
@@ -75,9 +74,7 @@ print(kib("VmHWM") - before)
 def main() -> None:
     arguments = _arguments()
     device = torch.device(arguments.device)
-    dataset = cifar10(arguments.data / "cifar10")
-    if arguments.train_images:
-        dataset = dataclasses.replace(dataset, train=dataset.train.sample(arguments.train_images))
+    dataset = cifar10(arguments.data / "cifar10", arguments.train_images)
     original = _original(arguments, dataset, device)
     found = []
     for ratio in arguments.ratio:
@@ -174,8 +171,7 @@ def _torch_pruning(
     """Its network on the same cap, as its users prune, through the same training for as many epochs."""
     rows = []
     for epochs in arguments.epochs:
-        asked = argparse.Namespace(ratio=ratio, epochs=epochs)
-        row = WAYS["torch-pruning"](original, dataset, arguments.seed, True, asked)
+        row = WAYS["torch-pruning"](original, dataset, arguments.seed, True, Trial(ratio, epochs))
         before, after, macs = (row[name] for name in ("before", "after", "macs_ratio"))
         print(f"Torch-Pruning, {epochs} epochs: {before:.2%} → {after:.2%} at {macs:.3f} of the MACs", flush=True)
         rows.append({"phase": f"Torch-Pruning, fine-tuned, {epochs} epochs", "accuracy": after, "macs": macs})
