@@ -16,6 +16,7 @@ from core.penni.decomposition import SharedKernels, decompose, kernels_for_energ
 from core.penni.rewriting import SharedLayer, executable, fused, trainable
 from core.penni.sites import sites
 from core.rewriting import compare_forms
+from tests.core.penni_cases import seeded
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -82,10 +83,8 @@ class TestForms:
         stride = 1 if padding == "same" else stride
         generator = torch.Generator().manual_seed(seed)
         kernel = (3, 2, 2)[:rank]
-        module = CONVOLUTIONS[rank](
-            4, 5, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias
-        ).requires_grad_(False)
-        network = Network.from_module(module, {"x": (4, *[8] * rank)})
+        module = CONVOLUTIONS[rank](4, 5, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias)
+        network = Network.from_module(seeded(module, seed).requires_grad_(False), {"x": (4, *[8] * rank)})
         (site,) = sites(network)
         shared = random_shared(5, 4, 3, kernel, seed)
         mask = torch.rand(shared.coefficients.shape if single else (4, 3), generator=generator) < kept
@@ -132,8 +131,8 @@ class TestForms:
 
     def test_nodes_that_are_not_rewritten_keep_their_names_beside_new_ones(self):
         # The graph numbers its convolutions; the new form of the first has two.
-        module = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Conv2d(5, 4, 3), nn.Conv2d(4, 3, 3)).requires_grad_(False)
-        network = Network.from_module(module, {"x": (4, 9, 9)})
+        module = seeded(nn.Sequential(nn.Conv2d(4, 5, 3), nn.Conv2d(5, 4, 3), nn.Conv2d(4, 3, 3)))
+        network = Network.from_module(module.requires_grad_(False), {"x": (4, 9, 9)})
         first, second, third = sites(network)
         shared = random_shared(5, 4, 2, (3, 3))
         layers = {SharedLayer.of(first, shared): shared}
