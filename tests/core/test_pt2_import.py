@@ -13,6 +13,7 @@ from core.deliver.onnx_file import write_onnx
 from core.errors import EngineError
 from core.intake import file_format, load_network
 from core.network import Network
+from tests.core.pt2_cases import Small, saved
 
 
 class Everything(nn.Module):
@@ -33,15 +34,6 @@ class Everything(nn.Module):
         pooled = nn.functional.adaptive_avg_pool2d(features, 2).flatten(1)
         larger = nn.functional.interpolate(first + second, scale_factor=2)
         return {"scores": self.head(pooled), "maps": [larger, best], "table": scaled.view(image.shape[0] * 2, -1)}
-
-
-def saved(module: nn.Module, path: Path, *, batch: int | None = None, shape=(3, 8, 8), spatial: bool = False) -> Path:
-    """Exported for `batch` images, or for any number."""
-    axes = {0: torch.export.Dim("batch")} | ({2: torch.export.Dim("height", min=4)} if spatial else {})
-    example = (torch.zeros((batch or 2, *shape)),)
-    program = torch.export.export(module.eval(), example, dynamic_shapes=None if batch else (axes,))
-    torch.export.save(program, path)
-    return path
 
 
 def load(path: Path, **given) -> Network:
@@ -135,12 +127,8 @@ def test_networks_of_another_precision_become_float32(dtype, tmp_path):
         def forward(self, image):
             return self.conv(image.to(self.conv.weight.dtype)) + torch.zeros(4, 1, 1, dtype=self.conv.weight.dtype)
 
-    module = Precise().to(dtype).eval()
-    program = torch.export.export(
-        module, (torch.zeros(2, 3, 8, 8, dtype=dtype),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
-    torch.export.save(program, tmp_path / "model.pt2")
-    network = load(tmp_path / "model.pt2")
+    module = Precise().to(dtype)
+    network = load(saved(module, tmp_path / "model.pt2", dtype=dtype))
     assert {spec.dtype for spec in (*network.inputs, *network.outputs)} == {torch.float32}
     assert_runs_like(network, module.float())
 
@@ -155,53 +143,27 @@ def test_constants_of_another_precision_become_float32_with_the_weights(tmp_path
         def forward(self, image):
             return self.conv(image * self.scale)
 
-    module = Scaled().double().eval()
-    axes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (torch.zeros(2, 3, 8, 8, dtype=torch.float64),), dynamic_shapes=axes)
-    torch.export.save(program, tmp_path / "model.pt2")
-    network = load(tmp_path / "model.pt2")
+    module = Scaled().double()
+    network = load(saved(module, tmp_path / "model.pt2", dtype=torch.float64))
     assert {tensor.dtype for tensor in network.tensors.values()} == {torch.float32}
     module.scale = module.scale.float()
     assert_runs_like(network, module.float())
 
 
 def test_a_number_that_follows_the_batch_is_no_literal_where_few_images_give_the_same(tmp_path):
-    class Quarter(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, image):
-            return self.conv(image) + image.shape[0] // 4
-
-    module = Quarter()
+    module = Small(lambda features: features + features.shape[0] // 4)
     assert_runs_like(load(saved(module, tmp_path / "model.pt2")), module, batch=8)
 
 
 def test_every_output_has_a_name_of_its_own(tmp_path):
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, image):
-            features = self.conv(image)
-            return {"output_1": features.mean((2, 3))}, features.amax((2, 3))
-
-    network = load(saved(Named(), tmp_path / "model.pt2"))
+    module = Small(lambda features: ({"output_1": features.mean((2, 3))}, features.amax((2, 3))))
+    network = load(saved(module, tmp_path / "model.pt2"))
     assert [spec.name for spec in network.outputs] == ["output_1", "output_1_"]
 
 
 def test_an_output_is_not_called_like_an_input(tmp_path):
-    class Restoring(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3)
-
-        def forward(self, image):
-            return {"image": self.conv(image), "mean": image.mean((2, 3))}
-
-    network = load(saved(Restoring(), tmp_path / "model.pt2"))
+    module = Small(lambda features: {"image": features, "mean": features.mean((2, 3))})
+    network = load(saved(module, tmp_path / "model.pt2"))
     assert [spec.name for spec in network.outputs] == ["output_0", "mean"]
     write_onnx(network, tmp_path / "model.onnx")
 
@@ -221,11 +183,9 @@ def test_what_is_random_or_changes_statistics_when_it_runs_is_refused_as_trainin
             tokens = features.flatten(2)
             return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.5)
 
-    axes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(Active().train(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=axes)
-    torch.export.save(program, tmp_path / "model.pt2")
+    path = saved(Active(), tmp_path / "model.pt2", training=True)
     with pytest.raises(EngineError, match=r"is active: .* training mode\. Call model\.eval") as caught:
-        load(tmp_path / "model.pt2")
+        load(path)
     assert caught.value.code == "invalid_model"
 
 

@@ -10,31 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from core.errors import EngineError
 from core.intake import load_network
 from core.intake.pt2 import operators
+from tests.core.pt2_cases import Small, saved
 
 PROGRAM = "models/model.json"
-
-
-class Small(nn.Module):
-    """A convolution, then what a test does with its features."""
-
-    def __init__(self, after: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.after = after
-
-    def forward(self, image: torch.Tensor) -> Any:
-        return self.after(self.conv(image))
-
-
-def saved(path: Path, after: Callable[[torch.Tensor], Any]) -> Path:
-    axes = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(Small(after).eval(), (torch.zeros(2, 3, 6, 6),), dynamic_shapes=axes), path)
-    return path
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -65,12 +47,14 @@ def refusal(path: Path) -> EngineError:
     ],
 )
 def test_an_output_that_is_not_batch_first_is_refused_with_its_shapes(after, said, tmp_path):
-    error = refusal(saved(tmp_path / "model.pt2", after))
+    error = refusal(saved(Small(after), tmp_path / "model.pt2"))
     assert error.code == "unsupported_format" and said in error.message and "outputs are [batch, …]" in error.message
 
 
 def test_outputs_that_are_no_tensors_are_named_all_at_once(tmp_path):
-    path = saved(tmp_path / "model.pt2", lambda features: {"scores": features.mean((2, 3)), "version": 3, "mask": None})
+    path = saved(
+        Small(lambda features: {"scores": features.mean((2, 3)), "version": 3, "mask": None}), tmp_path / "model.pt2"
+    )
     error = refusal(path)
     assert error.code == "unsupported_format"
     assert "'version' (int)" in error.message and "'mask' (none)" in error.message
@@ -86,7 +70,7 @@ def test_autocast_that_is_on_is_refused_for_every_device(device, tmp_path):
         (scope,) = (node for node in graph["nodes"] if "autocast" in node["target"])
         scope["inputs"][0]["arg"] = {"as_string": device}
 
-    error = refusal(rewritten(saved(tmp_path / "model.pt2", after), move))
+    error = refusal(rewritten(saved(Small(after), tmp_path / "model.pt2"), move))
     assert error.code == "unsupported_format" and f"torch.autocast('{device}')" in error.message
 
 
@@ -95,12 +79,12 @@ def test_autocast_that_is_off_is_read(tmp_path):
         with torch.autocast(device_type="cpu", enabled=False):
             return features.mean((2, 3))
 
-    assert load_network(saved(tmp_path / "model.pt2", after), architecture=None).outputs[0].shape == (4,)
+    assert load_network(saved(Small(after), tmp_path / "model.pt2"), architecture=None).outputs[0].shape == (4,)
 
 
 def test_more_nodes_than_any_network_has_are_refused_before_one_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(operators, "MAX_NODES", 50)
-    path = saved(tmp_path / "model.pt2", lambda features: features.mean((2, 3)))
+    path = saved(Small(lambda features: features.mean((2, 3))), tmp_path / "model.pt2")
     load_network(path, architecture=None)
     error = refusal(rewritten(path, lambda graph: graph["nodes"].extend([graph["nodes"][-1]] * 60)))
     assert error.code == "unsafe_model" and "more than 50 nodes" in error.message
@@ -117,6 +101,6 @@ def test_scopes_within_scopes_are_refused_before_one_is_entered(depth, tmp_path)
             inside = {"nodes": [call], "inputs": [], "outputs": [], "tensor_values": {}}
         graph["nodes"] += inside["nodes"]
 
-    path = rewritten(saved(tmp_path / "model.pt2", lambda features: features.mean((2, 3))), nest)
+    path = rewritten(saved(Small(lambda features: features.mean((2, 3))), tmp_path / "model.pt2"), nest)
     error = refusal(path)
     assert error.code == "unsafe_model" and f"more than {operators.MAX_SCOPES} deep" in error.message
