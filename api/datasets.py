@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.content import FILE_RESPONSES, uploaded_file
-from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
+from api.dependencies import ServicesOf, TenantId, paged
 from api.forms import DATASET_FIELDS, DATASET_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.idempotency import Once
 from api.polling import retry_after_inspection
@@ -19,11 +19,10 @@ from api.uploads import FileRule, ReceivedFile, received_form
 from store.datasets import DatasetRepository
 from store.identifiers import new_id
 from store.layout import dataset_key
-from store.pages import DEFAULT_LIMIT
 
 router = APIRouter(tags=["datasets"])
 
-AfterId = page_after("ds")
+PageOfDatasets = paged("ds")
 
 _FORM = form_schema(
     files={
@@ -92,18 +91,11 @@ def dataset_columns(dataset_id: str, file: ReceivedFile, fields: dict[str, Any])
     "/datasets",
     summary="List datasets",
     responses=problems(401),
-    dependencies=[Depends(known_query("limit", "after", "order"))],
 )
-def list_datasets(
-    services: ServicesOf,
-    tenant_id: TenantId,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: AfterId = None,
-    order: PageOrder = "desc",
-) -> resources.DatasetList:
+def list_datasets(services: ServicesOf, tenant_id: TenantId, page: PageOfDatasets) -> resources.DatasetList:
     with services.database.read() as session:
-        page = DatasetRepository(session, tenant_id).list(limit, after, order)
-    return resources.DatasetList.of(page, resources.Dataset.of)
+        found = DatasetRepository(session, tenant_id).list(*page)
+    return resources.DatasetList.of(found, resources.Dataset.of)
 
 
 @router.get("/datasets/{dataset_id}", summary="Look at a dataset", responses=problems(401, 404))

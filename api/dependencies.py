@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
@@ -24,7 +24,7 @@ from store.database import Database
 from store.identifiers import Prefix
 from store.keys import KeyHolder
 from store.objects import ObjectStore
-from store.pages import MAX_LIMIT
+from store.pages import DEFAULT_LIMIT, MAX_LIMIT, Order
 from store.quotas import Quotas
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, Scope
@@ -140,14 +140,7 @@ PageLimit = Annotated[
 ]
 _CURSOR = "The cursor `next` of the page before."
 PageAfter = Annotated[str | None, Query(max_length=255, description=_CURSOR)]
-
-
-def page_after(prefix: Prefix) -> Any:
-    """The type of the cursor of a list whose entries have ids of this kind. An entry that is gone still has a place."""
-    return Annotated[str | None, Query(pattern=f"^{prefix}_[0-9A-HJKMNP-TV-Z]{{26}}$", description=_CURSOR)]
-
-
-PageOrder = Annotated[Literal["asc", "desc"], Query(description="By age: newest first is `desc`.")]
+PageOrder = Annotated[Order, Query(description="By age: newest first is `desc`.")]
 
 
 def known_query(
@@ -176,3 +169,28 @@ def known_query(
             raise invalid(wrong)
 
     return check
+
+
+class PageAsked(NamedTuple):
+    """The page of a list that a caller asks for: the last arguments of a repository's `list`."""
+
+    limit: int
+    after: str | None
+    order: Order
+
+
+def paged(prefix: Prefix, *filters: str, prefixes: tuple[str, ...] = (), repeatable: tuple[str, ...] = ()) -> Any:
+    """The type of a parameter of a route that lists what has ids of this kind. Beside `filters` it is all that the
+    query may hold. An entry that is gone still has its place, so that its id may be the cursor."""
+    check = known_query(*filters, *PageAsked._fields, prefixes=prefixes, repeatable=repeatable)
+
+    async def asked(
+        request: Request,
+        limit: PageLimit = DEFAULT_LIMIT,
+        after: str | None = Query(None, pattern=f"^{prefix}_[0-9A-HJKMNP-TV-Z]{{26}}$", description=_CURSOR),
+        order: PageOrder = "desc",
+    ) -> PageAsked:
+        check(request)
+        return PageAsked(limit, after, order)
+
+    return Annotated[PageAsked, Depends(asked)]

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import anyio
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.behind import Behind
-from api.dependencies import PageAfter, PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query
+from api.dependencies import Services, ServicesOf, TenantId, paged
 from api.idempotency import Attempt, Once
 from api.problems import Problem, problems
 from api.requests import media_type, read_json, unsupported_media_type
@@ -29,11 +29,12 @@ from api.validation import check_architecture, validate
 from store.errors import NotFound, PartsGone
 from store.identifiers import new_id
 from store.layout import dataset_key, model_key
-from store.pages import DEFAULT_LIMIT
 from store.parts import PartUpload, PartWriter, StoredPart
 from store.uploads import Purpose, UploadRepository, parts_of
 
 router = APIRouter(tags=["uploads"])
+
+PageOfUploads = paged("upl", "sha256")
 
 MOST_PARTS = 1000
 _MIB = 1 << 20
@@ -109,20 +110,17 @@ def _part_size(size: int, least: int) -> int:
     "/uploads",
     summary="List uploads that are not complete",
     responses=problems(401),
-    dependencies=[Depends(known_query("sha256", "limit", "after", "order"))],
 )
 def list_uploads(
     request: Request,
     services: ServicesOf,
     tenant_id: TenantId,
+    page: PageOfUploads,
     sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="Announced for this file.")] = None,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: PageAfter = None,
-    order: PageOrder = "desc",
 ) -> UploadList:
     with services.database.read() as session:
-        page = UploadRepository(session, tenant_id).list(sha256, limit, after, order)
-    return UploadList.of(page, lambda row: UploadSummary(**summary(row, request)))
+        found = UploadRepository(session, tenant_id).list(sha256, *page)
+    return UploadList.of(found, lambda row: UploadSummary(**summary(row, request)))
 
 
 @router.get(

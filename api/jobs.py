@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from api import resources
 from api.content import matches
 from api.datasets import dataset_columns
-from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
+from api.dependencies import Services, ServicesOf, TenantId, paged
 from api.forms import (
     DATASET_FIELDS,
     DATASET_PROPERTIES,
@@ -42,12 +42,11 @@ from store.identifiers import new_id
 from store.jobs import JobRepository
 from store.layout import dataset_key, model_key
 from store.models import ModelRepository
-from store.pages import DEFAULT_LIMIT
 from store.tables import Job
 
 router = APIRouter(tags=["jobs"])
 
-AfterId = page_after("job")
+PageOfJobs = paged("job", "status", prefixes=("label.",), repeatable=("status",))
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _FORM = form_schema(
@@ -192,23 +191,18 @@ def _label_filters(request: Request) -> dict[str, str]:
     ),
     response_model=resources.JobList,
     responses=problems(401),
-    dependencies=[
-        Depends(known_query("status", "limit", "after", "order", prefixes=("label.",), repeatable=("status",)))
-    ],
 )
 def list_jobs(
     request: Request,
     services: ServicesOf,
     tenant_id: TenantId,
+    page: PageOfJobs,
     labels: Annotated[dict[str, str], Depends(_label_filters)],
     status: Annotated[list[JobStatus] | None, Query()] = None,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: AfterId = None,
-    order: PageOrder = "desc",
 ) -> Any:
     with services.database.read() as session:
-        page = JobRepository(session, tenant_id).list(status, labels, limit, after, order)
-    return resources.job_page(page, resources.base_url(request), services.settings.artifacts_kept)
+        found = JobRepository(session, tenant_id).list(status, labels, *page)
+    return resources.job_page(found, resources.base_url(request), services.settings.artifacts_kept)
 
 
 @router.get(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
 from api.content import FILE_RESPONSES, uploaded_file
-from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, known_query, page_after
+from api.dependencies import ServicesOf, TenantId, paged
 from api.forms import MODEL_FIELDS, MODEL_FILES, MODEL_PROPERTIES, NAME_FIELD, NAME_PROPERTY, form_schema, stem
 from api.idempotency import Once
 from api.polling import retry_after_inspection
@@ -20,11 +20,10 @@ from api.validation import check_architecture
 from store.identifiers import new_id
 from store.layout import model_key
 from store.models import ModelRepository
-from store.pages import DEFAULT_LIMIT
 
 router = APIRouter(tags=["models"])
 
-AfterId = page_after("mdl")
+PageOfModels = paged("mdl")
 
 _FORM = form_schema(
     files={"file": MODEL_FILES},
@@ -92,18 +91,11 @@ def model_columns(model_id: str, file: ReceivedFile, fields: dict[str, Any]) -> 
     "/models",
     summary="List models",
     responses=problems(401),
-    dependencies=[Depends(known_query("limit", "after", "order"))],
 )
-def list_models(
-    services: ServicesOf,
-    tenant_id: TenantId,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: AfterId = None,
-    order: PageOrder = "desc",
-) -> resources.ModelList:
+def list_models(services: ServicesOf, tenant_id: TenantId, page: PageOfModels) -> resources.ModelList:
     with services.database.read() as session:
-        page = ModelRepository(session, tenant_id).list(limit, after, order)
-    return resources.ModelList.of(page, resources.Model.of)
+        found = ModelRepository(session, tenant_id).list(*page)
+    return resources.ModelList.of(found, resources.Model.of)
 
 
 @router.get("/models/{model_id}", summary="Look at a model", responses=problems(401, 404))

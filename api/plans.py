@@ -8,19 +8,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.dependencies import PageLimit, PageOrder, Services, ServicesOf, TenantId, known_query, page_after
+from api.dependencies import Services, ServicesOf, TenantId, paged
 from api.idempotency import REPLAYED, Once, Replay
 from api.problems import problems
 from api.requests import media_type, read_json, unsupported_media_type
 from api.validation import check_options, validate
 from api.watching import unless_gone
 from store.contract import JobRequest, PlanStatus
-from store.pages import DEFAULT_LIMIT
 from store.plans import PlanRepository
 from store.tables import Plan
 
@@ -31,7 +30,7 @@ WAIT_S = 30.0
 
 RETRY_AFTER_S = 1
 
-AfterId = page_after("pln")
+PageOfPlans = paged("pln", "model")
 
 _job_request: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}}
@@ -96,21 +95,18 @@ def get_plan(
     "/plans",
     summary="List plans",
     responses=problems(401),
-    dependencies=[Depends(known_query("model", "limit", "after", "order"))],
 )
 def list_plans(
     request: Request,
     services: ServicesOf,
     tenant_id: TenantId,
+    page: PageOfPlans,
     model: Annotated[str | None, Query(max_length=32, description="A model's id: only plans for it.")] = None,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: AfterId = None,
-    order: PageOrder = "desc",
 ) -> resources.PlanList:
     with services.database.read() as session:
-        page = PlanRepository(session, tenant_id).list(model, limit, after, order)
+        found = PlanRepository(session, tenant_id).list(model, *page)
     base_url = resources.base_url(request)
-    return resources.PlanList.of(page, lambda row: resources.Plan.of(row, base_url))
+    return resources.PlanList.of(found, lambda row: resources.Plan.of(row, base_url))
 
 
 @router.delete(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from api import resources
-from api.dependencies import PageLimit, PageOrder, ServicesOf, TenantId, admin_only, known_query, page_after
+from api.dependencies import ServicesOf, TenantId, admin_only, paged
 from api.idempotency import Once
 from api.problems import Problem, problems
 from api.requests import media_type, read_json, unsupported_media_type
@@ -19,7 +19,6 @@ from api.validation import validate
 from store import tables
 from store.contract import FINAL_EVENTS, WebhookEvents, WebhookSecret, WebhookUrl
 from store.contract import Request as RequestBody
-from store.pages import DEFAULT_LIMIT
 from store.settings import Settings
 from store.tables import DeliveryStatus, EndpointStatus
 from store.webhook_urls import RefusedUrl
@@ -27,8 +26,8 @@ from store.webhooks import WebhookRepository
 
 router = APIRouter(tags=["webhooks"])
 
-AfterEndpoint = page_after("whk")
-AfterDelivery = page_after("evt")
+PageOfEndpoints = paged("whk", "job")
+PageOfDeliveries = paged("evt")
 Description = Annotated[str, StringConstraints(max_length=200)]
 
 
@@ -195,19 +194,16 @@ async def create_webhook_endpoint(
     summary="List webhook endpoints",
     description="Those for all jobs; with `job`, the one that came with that job.",
     responses=problems(401),
-    dependencies=[Depends(known_query("job", "limit", "after", "order"))],
 )
 def list_webhook_endpoints(
     services: ServicesOf,
     tenant_id: TenantId,
+    page: PageOfEndpoints,
     job: Annotated[str | None, Query(max_length=32, description="A job's id.")] = None,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: AfterEndpoint = None,
-    order: PageOrder = "desc",
 ) -> EndpointList:
     with services.database.read() as session:
-        page = WebhookRepository(session, tenant_id).list(limit, after, order, job)
-    return EndpointList.of(page, Endpoint.of)
+        found = WebhookRepository(session, tenant_id).list(*page, job)
+    return EndpointList.of(found, Endpoint.of)
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", summary="Look at a webhook endpoint", responses=problems(401, 404))
@@ -270,19 +266,13 @@ def delete_webhook_endpoint(endpoint_id: str, services: ServicesOf, tenant_id: T
     "/webhook_endpoints/{endpoint_id}/deliveries",
     summary="List what was sent to an endpoint",
     responses=problems(401, 404),
-    dependencies=[Depends(known_query("limit", "after", "order"))],
 )
 def list_webhook_deliveries(
-    endpoint_id: str,
-    services: ServicesOf,
-    tenant_id: TenantId,
-    limit: PageLimit = DEFAULT_LIMIT,
-    after: AfterDelivery = None,
-    order: PageOrder = "desc",
+    endpoint_id: str, services: ServicesOf, tenant_id: TenantId, page: PageOfDeliveries
 ) -> DeliveryList:
     with services.database.read() as session:
-        page = WebhookRepository(session, tenant_id).deliveries(endpoint_id, limit, after, order)
-    return DeliveryList.of(page, Delivery.of)
+        found = WebhookRepository(session, tenant_id).deliveries(endpoint_id, *page)
+    return DeliveryList.of(found, Delivery.of)
 
 
 @router.post(
