@@ -189,19 +189,12 @@ class Trainer:
         module = self._average.module if self._average else self._module
         if self._best_state:
             module.load_state_dict(self._best_state)
+        found, best = None, None
+        if not self._diverged:
+            found = with_trained(self._network, module.to(memory_format=torch.contiguous_format))
+            best = self._best[1] if self._best else None
         points, epochs = tuple(self.curve.points), tuple(self.curve.epochs)
-        if self._diverged:
-            return Trained(None, points, epochs, processes=self._team.size, compiled=self._compiled, notes=self._notes)
-        plain = module.to(memory_format=torch.contiguous_format)
-        return Trained(
-            with_trained(self._network, plain),
-            points,
-            epochs,
-            self._best[1] if self._best else None,
-            self._team.size,
-            self._compiled,
-            self._notes,
-        )
+        return Trained(found, points, epochs, best, self._team.size, self._compiled, self._notes)
 
     def state(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Values and tensors after `step`."""
