@@ -31,12 +31,14 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-# What starts no process of the service runs on several cores, a thread each; the rest has the machine to itself.
+# A thread each, so that as many tests run at a time as there are cores. What starts processes of the service comes after the
+# rest, two files at a time: such a test has several processes of its own.
 ALONE := tests/api tests/attacks tests/core tests/encoding
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ALONE)
-	$(BIN)/python -m pytest $(ALONE:%=--ignore=%)
+	$(PARALLEL) --numprocesses=logical --maxprocesses=4 $(ALONE)
+	$(PARALLEL) --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
 
 clean:
 	rm -rf $(VENV)

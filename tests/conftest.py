@@ -13,6 +13,11 @@ settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=T
 settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+# A console takes its width from these when it is made, which is when a module is imported; processes of pytest-xdist have
+# them whatever the terminal is, and tests that look at tables set their own.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
+
 
 @pytest.fixture(autouse=True)
 def own_umask() -> Iterator[None]:
