@@ -48,8 +48,8 @@ PLAIN_OPERATORS = {
 @pytest.fixture(scope="module")
 def request_for(tmp_path_factory):
     request = digit_requests(tmp_path_factory.mktemp("penni"))
-    method = {"type": "penni", "round_to": 4}
-    return lambda cap, data=None, **changes: request((method,), cap, data, **changes)
+    alone = ({"type": "penni", "round_to": 4},)
+    return lambda cap, data=None, methods=alone, **changes: request(methods, cap, data, **changes)
 
 
 def images_of(folder, count: int) -> tuple[torch.Tensor, object]:
