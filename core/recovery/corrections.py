@@ -33,6 +33,8 @@ _REFIT_BYTES = {"cpu": 2 * 2**30, "cuda": 12 * 2**30}
 # Multiply-accumulates of the two forward passes, so that the time is bounded whatever is uploaded.
 _REFIT_MACS = {"cpu": 2e12, "cuda": 2e14}
 _LAYERS_NAMED = 8
+# The same for the statistics of batch-norms, of which every image gives as many as a layer has positions.
+_STATISTICS_MACS = {"cpu": 2.5e11, "cuda": 2.5e13}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def transferred(
     """Batch-norm statistics moved by what training images show."""
     if not rows:
         return _nothing(BATCH_NORM_TRANSFER, "The network has no batch-norm with running statistics.")
-    images = dataset.train.sample(STATISTICS_EXAMPLES).images
+    images = dataset.train.sample(statistics_examples(original, device)).images
     size = max(MIN_STATISTICS_BATCH, batch_size_for(dataset.image_shape, device))
     batches = [(dataset.prepare(batch),) for batch in images.split(size)]
     found = transfer(network, statistics(network, batches, device), statistics(original, batches, device), rows)
@@ -102,6 +104,13 @@ def refit_examples(network: Network, original: Network, device: torch.device) ->
     by_memory = _REFIT_BYTES[kind] // max(1, sum(cost.peak_activation_bytes for cost in costs))
     by_time = int(_REFIT_MACS[kind] // max(1, sum(cost.macs for cost in costs)))
     return min(REFIT_EXAMPLES, by_memory, by_time)
+
+
+def statistics_examples(original: Network, device: torch.device) -> int:
+    """Examples that tell the statistics of batch-norms, within the time that it may take."""
+    macs = _STATISTICS_MACS.get(device.type, _STATISTICS_MACS["cpu"])
+    by_time = int(macs // max(1, profile(original).costs.macs))
+    return min(STATISTICS_EXAMPLES, max(MIN_STATISTICS_BATCH, by_time))
 
 
 def _nothing(name: str, reason: str) -> Correction:

@@ -24,10 +24,10 @@ from core.recovery.config import RecoveryConfig
 from core.recovery.corrections import (
     BATCH_NORM_TRANSFER,
     MIN_STATISTICS_BATCH,
-    STATISTICS_EXAMPLES,
     Correction,
     corrections,
     finite,
+    statistics_examples,
 )
 from core.recovery.dataset import ImageDataset
 from core.recovery.evaluation import accuracy, batch_size_for
@@ -252,7 +252,8 @@ def _on_noise(
     """Transfer on Gaussian noise, kept if it lowers the output error on other noise."""
     if not rows:
         return network, {"kept": False, "reason": _NO_BATCH_NORM}
-    fit, held_out = (_noise(network, seed, stream) for stream in (0, 1))
+    examples = statistics_examples(original, device)
+    fit, held_out = (_noise(network, examples, seed, stream) for stream in (0, 1))
     observed, reference = statistics(network, fit, device), statistics(original, fit, device)
     without, with_transfer = transfer_guard(network, original, observed, reference, rows, held_out, device)
     found = transfer(network, observed, reference, rows)
@@ -271,10 +272,9 @@ def _described(tried: Sequence[Correction]) -> dict[str, Any]:
     return {one.name: one.details for one in tried}
 
 
-def _noise(network: Network, seed: int, stream: int) -> Sequence[Inputs]:
-    size = max(MIN_STATISTICS_BATCH, batch_size_for(network.inputs[0].shape, torch.device("cpu")))
-    count = max(1, STATISTICS_EXAMPLES // size)
-    size = min(size, STATISTICS_EXAMPLES)
+def _noise(network: Network, examples: int, seed: int, stream: int) -> Sequence[Inputs]:
+    size = min(examples, max(MIN_STATISTICS_BATCH, batch_size_for(network.inputs[0].shape, torch.device("cpu"))))
+    count = max(1, round(examples / size))
     return [network.random_inputs(size, _derived_seed(seed, index, stream)) for index in range(count)]
 
 

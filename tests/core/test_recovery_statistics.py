@@ -1,15 +1,18 @@
 """Batch-norm statistics move by the measured change, for the channels that were kept, and only if the guard agrees."""
 
+import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from core.analysis import analyse
+from core.analysis import analyse, profile
 from core.network import Network
 from core.recovery import RecoveryConfig, accuracy, load_dataset, recover
+from core.recovery.corrections import statistics_examples
 from core.recovery.pipeline import _noise
 from core.recovery.recalibration import kept_channels, statistics, transfer, transfer_guard
 from core.surgery import apply, kept_indices
@@ -137,9 +140,16 @@ def test_of_two_channels_with_equal_values_the_one_that_was_kept_is_meant(remove
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 - 1])
 def test_every_seed_gives_noise_of_its_own(seed):
     network = small_network()
-    drawn = [_noise(network, seed, stream)[0][0] for stream in (0, 1)] + [_noise(network, seed ^ 1, 0)[0][0]]
+    drawn = [_noise(network, 64, seed, stream)[0][0] for stream in (0, 1)] + [_noise(network, 64, seed ^ 1, 0)[0][0]]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
-    assert torch.equal(drawn[0], _noise(network, seed, 0)[0][0])
+    assert torch.equal(drawn[0], _noise(network, 64, seed, 0)[0][0])
+
+
+@pytest.mark.parametrize(("macs", "examples"), [(1e6, 256), (2e9, 125), (1e11, 32)])
+def test_statistics_of_a_large_network_are_of_fewer_examples(monkeypatch, macs, examples):
+    costs = dataclasses.replace(profile(small_network()).costs, macs=int(macs))
+    monkeypatch.setattr("core.recovery.corrections.profile", lambda network: SimpleNamespace(costs=costs))
+    assert statistics_examples(small_network(), torch.device("cpu")) == examples
 
 
 def test_the_largest_seed_recovers_without_data():
