@@ -98,8 +98,8 @@ def _note(report: dict[str, Any]) -> str:
         )
     return (
         f"{report['two_stage_layers']} of {report['layers']} convolutions share kernels: {report['columns']:,} of "
-        f"{report['columns_before']:,} (input channel, kernel) columns are left; the others stay dense, as "
-        "that costs less."
+        f"{report['columns_before']:,} (input channel, kernel) columns are left; the others stay dense, which "
+        "costs less."
     )
 
 
