@@ -19,7 +19,7 @@ from core.deliver.notices import Notice, notices
 from core.deliver.onnx_file import write_onnx
 from core.deliver.onnx_int8 import write_onnx_int8
 from core.deliver.pt2_file import write_pt2
-from core.deliver.pwt_file import Compact, write_network_pwt
+from core.deliver.pwt_file import Compact, deliver_pwt
 from core.deliver.report_html import report_html
 from core.errors import EngineError
 from core.network import Network
@@ -102,7 +102,7 @@ def deliver(
         write_safetensors(network, folder / "model.safetensors", pruned=pruned)
         write_model_py(network, folder / "model.py")
     if "pwt" in outputs and compact is not None:
-        size = write_network_pwt(network, compact, folder / "model.pwt").file_bytes
+        size = deliver_pwt(network, compact, folder / "model.pwt").file_bytes
     int8 = None
     if "onnx-int8" in outputs:
         if dataset is None:

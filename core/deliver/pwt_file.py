@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 
 from core.deliver.onnx_file import onnx_bytes
-from core.encoding.container import PwtSummary, write_pwt
+from core.encoding.container import PwtSummary, read_pwt, write_pwt
+from core.encoding.errors import PwtError
 from core.encoding.formats import EncodingError
 from core.encoding.quantized import QuantizedTensor
 from core.errors import EngineError
@@ -49,6 +51,24 @@ def _is_stored(initializer: onnx.TensorProto, network: Network) -> bool:
     if value is None or list(value.shape) != list(initializer.dims):
         return False
     return value.detach().cpu().contiguous().numpy().tobytes() == initializer.raw_data
+
+
+def deliver_pwt(network: Network, compact: Compact, path: Path) -> PwtSummary:
+    """Write the file and read it back. Raises EngineError: "invalid_request" where the format cannot be had, "internal"
+    where not every tensor comes out of it bit for bit."""
+    summary = write_network_pwt(network, compact, path)
+    try:
+        found, _ = read_pwt(path, threads=torch.get_num_threads())
+    except PwtError as error:
+        raise EngineError("internal", f"model.pwt was written, and cannot be read again: {error}.") from error
+    for name, tensor in network.tensors.items():
+        read = found[name].values() if isinstance(found[name], QuantizedTensor) else found[name]
+        written = tensor.detach().cpu().contiguous().numpy()
+        if (read.shape, read.dtype) != (written.shape, written.dtype) or read.tobytes() != written.tobytes():
+            raise EngineError(
+                "internal", f"model.pwt gives the tensor {name!r} back with other values than were written."
+            )
+    return summary
 
 
 def write_network_pwt(network: Network, compact: Compact, path: Path) -> PwtSummary:

@@ -88,13 +88,13 @@ def write_pwt(
 
 
 def read_pwt(
-    path: str | Path, max_decoded_bytes: int = MAX_DECODED_BYTES
+    path: str | Path, max_decoded_bytes: int = MAX_DECODED_BYTES, *, threads: int = 1
 ) -> tuple[dict[str, QuantizedTensor | np.ndarray], dict[str, Any]]:
     """Every tensor of a file and its `about`. Raises PwtError for whatever is wrong with it."""
     with Path(path).open("rb") as file:
         header, offsets = _open(file, max_decoded_bytes)
         tensors = {
-            entry.name: _decode(entry, _read(file, offset, entry.bytes))
+            entry.name: _decode(entry, _read(file, offset, entry.bytes), threads)
             for entry, offset in zip(header.tensors, offsets, strict=False)
         }
         if header.skeleton:
@@ -180,12 +180,12 @@ def _unpacked(packed: bytes | memoryview, size: int, checksum: int, where: str) 
     return content
 
 
-def _decode(entry: TensorEntry, payload: memoryview) -> QuantizedTensor | np.ndarray:
+def _decode(entry: TensorEntry, payload: memoryview, threads: int) -> QuantizedTensor | np.ndarray:
     if zlib.crc32(payload) != entry.crc32:
         raise PwtError(PwtFault.checksum_mismatch, entry.name, "its bytes are not those that were written")
     try:
         if entry.levels:
-            return formats.decode(payload, entry.format, Layout(entry.shape, entry.levels, entry.zero))
+            return formats.decode(payload, entry.format, Layout(entry.shape, entry.levels, entry.zero), threads)
         if entry.format == "csc":
             layout = Layout(entry.shape, 0)
             return csc.Decoder(payload, layout, None).values(0, layout.columns).reshape(entry.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -11,12 +13,16 @@ from pennyweight.pwt import onnx as pwt_onnx
 from torch import nn
 
 from core.deliver import deliver
+from core.deliver.pwt_file import Compact, deliver_pwt
+from core.encoding.container import read_pwt, write_pwt
 from core.encoding.encode import encode
 from core.encoding.kernels import find_kernels
 from core.encoding.options import EncodingOptions
+from core.encoding.quantized import QuantizedTensor
+from core.errors import EngineError
 from core.network import Network
 from core.recovery import Recovered, load_dataset
-from tests.core.recovery_cases import save_digits
+from tests.core.recovery_cases import save_digits, trained_network
 
 CPU = torch.device("cpu")
 
@@ -100,3 +106,44 @@ def test_pruning_takes_the_asked_share_of_equal_weights(network):
     same = network.with_tensors({name: torch.ones_like(tensor) for name, tensor in network.tensors.items()})
     for kernel in find_kernels(same, 50.0):
         assert 0.4 <= kernel.survivors.mean() <= 0.5
+
+
+def test_a_file_that_gives_other_values_back_is_not_delivered(tmp_path, monkeypatch):
+    network = trained_network()
+    kernels = find_kernels(network, 0)
+    shared = {kernel.name: QuantizedTensor(*_few_values(network.tensors[kernel.name])) for kernel in kernels}
+    network = network.with_tensors(
+        {**network.tensors, **{name: torch.from_numpy(one.values()) for name, one in shared.items()}}
+    )
+    deliver_pwt(network, Compact(shared), tmp_path / "model.pwt")
+    stored, _ = read_pwt(tmp_path / "model.pwt")
+    assert all(
+        (stored[name].values() == tensor.numpy()).all() for name, tensor in network.tensors.items() if name in shared
+    )
+
+    def sabotaged(path, tensors, *rest):
+        name = kernels[0].name
+        codebook = tensors[name].codebook.copy()
+        codebook[-1] = np.nextafter(codebook[-1], np.float32(np.inf))
+        return write_pwt(path, {**tensors, name: dataclasses.replace(tensors[name], codebook=codebook)}, *rest)
+
+    monkeypatch.setattr("core.deliver.pwt_file.write_pwt", sabotaged)
+    with pytest.raises(EngineError, match="with other values than were written") as error:
+        deliver_pwt(network, Compact(shared), tmp_path / "model.pwt")
+    assert error.value.code == "internal" and kernels[0].name in error.value.message
+    monkeypatch.setattr("core.deliver.pwt_file.write_pwt", _truncated)
+    with pytest.raises(EngineError, match="cannot be read again"):
+        deliver_pwt(network, Compact(shared), tmp_path / "model.pwt")
+
+
+def _few_values(tensor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and codebook of the weights rounded to sixteenths of the largest."""
+    step = float(tensor.abs().max()) / 16
+    codebook, indices = np.unique((tensor / step).round().numpy() * np.float32(step), return_inverse=True)
+    return indices.reshape(tensor.shape), codebook.astype(np.float32)
+
+
+def _truncated(path, *rest):
+    summary = write_pwt(path, *rest)
+    path.write_bytes(path.read_bytes()[:-1])
+    return summary
