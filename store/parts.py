@@ -114,8 +114,8 @@ class LocalParts:
     """Parts as ranges of one sparse file, which at the end only needs its name.
 
     Beside the file lies a note for each part: the token of its writer, and its size once it is complete. Under a lock
-    that is held for one piece at a time, a writer looks whether the note is still its own; so the last one wins, and
-    one that hangs holds nothing.
+    that is held for one piece at a time, and shared by who writes, a writer looks whether the note is still its own; so
+    the last one wins, and one that hangs holds nothing.
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
@@ -195,13 +195,17 @@ class LocalPartWriter:
         self._size = 0
         with _locked(folder):
             self._file = (folder / "data").open("r+b", buffering=0)
-            _write_note(folder, number, self._etag, None)
+            before = _note(folder, number)
+            # What was complete must not look so after a power cut; what was not, does not either way.
+            _write_note(folder, number, self._etag, None, durable=before is not None and before["size"] is not None)
 
     def write(self, data: bytes) -> None:
         if self._size + len(data) > self._upload.size_of(self._number):
             raise ValueError(f"Part {self._number} has {self._upload.size_of(self._number)} bytes, not more.")
         offset = self._upload.offset_of(self._number) + self._size
-        with _locked(self._folder):
+        with _locked(
+            self._folder, shared=True
+        ):  # who takes the part over, or completes the upload, waits for this piece
             self._check_still_ours()
             view = memoryview(data)
             while view:
@@ -217,7 +221,7 @@ class LocalPartWriter:
         os.fsync(self._file.fileno())
         with _locked(self._folder):
             self._check_still_ours()
-            _write_note(self._folder, self._number, self._etag, self._size)
+            _write_note(self._folder, self._number, self._etag, self._size, durable=True)
         self._file.close()
         self._digests.add(self._upload.handle, self._folder / "data", self._number, self._etag, self._size)
         return StoredPart(self._number, self._size, self._etag)
@@ -241,14 +245,14 @@ class LocalPartWriter:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Alone with an upload that still has its data. Raises PartsGone."""
+def _locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Alone with an upload that still has its data, or with others that share. Raises PartsGone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         raise PartsGone() from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         if not (folder / "data").exists():
             raise PartsGone()
         yield
@@ -269,11 +273,12 @@ def _note(folder: Path, number: int) -> dict[str, Any] | None:
         return None
 
 
-def _write_note(folder: Path, number: int, etag: str, size: int | None) -> None:
+def _write_note(folder: Path, number: int, etag: str, size: int | None, *, durable: bool) -> None:
     with (folder / str(number)).open("w") as file:
         json.dump({"etag": etag, "size": size}, file)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def _of_right_size(upload: PartUpload, target: Path) -> Assembled:
