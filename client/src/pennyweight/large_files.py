@@ -143,29 +143,59 @@ def fetch(http: httpx.Client, url: str, folder: Path, *, name: str, size: int, s
 
     Raises ApiError, ServiceUnreachable, DownloadCorrupt.
     """
-    partial = folder / f".{name}.{sha256[:16]}.part"
-    if _length(partial) > size:
-        partial.unlink()
+    partial = _Partial(folder / f".{name}.{sha256[:16]}.part", size)
     failures = 0
-    while (have := _length(partial)) < size:
+    while (have := partial.size) < size:
         try:
-            _continue(http, url, partial, max(have, 0))
+            _continue(http, url, partial)
         except (httpx.HTTPError, ServiceUnreachable) as error:
-            failures = 0 if _length(partial) > have else failures + 1
+            failures = 0 if partial.size > have else failures + 1
             if failures == ATTEMPTS:
                 raise ServiceUnreachable(
-                    f"{name} stopped at {max(have, 0)} of {size} bytes ({error or type(error).__name__}). Run this "
+                    f"{name} stopped at {have} of {size} bytes ({error or type(error).__name__}). Run this "
                     "again: it goes on there."
                 ) from error
             time.sleep(_PAUSE_S * failures)
             continue
-        if 0 <= _length(partial) <= have:
+        if partial.size <= have:
             break
-    found = digest_of(partial)
+    partial.path.touch()  # of no bytes there was nothing to fetch
+    found = partial.sha256
     if found != sha256:
-        partial.unlink()
+        partial.path.unlink()
         raise DownloadCorrupt(f"{name} arrived with sha256 {found}, not {sha256}; download it again.")
-    return partial.replace(folder / name)
+    return partial.path.replace(folder / name)
+
+
+class _Partial:
+    """A file that is on its way, and the digest of what is there; what is longer than `longest` is begun anew."""
+
+    def __init__(self, path: Path, longest: int) -> None:
+        self.path = path
+        self.size, self._digest = 0, hashlib.sha256()
+        if not path.exists():
+            return
+        if path.stat().st_size > longest:
+            self.begin_anew()
+            return
+        with path.open("rb") as file:
+            self._digest = hashlib.file_digest(file, "sha256")
+            self.size = file.tell()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def begin_anew(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.size, self._digest = 0, hashlib.sha256()
+
+    def append(self, pieces: Iterator[bytes]) -> None:
+        with self.path.open("ab") as file:
+            for piece in pieces:
+                file.write(piece)
+                self._digest.update(piece)
+                self.size += len(piece)
 
 
 def fetch_bundle(http: httpx.Client, url: str, target: Path, layout: str) -> Path:
@@ -184,26 +214,20 @@ def fetch_bundle(http: httpx.Client, url: str, target: Path, layout: str) -> Pat
         partial.unlink(missing_ok=True)
 
 
-def _continue(http: httpx.Client, url: str, partial: Path, have: int) -> None:
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+def _continue(http: httpx.Client, url: str, partial: _Partial) -> None:
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={partial.size}-"} if partial.size else {})}
     with http.stream("GET", url, headers=headers, follow_redirects=True) as answer:
         if answer.status_code >= 500:
             raise ServiceUnreachable(f"HTTP {answer.status_code}")
-        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            partial.unlink()
-            return
+        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and partial.size:
+            partial.begin_anew()
+            return _continue(http, url, partial)
         if answer.is_error:
             answer.read()
             raise api_error(answer)
-        goes_on = answer.status_code == httpx.codes.PARTIAL_CONTENT
-        with partial.open("ab" if goes_on else "wb") as file:
-            for piece in answer.iter_raw(_CHUNK_BYTES):
-                file.write(piece)
-
-
-def _length(path: Path) -> int:
-    """Bytes of a file, -1 for one that is not there."""
-    return path.stat().st_size if path.exists() else -1
+        if answer.status_code != httpx.codes.PARTIAL_CONTENT:
+            partial.begin_anew()
+        partial.append(answer.iter_raw())  # in pieces as they come: larger ones would be copied together first
 
 
 def digest_of(path: Path) -> str:
