@@ -20,7 +20,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from core.deliver.onnx_file import open_session, write_onnx
-from core.errors import EngineError
+from core.errors import EngineError, first_line, is_out_of_memory
 from core.network import Network
 from core.recovery.dataset import ImageDataset
 from core.recovery.evaluation import batch_size_for, top1
@@ -53,14 +53,13 @@ def write_onnx_int8(network: Network, dataset: ImageDataset, path: Path) -> dict
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                 )
-        except MemoryError:
-            # Says nothing of the graph: the job is to fail for the memory that it lacks.
-            raise
         except Exception as error:
+            if is_out_of_memory(error):  # says nothing of the graph: the job is to fail for the memory that it lacks
+                raise
             # Whatever the library cannot do with a graph, it says in an exception of its own making.
             raise EngineError(
                 "invalid_request",
-                f"ONNX Runtime cannot quantise this network to int8 ({str(error)[:200]}). Leave onnx-int8 out.",
+                f"ONNX Runtime cannot quantise this network to int8 ({first_line(error)}). Leave onnx-int8 out.",
                 param="/outputs",
             ) from error
         _without_traces(path)
