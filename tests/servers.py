@@ -148,12 +148,12 @@ class Postgres(_Server):
         return f"postgresql://{POSTGRES_USER}@127.0.0.1:{self.port}/{database}"
 
     def _command(self) -> tuple[list[str], str | None]:
+        # A disk that loses power is not played here, a server that is killed is: what it has committed stays.
         options = {
             "port": self.port,
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "fsync": "off",
-            "synchronous_commit": "off",
             "full_page_writes": "off",
             "max_connections": 300,
             "shared_buffers": "64MB",
