@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pennyweight import Client, large_files
 from pennyweight import client as client_module
@@ -177,6 +178,46 @@ def test_remains_that_are_wrong_are_noticed_and_gone(client, job, tmp_path):
     partial.write_bytes(DATA + b"too much")
     client.download(job, tmp_path)
     assert (tmp_path / "model.onnx").read_bytes() == DATA
+
+
+def interrupting(meanwhile: Callable[[httpx.Client], None]) -> httpx.Client:
+    """A service with the large file, at which `meanwhile` happens while it first gives it."""
+    waiting = [meanwhile]
+
+    def pieces(start: int) -> Iterator[bytes]:
+        yield DATA[start : start + PART]
+        if waiting:
+            waiting.pop()(http)
+        yield DATA[start + PART :]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = request.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        return httpx.Response(206 if asked else 200, content=pieces(start))
+
+    http = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://pennyweight.test")
+    return http
+
+
+def fetched(http: httpx.Client, folder: Path) -> Path:
+    return large_files.fetch(http, "/model.onnx", folder, name="model.onnx", size=len(DATA), sha256=SHA256)
+
+
+@pytest.mark.parametrize("there", [0, PART])
+def test_two_who_fetch_one_file_into_one_folder_both_have_it(tmp_path, there):
+    if there:
+        (tmp_path / f".model.onnx.{SHA256[:16]}.part").write_bytes(DATA[:there])
+    others = []
+    assert fetched(interrupting(lambda http: others.append(fetched(http, tmp_path))), tmp_path) == others[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert others[0].read_bytes() == DATA
+
+
+def test_what_is_taken_away_while_it_arrives_is_not_taken_for_whole(tmp_path):
+    partial = tmp_path / f".model.onnx.{SHA256[:16]}.part"
+    with pytest.raises(DownloadCorrupt, match="taken away"):
+        fetched(interrupting(lambda _: partial.unlink()), tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_bundle_is_a_file_or_nothing(client, way, job, tmp_path):

@@ -10,11 +10,13 @@ Down: what has arrived stays in a hidden file beside the target and is continued
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -143,59 +145,93 @@ def fetch(http: httpx.Client, url: str, folder: Path, *, name: str, size: int, s
 
     Raises ApiError, ServiceUnreachable, DownloadCorrupt.
     """
-    partial = _Partial(folder / f".{name}.{sha256[:16]}.part", size)
-    failures = 0
-    while (have := partial.size) < size:
-        try:
-            _continue(http, url, partial)
-        except (httpx.HTTPError, ServiceUnreachable) as error:
-            failures = 0 if partial.size > have else failures + 1
-            if failures == ATTEMPTS:
-                raise ServiceUnreachable(
-                    f"{name} stopped at {have} of {size} bytes ({error or type(error).__name__}). Run this "
-                    "again: it goes on there."
-                ) from error
-            time.sleep(_PAUSE_S * failures)
-            continue
-        if partial.size <= have:
-            break
-    partial.path.touch()  # of no bytes there was nothing to fetch
-    found = partial.sha256
-    if found != sha256:
-        partial.path.unlink()
-        raise DownloadCorrupt(f"{name} arrived with sha256 {found}, not {sha256}; download it again.")
-    return partial.path.replace(folder / name)
+    with _Partial(folder / f".{name}.{sha256[:16]}.part", size) as partial:
+        failures = 0
+        while (have := partial.size) < size:
+            try:
+                _continue(http, url, partial)
+            except (httpx.HTTPError, ServiceUnreachable) as error:
+                failures = 0 if partial.size > have else failures + 1
+                if failures == ATTEMPTS:
+                    raise ServiceUnreachable(
+                        f"{name} stopped at {have} of {size} bytes ({error or type(error).__name__}). Run this "
+                        "again: it goes on there."
+                    ) from error
+                time.sleep(_PAUSE_S * failures)
+                continue
+            if partial.size <= have:
+                break
+        if partial.sha256 != sha256:
+            found = partial.sha256
+            partial.begin_anew()
+            raise DownloadCorrupt(f"{name} arrived with sha256 {found}, not {sha256}; download it again.")
+        return partial.moved_to(folder / name)
 
 
 class _Partial:
-    """A file that is on its way, and the digest of what is there; what is longer than `longest` is begun anew."""
+    """A file that is on its way, and the digest of what is there; what is longer than `longest` is begun anew.
+
+    Whoever else fetches it into the same folder writes the same bytes to the same places of the same file, and the first
+    to have it whole moves it. So it is opened once, never cut short, and not taken for whole unless it is still that file.
+    """
 
     def __init__(self, path: Path, longest: int) -> None:
         self.path = path
         self.size, self._digest = 0, hashlib.sha256()
+        self._file: BinaryIO | None = None
         if not path.exists():
             return
         if path.stat().st_size > longest:
             self.begin_anew()
             return
-        with path.open("rb") as file:
-            self._digest = hashlib.file_digest(file, "sha256")
-            self.size = file.tell()
+        self._file = path.open("r+b")
+        self._digest = hashlib.file_digest(self._file, "sha256")
+        self.size = self._file.tell()
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
     def begin_anew(self) -> None:
+        self.close()
         self.path.unlink(missing_ok=True)
         self.size, self._digest = 0, hashlib.sha256()
 
     def append(self, pieces: Iterator[bytes]) -> None:
-        with self.path.open("ab") as file:
-            for piece in pieces:
-                file.write(piece)
-                self._digest.update(piece)
-                self.size += len(piece)
+        file = self._opened()
+        for piece in pieces:
+            file.write(piece)
+            self._digest.update(piece)
+            self.size += len(piece)
+
+    def moved_to(self, target: Path) -> Path:
+        """Raises DownloadCorrupt where the file was taken away."""
+        whole = os.fstat(self._opened().fileno())
+        self.close()
+        with suppress(FileNotFoundError):
+            if os.path.samestat(whole, self.path.stat()):
+                return self.path.replace(target)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(whole, target.stat()):  # moved by who fetched it as well
+                return target
+        raise DownloadCorrupt(f"{target.name} was taken away while it arrived; download it again.")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self.path.touch()
+            self._file = self.path.open("r+b")
+        return self._file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def fetch_bundle(http: httpx.Client, url: str, target: Path, layout: str) -> Path:
