@@ -149,13 +149,15 @@ def known_query(
     """A dependency that refuses other query parameters, and the same one twice unless it is `repeatable`: a filter that
     is misspelt, or of which only the last value would count, must not look like one that was applied."""
 
+    known = ", ".join((*names, *(f"{prefix}…" for prefix in prefixes)))
+
     def check(request: Request) -> None:
         given = Counter(name for name, _ in request.query_params.multi_items())
         wrong = [
             FieldError(
                 pointer=f"/{name}",
                 code="unknown_parameter",
-                detail=f"Unknown query parameter. Known: {', '.join(names)}.",
+                detail=f"Unknown query parameter. Known: {known}.",
             )
             for name in given
             if name not in names and not name.startswith(prefixes)

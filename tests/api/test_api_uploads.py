@@ -291,6 +291,7 @@ def test_lists_go_newest_first_page_by_page(service):
 
 def test_misspelt_query_parameter_is_refused_instead_of_ignored(client: httpx.Client):
     assert "limit" in pointers(client.get("/v1/models", params={"limitt": 3}))["/limitt"]
+    assert "label.…" in pointers(client.get("/v1/jobs", params={"labels.team": "a"}))["/labels.team"]
     assert "/limit" in pointers(client.get("/v1/models", params={"limit": "many"}))
     assert "/limit" in pointers(client.get("/v1/models", params={"limit": 0}))
 
