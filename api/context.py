@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import UNMATCHED, RequestMetrics
-from api.problems import Problem, problem_response
+from api.problems import Problem, problem_response, unavailable
 from store import logs, tracing
+from store.database import is_down
 
 logger = logging.getLogger("api")
 
@@ -76,11 +77,18 @@ class RequestContext:
                 await problem_response(request, problem)(scope, receive, answer)
             except ClientDisconnect:
                 status = 499
-            except Exception:  # whatever no route foresaw: the client is told, and the log says what it was
-                logger.exception("%s %s failed [%s]", scope["method"], _quoted(scope["path"]), request_id)
+            except Exception as error:  # whatever no route foresaw: the client is told, and the log says what it was
+                if down := is_down(error):
+                    reason = str(error).splitlines()[0]
+                    logger.error("The database does not answer (%s) [%s]", reason, request_id)
+                else:
+                    logger.exception("%s %s failed [%s]", scope["method"], _quoted(scope["path"]), request_id)
                 if status:
                     raise  # the answer has begun: only cutting the connection tells the client
-                problem = Problem("internal", f"This is our fault. The server's log has more under {request_id}.")
+                if down:
+                    problem = unavailable("database")
+                else:
+                    problem = Problem("internal", f"This is our fault. The server's log has more under {request_id}.")
                 await problem_response(request, problem)(scope, receive, answer)
             finally:
                 elapsed_s = time.monotonic() - started

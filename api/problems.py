@@ -39,7 +39,7 @@ from store.quotas import LimitName
 logger = logging.getLogger("api")
 
 MEDIA_TYPE = "application/problem+json"
-STORAGE_RETRY_S = 5
+RETRY_S = 5
 
 PROBLEMS: Mapping[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be understood"),
@@ -175,6 +175,12 @@ def invalid(errors: Sequence[FieldError]) -> Problem:
     return Problem("validation_failed", f"{first.pointer or '/'}: {first.detail}{more}", errors=errors)
 
 
+def unavailable(part: str) -> Problem:
+    """A 503 for a part of the service that may answer in a moment."""
+    detail = f"The {part} does not work at the moment; the server's log says why. Try again."
+    return Problem("unavailable", detail, headers={"Retry-After": str(RETRY_S)})
+
+
 def install(app: FastAPI) -> None:
     """Answer every exception that a route can raise; what is left over is the request context's 500."""
 
@@ -205,8 +211,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(StorageUnavailable)
     def _no_storage(request: Request, error: StorageUnavailable) -> JSONResponse:
         logger.error("%s [%s]", error, request.state.request_id)
-        detail = "The object store does not work at the moment; the server's log says why. Try again."
-        return problem_response(request, Problem("unavailable", detail, headers={"Retry-After": str(STORAGE_RETRY_S)}))
+        return problem_response(request, unavailable("object store"))
 
     @app.exception_handler(Conflict)
     def _conflict(request: Request, error: Conflict) -> JSONResponse:

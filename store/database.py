@@ -20,7 +20,8 @@ from alembic.script import ScriptDirectory
 from pydantic_core import from_json
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 import migrations
@@ -165,6 +166,17 @@ class Database:
             return True
         script = ScriptDirectory.from_config(_alembic_config())
         return revision in {older.revision for older in script.iterate_revisions(current, "base")}
+
+
+def is_down(error: BaseException) -> bool:
+    """Whether the database did not answer: what failed may go well as soon as it does."""
+    if isinstance(error, PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError) and dialect.is_down(error.orig)
 
 
 def _alembic_config() -> Config:

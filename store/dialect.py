@@ -144,6 +144,15 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.05)
 
 
+def is_down(error: BaseException | None) -> bool:
+    """Whether a driver's operational error says that nobody answered: no connection, a server that starts or stops, or has
+    no room for one more; of SQLite, that others held the file for BUSY_TIMEOUT_S."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+    state = getattr(error, "sqlstate", None)
+    return state is None or state[:2] in ("08", "53") or state[:3] == "57P"
+
+
 def begin_migration(connection: Connection) -> None:
     """Before the migration's transaction: a rebuilt SQLite table is dropped and renamed, which must not cascade."""
     if connection.dialect.name == "sqlite":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,14 +13,16 @@ from datetime import timedelta
 
 import anyio
 import jsonschema
+import psycopg
 import pytest
 from fastapi import APIRouter
-from sqlalchemy import update
+from sqlalchemy import create_engine, update
+from sqlalchemy.exc import OperationalError
 
 from api import app as app_module
 from api.app import create_app
 from store.catalogue import CatalogueRepository
-from store.database import Database
+from store.database import Database, is_down
 from store.errors import SchemaOutdated
 from store.settings import Settings
 from store.tables import Worker
@@ -121,6 +124,35 @@ def test_failure_of_ours_is_a_500_that_tells_only_the_request_id(service, monkey
     assert document["request_id"] == "find-me"
     assert "secret" not in answer.text
     assert "find-me" in caplog.text and "secret internals" in caplog.text
+
+
+def test_a_database_that_does_not_answer_is_a_503_that_says_when_to_come_again(service, monkeypatch, caplog):
+    """One that a connection is refused by, one that breaks off, and a file that somebody holds; not a statement of ours."""
+    nobody = Database("postgresql://nobody@127.0.0.1:9/none")
+    monkeypatch.setattr(Database, "read", lambda self: nobody.transaction())
+    for path in ("/v1/jobs", "/v1/models/mdl_1"):
+        answer = service.client.get(path, headers={"X-Request-Id": "find-me"})
+        assert problem(answer, 503, "unavailable")["detail"].startswith("The database does not work at the moment")
+        assert answer.headers["Retry-After"] == "5"
+    assert "127.0.0.1" not in answer.text and "port 9 failed" in caplog.text and "find-me" in caplog.text
+    monkeypatch.undo()
+    assert service.client.get("/v1/jobs").status_code == 200
+
+
+def test_what_a_database_says_when_it_is_down(tmp_path):
+    path = tmp_path / "held.db"
+    with sqlite3.connect(path) as holder:
+        holder.execute("CREATE TABLE t (a)")
+        holder.execute("BEGIN IMMEDIATE")
+        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 0.01})
+        with pytest.raises(OperationalError) as held, engine.begin() as connection:
+            connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+        with pytest.raises(OperationalError) as ours, engine.begin() as connection:
+            connection.exec_driver_sql("SELECT * FROM nothing")
+    assert is_down(held.value) and not is_down(ours.value) and not is_down(RuntimeError("connection refused"))
+    for kind, down in ((psycopg.errors.AdminShutdown, True), (psycopg.errors.TooManyConnections, True),
+                       (psycopg.errors.CannotConnectNow, True), (psycopg.errors.DeadlockDetected, False)):  # fmt: skip
+        assert is_down(OperationalError("SELECT 1", {}, kind("said"))) is down
 
 
 def logged(caplog, lines: int) -> None:
