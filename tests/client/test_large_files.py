@@ -213,6 +213,14 @@ def test_two_who_fetch_one_file_into_one_folder_both_have_it(tmp_path, there):
     assert others[0].read_bytes() == DATA
 
 
+def test_who_finds_the_whole_file_in_its_place_is_done(tmp_path):
+    def meanwhile(_: httpx.Client) -> None:
+        (tmp_path / f".model.onnx.{SHA256[:16]}.part").unlink()
+        (tmp_path / "model.onnx").write_bytes(DATA)
+
+    assert fetched(interrupting(meanwhile), tmp_path) == tmp_path / "model.onnx"
+
+
 def test_what_is_taken_away_while_it_arrives_is_not_taken_for_whole(tmp_path):
     partial = tmp_path / f".model.onnx.{SHA256[:16]}.part"
     with pytest.raises(DownloadCorrupt, match="taken away"):

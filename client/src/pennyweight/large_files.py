@@ -161,8 +161,8 @@ def fetch(http: httpx.Client, url: str, folder: Path, *, name: str, size: int, s
                 continue
             if partial.size <= have:
                 break
-        if partial.sha256 != sha256:
-            found = partial.sha256
+        found = partial.sha256
+        if found != sha256:
             partial.begin_anew()
             raise DownloadCorrupt(f"{name} arrived with sha256 {found}, not {sha256}; download it again.")
         return partial.moved_to(folder / name)
@@ -179,12 +179,13 @@ class _Partial:
         self.path = path
         self.size, self._digest = 0, hashlib.sha256()
         self._file: BinaryIO | None = None
-        if not path.exists():
+        try:
+            self._file = path.open("r+b")
+        except FileNotFoundError:
             return
-        if path.stat().st_size > longest:
+        if os.fstat(self._file.fileno()).st_size > longest:
             self.begin_anew()
             return
-        self._file = path.open("r+b")
         self._digest = hashlib.file_digest(self._file, "sha256")
         self.size = self._file.tell()
 
@@ -205,14 +206,14 @@ class _Partial:
             self.size += len(piece)
 
     def moved_to(self, target: Path) -> Path:
-        """Raises DownloadCorrupt where the file was taken away."""
+        """Raises DownloadCorrupt where the file was taken away, and not by who has fetched it as well."""
         whole = os.fstat(self._opened().fileno())
         self.close()
         with suppress(FileNotFoundError):
             if os.path.samestat(whole, self.path.stat()):
                 return self.path.replace(target)
         with suppress(FileNotFoundError):
-            if os.path.samestat(whole, target.stat()):  # moved by who fetched it as well
+            if digest_of(target) == self.sha256:
                 return target
         raise DownloadCorrupt(f"{target.name} was taken away while it arrived; download it again.")
 
@@ -223,8 +224,8 @@ class _Partial:
 
     def _opened(self) -> BinaryIO:
         if self._file is None:
-            self.path.touch()
-            self._file = self.path.open("r+b")
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o666), "r+b")
         return self._file
 
     def __enter__(self) -> Self:
