@@ -28,6 +28,8 @@ PARTS_FROM_BYTES = 32 << 20
 """Smaller files go in one request: repeating it costs less than the extra ones."""
 
 PARALLEL_PARTS = 4
+PARALLEL_PARTS_TO_US = 2
+"""Through the service itself each part costs it processor time, and more at once cost it more than they gain."""
 ATTEMPTS = 6
 _CHUNK_BYTES = 1 << 20
 _PAUSE_S = 0.5
@@ -85,16 +87,16 @@ class PartsUpload:
 
     def _send_all(self, upload: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str | None:
         """PUT these parts, some at a time; returns the first thing that went wrong."""
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool, httpx.Client(timeout=self._http.timeout) as elsewhere:
+        at_once = PARALLEL_PARTS_TO_US if _is_ours(upload, parts[0]) else PARALLEL_PARTS
+        with ThreadPoolExecutor(at_once) as pool, httpx.Client(timeout=self._http.timeout) as elsewhere:
             outcomes = list(pool.map(lambda part: self._send(upload, part, elsewhere), parts))
         return next((outcome for outcome in outcomes if outcome is not None), None)
 
     def _send(self, upload: Mapping[str, Any], part: Mapping[str, Any], elsewhere: httpx.Client) -> str | None:
         """PUT one part; returns what went wrong, if it may go right another time. Raises ApiError if it may not."""
-        own = f"/v1/uploads/{upload['id']}/parts/{part['number']}"
         # The key of the service is for the service; what is presigned needs none and refuses a second one.
-        ours = urlsplit(part["url"]).path.endswith(own)
-        client, url = (self._http, own) if ours else (elsewhere, part["url"])
+        ours = _is_ours(upload, part)
+        client, url = (self._http, _own_path(upload, part)) if ours else (elsewhere, part["url"])
         sent = 0
 
         def body() -> Iterator[bytes]:
@@ -138,6 +140,15 @@ class PartsUpload:
         if answer.is_error:
             raise api_error(answer)
         return answer.json()
+
+
+def _own_path(upload: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    return f"/v1/uploads/{upload['id']}/parts/{part['number']}"
+
+
+def _is_ours(upload: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether the part goes to the service, and not past it to an object store."""
+    return urlsplit(part["url"]).path.endswith(_own_path(upload, part))
 
 
 def fetch(http: httpx.Client, url: str, folder: Path, *, name: str, size: int, sha256: str) -> Path:
