@@ -237,8 +237,12 @@ class Program:
 
 
 def _scaled(cap: Constraint, counted: Costs, left: Costs) -> Constraint:
-    """The limit that a count with the dead channels may have, for the one without them to reach the cap."""
-    return replace(cap, limit=max(cap.limit, math.floor(cap.limit * cap.value(counted) / max(1, cap.value(left)))))
+    """The limit that a count with the dead channels may have, for the one without them to reach the cap.
+
+    A smaller one where that one exceeds it: a layer that dies with its reader is delivered as a plain convolution.
+    """
+    limit = math.floor(cap.limit * cap.value(counted) / max(1, cap.value(left)))
+    return replace(cap, limit=max(cap.limit, limit) if cap.met_by(left) else min(cap.limit - 1, limit))
 
 
 def _between(cap: Constraint, full: Costs, share: float) -> Constraint:

@@ -41,6 +41,22 @@ class Bottleneck(nn.Module):
         return self.head(torch.relu(self.own(x)).mean((2, 3)))
 
 
+class Silenced(nn.Module):
+    """With a branch of two convolutions of which the second says nothing, so that nobody reads the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.unread, self.silent = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 32, 3, padding=1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.silent(torch.relu(self.unread(x))))
+        return self.head(torch.relu(self.wide(x)).mean((2, 3)))
+
+
 @pytest.fixture(scope="module")
 def bottleneck() -> Network:
     return network_of(Bottleneck())
@@ -65,6 +81,17 @@ def test_aims_are_met_and_used_and_caps_stay_dense(bottleneck):
     assert {"narrow", "widen", "wide"} <= {layer.site.path for layer in reduced.shared}
     assert {"narrow", "widen"} <= {layer.site.path for layer in reduced.dense}
     assert "own" not in {layer.site.path for layer in reduced.shared}
+
+
+def test_caps_are_met_where_layers_die_that_were_counted_in_two_stages():
+    network = network_of(Silenced())
+    few = torch.arange(8 * 8 * 3 * 3).view(8, 8, 3, 3) % 29 == 0
+    unread, silent = network.tensors["unread.weight"] * few, torch.zeros(8, 8, 3, 3)
+    network = network.with_tensors({**network.tensors, "unread.weight": unread, "silent.weight": silent})
+    for ratio in (0.59, 0.62, 0.65):
+        caps = Budget((Cap("params", max_ratio=ratio),)).constraints(profile(network).costs)
+        reduced = reduce_columns(network, Pruning(caps, unit="coefficient"), None)
+        assert 0.95 * caps[0].limit < reduced.costs.params <= caps[0].limit
 
 
 def test_the_deviation_rule_is_the_published_threshold_per_layer(bottleneck):
