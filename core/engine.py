@@ -269,8 +269,14 @@ def _steering(request: CompressionRequest, origin: Origin) -> Steering:
 def _require_met(result: Mapping[str, Any], request: CompressionRequest) -> None:
     if result["met"] or request.on_unmet == "best_effort":
         return
-    missed = [c for c in result["constraints"] if not c["met"]]
-    raise EngineError("target_unmet", f"The delivered network misses {missed}.", details={"result": dict(result)})
+    missed = [cap for cap in result["constraints"] if not cap["met"]]
+    said = ", ".join(f"{cap['metric']} {cap['value']:,} where {cap['limit']:,} is the limit" for cap in missed)
+    raise EngineError(
+        "target_unmet",
+        f'Measured on the finished network: {said}. Raise the cap, or use on_unmet "best_effort" to have it all the same.',
+        param=f"/budget/{missed[0]['metric']}",
+        details={"result": dict(result)},
+    )
 
 
 def _sha256(path: Path) -> str:
