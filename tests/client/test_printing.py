@@ -31,10 +31,10 @@ def job(name: str, **changes: Any) -> dict[str, Any]:
 def run(monkeypatch) -> Callable[..., str]:
     """Run a command against a service that gives one answer; returns everything that was printed."""
 
-    def run(answer: Any, *arguments: str, status: int = 200) -> str:
+    def run(answer: Any, *arguments: str, status: int = 200, columns: int = 200) -> str:
         transport = httpx.MockTransport(lambda request: httpx.Response(status, json=answer))
         monkeypatch.setattr(session, "Client", partial(Client, transport=transport))
-        done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+        done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": str(columns)})
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.output
 
@@ -47,6 +47,12 @@ def test_name_of_a_job_is_listed_and_shown_as_it_is(run, name, status):
     assert name in run({"data": [job(name, status=status)], "has_more": False, "next": None}, "jobs", "ls")
     shown = run(job(name, status=status), "jobs", "show", "job_1")
     assert name in shown and status in shown
+
+
+def test_ids_of_jobs_are_listed_whole_in_a_narrow_terminal(run):
+    id = "job_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    listed = {"data": [job("a name of some length", id=id)], "has_more": False, "next": None}
+    assert id in run(listed, "jobs", "ls", columns=60)
 
 
 @pytest.mark.parametrize("name", NAMES)

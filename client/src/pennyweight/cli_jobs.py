@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pennyweight.arguments import AsJson, require_writable
@@ -40,7 +40,8 @@ def list_jobs(
         if not jobs:
             err.print("No jobs yet. Start one with: pennyweight compress MODEL --flops 40%")
             return
-        table = Table("job", "status", "name", "budget", "created", box=None)
+        # An id is there to be given to other commands, so it stays whole where the terminal is narrow.
+        table = Table(Column("job", min_width=len("job_") + 26), "status", "name", "budget", "created", box=None)
         for job in jobs:
             table.add_row(
                 job["id"],
