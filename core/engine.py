@@ -72,7 +72,13 @@ def compress(
         # Unless scores look at images, an infeasible budget is refused before a single one is read.
         dataset = _load_dataset(request, origin.upload, device) if scored_by_data else None
         chooser = _with_rivals(_chooser(request, origin, dataset, device), request, origin, device)
-        choice = choose(chooser, steering.planned(constraints), request)
+        try:
+            choice = choose(chooser, steering.planned(constraints), request)
+        except EngineError as refusal:
+            eased = steering.eased(refusal)
+            if eased is None:
+                raise
+            steering, choice = eased, choose(chooser, eased.planned(constraints), request)
         if not scored_by_data:
             dataset = _load_dataset(request, origin.upload, device)
     run = Run(request, origin, dataset, device, recovery, stages, checkpoint or Checkpoint())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from core.budget import Constraint
 from core.deliver.pwt_file import Compact, measured_pwt, skeleton_of
 from core.encoding.options import EncodingOptions
+from core.errors import EngineError
 from core.network import Network
 from core.planning import safetensors_bytes
 
@@ -28,11 +29,14 @@ _SLACK_BYTES = 256
 
 @dataclass(frozen=True)
 class Steering:
-    """stored: whether `model.pwt` is asked for. overhead_bytes: of it over safetensors, without shared values."""
+    """stored: whether `model.pwt` is asked for. overhead_bytes: of it over safetensors, without shared values.
+    least_bytes: below which no cap on the file is put to the planner.
+    """
 
     options: EncodingOptions
     stored: bool
     overhead_bytes: int = 0
+    least_bytes: int = 0
 
     @staticmethod
     def of(
@@ -59,6 +63,14 @@ class Steering:
         """The caps as the planner is to see them."""
         return tuple(map(self._planned, constraints))
 
+    def eased(self, refusal: EngineError) -> Steering | None:
+        """Where the planner refuses for the file alone, ask it for no less than it can do: how small the file becomes
+        after that the encoding finds out, and says."""
+        missed = [one for one in refusal.details.get("constraints", ()) if not one["met"]]
+        if not (self.stored and self.options.lossy) or [one["metric"] for one in missed] != ["size"]:
+            return None
+        return dataclasses.replace(self, least_bytes=missed[0]["value"])
+
     def size_limit(self, constraints: Sequence[Constraint]) -> int | None:
         """Bytes that the encoding may take."""
         return next((int(constraint.limit) for constraint in constraints if self.takes(constraint)), None)
@@ -70,4 +82,4 @@ class Steering:
             return dataclasses.replace(constraint, limit=max(1, constraint.limit - self.overhead_bytes))
         levels = self.options.levels
         bits = PLANNED_BITS if levels is None else min(PLANNED_BITS, max(1.0, math.log2(max(2, levels))))
-        return dataclasses.replace(constraint, limit=int(constraint.limit * _FLOAT_BITS / bits))
+        return dataclasses.replace(constraint, limit=max(self.least_bytes, int(constraint.limit * _FLOAT_BITS / bits)))

@@ -223,3 +223,17 @@ def test_fine_tuning_moves_values_and_never_who_shares_them(labelled, tmp_path):
         return float((net.run(inputs)[0] - network.run(inputs)[0]).norm())
 
     assert error(found) < 0.8 * error(start.network)
+
+
+def test_a_cap_below_every_file_is_refused_by_the_file_that_was_reached(request_with_data, tmp_path):
+    """Not by the planner, which knows channels and not what sharing values makes of them."""
+    tiny = dataclasses.replace(
+        request_with_data,
+        budget=Budget((Cap("size", 800),)),
+        dataset_path=None,
+        encoding={"quantizer": "ecsq"},
+        outputs=("pwt",),
+    )
+    with pytest.raises(EngineError, match=r"size 2,\d{3} where 800 is the limit") as refused:
+        compress(tiny, tmp_path)
+    assert (refused.value.code, refused.value.param) == ("target_unmet", "/budget/size")
