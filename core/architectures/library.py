@@ -21,7 +21,7 @@ from core.architectures.layout import Layout, names_hash
 from core.errors import first_line
 
 _FOLDER = Path(__file__).parent
-_ARGUMENT_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
+_ARGUMENT_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True)

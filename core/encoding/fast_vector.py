@@ -3,7 +3,8 @@
 Reading is bound by waiting, as a codeword begins where the one before ends. So the columns are four runs that are read in
 turn, three look-ups follow one reading of the stream, and a look-up gives values themselves: two at a time where codewords
 are short enough for two in a window. Nothing in these loops depends on where a column ends, and no number in them has a
-sign, which would be looked at before each look-up.
+sign, which would be looked at before each look-up. The runs are written out one beside the other, and so are the two ways
+of reading: a call would count references to every array, which takes longer than what it does.
 """
 
 from __future__ import annotations

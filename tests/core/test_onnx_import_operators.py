@@ -14,9 +14,12 @@ from core.analysis import analyse
 from core.errors import EngineError
 from core.intake.onnx import read_onnx
 from core.intake.onnx.handlers import HANDLERS
-from tests.core import onnx_array_cases, onnx_elementwise_cases, onnx_layer_cases  # noqa: F401  importing registers them
+from tests.core import onnx_array_cases, onnx_elementwise_cases, onnx_layer_cases
 from tests.core.onnx_graphs import CHANNELS, SIZE, GraphMaker, bytes_of, noise, run_file
 from tests.core.onnx_operator_cases import CASES, OPSETS
+
+KINDS = (onnx_array_cases, onnx_elementwise_cases, onnx_layer_cases)
+"""Each registers its cases when it is imported."""
 
 # A failing example of a graph is small already; making it smaller takes minutes.
 PHASES = (Phase.explicit, Phase.generate)
@@ -24,6 +27,7 @@ PHASES = (Phase.explicit, Phase.generate)
 
 def test_every_handler_is_tested():
     assert CASES.keys() == HANDLERS.keys()
+    assert {build.__module__ for build in CASES.values()} == {kind.__name__ for kind in KINDS}
 
 
 @functools.cache
