@@ -1,12 +1,13 @@
 """What recovery brings back of ResNet-20 on CIFAR-10 at half of its MACs, stage by stage, beside Torch-Pruning.
 
     python -m benchmarks.recovery_cpu --data FOLDER [--epochs 3] [--ratio 0.5] [--seeds 0] [--method JSON] [--json F]
-        [--ways ours torch-pruning] [--distill yes no] [--checkpoints FOLDER] [--train-images N] [--test-images N]
+        [--ways ours job torch-pruning] [--distill yes no] [--checkpoints FOLDER] [--train-images N] [--test-images N]
 
 FOLDER holds `checkpoints/resnet20-cifar10.th` and `cifar10/*.parquet`. Accuracy before and after each stage is that of the
 test split; after each epoch it is that of validation images, as the test split decides nothing. Every way goes through the
-same training loop, with and without distillation; Torch-Pruning's network (MagnitudeImportance, global, no refit, as its
-users prune) too, where it can be imported. A row that F already has is not measured again, and with `--checkpoints` an
+same training loop, with and without distillation: `ours` removes channels (or what `--method` says), `job` is a whole job with
+its defaults, where the engine chooses the method (`auto`), on the whole dataset; Torch-Pruning's network (MagnitudeImportance,
+global, no refit, as its users prune) too, where it can be imported. A row that F already has is not measured again, and with `--checkpoints` an
 interrupted training goes on, so that the table can be made in pieces. `--train-images` and `--test-images` shorten a trial;
 its figures are its own.
 """
@@ -18,6 +19,7 @@ import importlib.util
 import itertools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,12 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rows import Rows
-from benchmarks.scores import cifar10
+from benchmarks.scores import NORMALIZATION, archive_of, cifar10
 from core.analysis import profile
 from core.architectures import build
 from core.budget import Budget, Cap
 from core.checkpoint import Checkpoint
 from core.choice import Chooser
+from core.engine import compress
 from core.intake import load_network
 from core.measure import independent_costs
 from core.network import Network
@@ -44,8 +47,10 @@ from core.recovery.corrections import refitted
 from core.recovery.judges import AccuracyJudge
 from core.recovery.steps import Steps
 from core.recovery.training_attempts import train
+from core.request import CompressionRequest
 from core.surgery import apply, kept_indices
 
+CHECKPOINT, ARCHITECTURE = "checkpoints/resnet20-cifar10.th", "cifar_resnet20"
 STEPS = 400
 CHECKPOINT_S = 20.0
 CPU = torch.device("cpu")
@@ -53,17 +58,21 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Trial:
-    """What every way is asked for. ratio: of the MACs. method: as in a job. checkpoints: where trainings are left."""
+    """What every way is asked for. ratio: of the MACs. method: as in a job. checkpoints: where trainings are left.
+
+    data: the folder of the whole dataset, which a job reads.
+    """
 
     ratio: float
     epochs: int
     method: Mapping[str, Any] = field(default_factory=lambda: {"type": "magnitude"})
     checkpoints: Path | None = None
+    data: Path | None = None
 
 
 def main() -> None:
     arguments = _arguments()
-    original = load_network(arguments.data / "checkpoints" / "resnet20-cifar10.th", architecture="cifar_resnet20")
+    original = load_network(arguments.data / CHECKPOINT, architecture=ARCHITECTURE)
     dataset = cifar10(arguments.data / "cifar10", arguments.train_images, arguments.test_images)
     shared = {
         "method": arguments.method,
@@ -74,7 +83,7 @@ def main() -> None:
         "original": accuracy(original, dataset.test, dataset),
     }
     rows = Rows(arguments.json, shared)
-    trial = Trial(arguments.ratio, arguments.epochs, arguments.method, arguments.checkpoints)
+    trial = Trial(arguments.ratio, arguments.epochs, arguments.method, arguments.checkpoints, arguments.data)
     for seed, way, distill in itertools.product(arguments.seeds, arguments.ways, arguments.distill):
         key = {"way": way, "distill": distill == "yes", "seed": seed}
         if rows.has(key):
@@ -115,6 +124,33 @@ def _ours(original: Network, dataset: ImageDataset, seed: int, distill: bool, tr
     }
 
 
+def _job(original: Network, dataset: ImageDataset, seed: int, distill: bool, trial: Trial) -> dict[str, Any]:
+    """Everything as the engine does it when only the budget and the epochs are given."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        request = CompressionRequest(
+            trial.data / CHECKPOINT,
+            Budget((Cap("macs", max_ratio=trial.ratio),)),
+            architecture=ARCHITECTURE,
+            dataset_path=archive_of(trial.data / "cifar10", Path(folder)),
+            normalization=NORMALIZATION,
+            recovery={"epochs": trial.epochs, "distill": distill},
+            device="cpu",
+            seed=seed,
+        )
+        result = compress(request, Path(folder) / "out", _told, _checkpoint(trial, "job", seed, distill))
+    recovery = result["recovery"]
+    return {
+        "macs_ratio": result["compressed"]["macs"] / result["baseline"]["macs"],
+        "before": recovery["accuracy"]["before"]["test"],
+        "refit": None,
+        "after": recovery["accuracy"]["after"]["test"],
+        "trial": recovery.get("trial"),
+        **_trained(recovery["training"]),
+        "seconds": time.perf_counter() - started,
+    }
+
+
 def _torch_pruning(original: Network, dataset: ImageDataset, seed: int, distill: bool, trial: Trial) -> dict[str, Any]:
     """The same loop from what Torch-Pruning leaves."""
     network = _pruned_by_torch_pruning(original, trial.ratio)
@@ -141,7 +177,7 @@ def _checkpoint(trial: Trial, way: str, seed: int, distill: bool) -> Checkpoint:
     return Checkpoint(trial.checkpoints / f"{way}-{seed}-{distill}", interval_s=CHECKPOINT_S)
 
 
-WAYS = {"ours": _ours, "torch-pruning": _torch_pruning}
+WAYS = {"ours": _ours, "job": _job, "torch-pruning": _torch_pruning}
 
 
 def _pruned_by_torch_pruning(original: Network, ratio: float) -> Network:
@@ -233,6 +269,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, help="where interrupted trainings are left and taken up")
     parser.add_argument("--json", type=Path, help="every row; those that it has are not measured again")
     arguments = parser.parse_args()
+    if "job" in arguments.ways and (arguments.train_images or arguments.test_images):
+        parser.error(
+            "a job takes the whole dataset: leave --train-images and --test-images out, or `job` out of --ways."
+        )
     if importlib.util.find_spec("torch_pruning") is None and "torch-pruning" in arguments.ways:
         print("Torch-Pruning cannot be imported; its rows are left out.")
         arguments.ways.remove("torch-pruning")

@@ -104,17 +104,22 @@ def cifar10(
     train_images, test_images: only so many of them are kept, the second of validation and of test.
     """
     with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "cifar10.tar"
-        with tarfile.open(archive, "w") as tar:
-            for shard in (*sorted(shards.glob("train*.parquet"))[:train_shards], *shards.glob("test*.parquet")):
-                tar.add(shard, arcname=shard.name)
-        dataset = load_dataset(archive, normalization=NORMALIZATION, seed=0)
+        dataset = load_dataset(archive_of(shards, Path(folder), train_shards), normalization=NORMALIZATION, seed=0)
     if train_images:
         dataset = replace(dataset, train=dataset.train.sample(train_images))
     if test_images:
         val, test = (split.sample(test_images) for split in (dataset.val, dataset.test))
         dataset = replace(dataset, val=val, test=test)
     return dataset
+
+
+def archive_of(shards: Path, folder: Path, train_shards: int | None = None) -> Path:
+    """The shards as an upload, written into `folder`."""
+    archive = folder / "cifar10.tar"
+    with tarfile.open(archive, "w") as tar:
+        for shard in (*sorted(shards.glob("train*.parquet"))[:train_shards], *shards.glob("test*.parquet")):
+            tar.add(shard, arcname=shard.name)
+    return archive
 
 
 def _print(rows: Sequence[dict[str, Any]], ratios: Sequence[float]) -> None:
