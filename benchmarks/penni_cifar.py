@@ -1,11 +1,12 @@
 """Kernel sharing on CIFAR-10, phase by phase: accuracy and counts, then the delivered model's own figures.
 
     python -m benchmarks.penni_cifar --data FOLDER --net resnet20 [--ratio 0.5] [--epochs 1 3] [--device cpu] [--json FILE]
-        [--beside torch-pruning] [--final-only] [--checkpoint FILE]
+        [--sparse-params 0.086] [--beside torch-pruning] [--final-only] [--checkpoint FILE]
 
 FOLDER holds `cifar10/*.parquet` and, for resnet20 and resnet56, `checkpoints/{net}-cifar10.th`; resnet18 and vgg16 are trained
-first (`--baseline-epochs`), or read from `--baseline FILE` (safetensors), where they are also written. Accuracy is on test
-images (`--test-images` of them, all by default), which decide nothing; `--final-only` leaves out that of the phases. Every
+first (`--baseline-epochs`), or read from `--baseline FILE` (safetensors), where they are also written. `--ratio` prunes whole
+columns onto shares of the MACs, counted dense; `--sparse-params` prunes single coefficients onto shares of the parameters,
+counted by nonzeros as in the paper. Accuracy is on test images (`--test-images` of them, all by default), which decide nothing; `--final-only` leaves out that of the phases. Every
 number of `--epochs` trains anew from the same fitted network. `--beside torch-pruning` (resnet20) takes its network on the
 same cap through the same loop with the same seed. A run that was stopped goes on from `--checkpoint`: the closed forms are not
 fitted again, and training continues at the step that was kept last. `--train-images` trains on part of the train split.
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,10 @@ from core.deliver.onnx_file import write_onnx
 from core.intake import load_network, save_safetensors
 from core.module_form import to_module, with_trained
 from core.network import Network
-from core.penni.bases import Bases
-from core.penni.pruning import Pruning
+from core.penni.options import PenniConfig
 from core.penni.reduction import reduce_columns
-from core.penni.rewriting import executable, trainable
+from core.penni.rewriting import trainable
+from core.penni.slimming import deliver
 from core.penni.sparse import sparse_network_counts
 from core.recovery import ImageDataset, RecoveryConfig, accuracy, recover
 from core.recovery.evaluation import predict, top1
@@ -71,22 +73,43 @@ print(kib("VmHWM") - before)
 """
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What one network is pruned onto. macs: share of the dense count, by columns. sparse_params: share of the parameters by
+    nonzeros, by single coefficients."""
+
+    macs: float | None = None
+    sparse_params: float | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.macs) if self.sparse_params is None else f"sparse_{self.sparse_params}"
+
+    def cap(self, base: Costs) -> Cap:
+        return Cap("params", maximum=base.params) if self.macs is None else Cap("macs", max_ratio=self.macs)
+
+    def config(self, bases: int | None, round_to: int) -> PenniConfig:
+        unit = "column" if self.sparse_params is None else "coefficient"
+        return PenniConfig(unit=unit, bases=bases or "auto", round_to=round_to, sparse_params=self.sparse_params)
+
+
 def main() -> None:
     arguments = _arguments()
     device = torch.device(arguments.device)
     dataset = cifar10(arguments.data / "cifar10", arguments.train_images)
     original = _original(arguments, dataset, device)
     found = []
-    for ratio in arguments.ratio:
-        found.append(_compressed(original, dataset, ratio, arguments))
+    aims = [Aim(macs=share) for share in arguments.ratio] + [
+        Aim(sparse_params=share) for share in arguments.sparse_params
+    ]
+    for aim in aims:
+        found.append(_compressed(original, dataset, aim, arguments))
         if arguments.json:
             arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _compressed(
-    original: Network, dataset: ImageDataset, ratio: float, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Every phase at one share of the MACs, printed as it comes."""
+def _compressed(original: Network, dataset: ImageDataset, aim: Aim, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every phase on the way to one aim, printed as it comes."""
     device, test = torch.device(arguments.device), dataset.test.sample(arguments.test_images)
     base = profile(original).costs
     rows: list[dict[str, Any]] = []
@@ -101,21 +124,20 @@ def _compressed(
             watch(name, network, costs)
 
     phase("original", original, base)
-    constraints = Budget((Cap("macs", max_ratio=ratio),)).constraints(base)
+    constraints = Budget((aim.cap(base),)).constraints(base)
     images = dataset.prepare(dataset.train.sample(arguments.images).images)
-    bases = Bases(arguments.bases) if arguments.bases else Bases()
     checkpoint = Checkpoint(arguments.checkpoint, json.dumps([arguments.net, arguments.seed]))
     began = time.monotonic()
     reduced = reduce_columns(
         original,
-        Pruning(constraints, bases=bases, round_to=arguments.round_to),
+        aim.config(arguments.bases, arguments.round_to).pruning(constraints, base),
         images,
         device=device,
-        steps=Steps(checkpoint, f"penni_{ratio}", original),
+        steps=Steps(checkpoint, f"penni_{aim.name}", original),
         watch=phase,
     )
     fitting_s = time.monotonic() - began
-    fitted = trainable(reduced.network, reduced.layers)
+    fitted = trainable(reduced.network, reduced.shared)
     network, trained = fitted, []
     for epochs in arguments.epochs:
         began = time.monotonic()
@@ -129,20 +151,21 @@ def _compressed(
             seed=arguments.seed,
             device=device,
             checkpoint=checkpoint,
-            step=f"recover_{ratio}_{epochs}",
+            step=f"recover_{aim.name}_{epochs}",
         )
         network = recovered.network
         trained.append(_training(epochs, recovered.details, time.monotonic() - began))
-        sparse = sparse_network_counts(original, network, reduced.layers)
+        sparse = sparse_network_counts(original, network, reduced.shared)
         watch(f"fine-tuned, {epochs} epochs", network, reduced.costs, sparse)
-    if arguments.beside:
-        rows += _torch_pruning(original, dataset, ratio, arguments)
-    delivered = executable(reduced.network, network, reduced.layers)
+    if arguments.beside and aim.macs:
+        rows += _torch_pruning(original, dataset, aim.macs, arguments)
+    delivered = deliver(reduced.network, network, reduced.layers, reduced.dense)
     figures = {
         "net": arguments.net,
         "seed": arguments.seed,
         "train_images": len(dataset.train),
         "test_images": len(test),
+        "unit": reduced.report["unit"],
         "columns": [reduced.report["columns"], reduced.report["columns_before"]],
         "two_stage_layers": [reduced.report["two_stage_layers"], reduced.report["layers"]],
         "fitting_s": round(fitting_s, 1),
@@ -150,7 +173,7 @@ def _compressed(
         **_measured(original, delivered),
     }
     _print(rows, figures)
-    return {"ratio": ratio, "phases": rows, **figures}
+    return {**asdict(aim), "phases": rows, **figures}
 
 
 def _training(epochs: int, details: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -262,7 +285,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--net", choices=list(ARCHITECTURES), default="resnet20")
-    parser.add_argument("--ratio", type=float, nargs="+", default=[0.5], help="shares of the MACs, counted dense")
+    parser.add_argument("--ratio", type=float, nargs="*", default=[0.5], help="shares of the MACs, counted dense")
+    parser.add_argument("--sparse-params", type=float, nargs="*", default=[], help="of the parameters, by nonzeros")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1], help="none for the closed forms alone")
     parser.add_argument("--beside", choices=["torch-pruning"])
     parser.add_argument("--final-only", action="store_true", help="no accuracy of the closed-form phases")

@@ -23,6 +23,7 @@ from core.choice import Choice, Chooser
 from core.cut import Cut
 from core.errors import EngineError, memory_as_refusal
 from core.penni.effort import fitting_macs
+from core.penni.pace import steps_onto
 from core.progress import ProgressEvent
 from core.recovery.corrections import MIN_REFIT_EXAMPLES, corrections
 from core.recovery.judges import AccuracyJudge, OutputJudge, judge_for
@@ -77,7 +78,7 @@ class Rivals:
     ) -> tuple[Rewriter | None, dict[str, Any] | None]:
         if run.dataset is None or all(cap.met_by(run.origin.costs) for cap in constraints):
             return None, None
-        examples = next((count for count in _EXAMPLES if _bounded(run, count)), 0)
+        examples = next((count for count in _EXAMPLES if _bounded(run, constraints, count)), 0)
         if min(examples, len(run.dataset.train)) < MIN_REFIT_EXAMPLES:
             reason = "Too few images, or a network so large that its fits would take longer than a trial may."
             return None, {"taken": "magnitude", "reason": reason}
@@ -99,8 +100,9 @@ def _given_up(trial: Mapping[str, Any], refusal: EngineError) -> dict[str, Any]:
     return {**trial, "taken": "magnitude", "reason": refusal.message}
 
 
-def _bounded(run: Run, examples: int) -> bool:
-    return fitting_macs(run.origin.network, examples) <= TRIAL_MACS.get(run.device.type, TRIAL_MACS["cpu"])
+def _bounded(run: Run, constraints: Sequence[Constraint], examples: int) -> bool:
+    steps = steps_onto((cap, run.origin.costs) for cap in constraints)
+    return fitting_macs(run.origin.network, examples, steps) <= TRIAL_MACS.get(run.device.type, TRIAL_MACS["cpu"])
 
 
 def _tried(

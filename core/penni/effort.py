@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from core.analysis import profile
 from core.network import Network
-from core.penni.program import PRUNING_STEPS
 from core.penni.sites import sites
 from core.recovery.least_squares import most_rows
 
@@ -12,12 +11,13 @@ from core.recovery.least_squares import most_rows
 _SOLVES = 6
 
 
-def fitting_macs(network: Network, examples: int) -> int:
-    """Of a whole reduction fitted to `examples` images: both networks run in every pass, and every layer is solved."""
+def fitting_macs(network: Network, examples: int, steps: int) -> int:
+    """Of a whole reduction fitted to `examples` images and pruned in so many steps: both networks run in every pass, and
+    every layer is solved."""
     forward = 2 * examples * profile(network).costs.macs
     layers = 0
     for site in sites(network):
         width = site.inputs * site.taps + 1
         rows = min(examples * site.positions, most_rows(width))
         layers += rows * width * (width + site.outputs) + _SOLVES * width**3 // 3
-    return (1 + PRUNING_STEPS) * (forward + layers)
+    return (1 + steps) * (forward + layers)
