@@ -1,13 +1,15 @@
 """Training jobs whose runners are killed: how many steps are done twice, and what that does to the result.
 
-    .venv/bin/python -m benchmarks.resume [--jobs 4] [--kills 3] [--interval 0.5] [--epochs 25] [--seed 0]
+    .venv/bin/python -m benchmarks.resume [--jobs 4] [--kills 3] [--interval 0.5] [--epochs 25] [--seed 0] [--processes 1]
 
 A supervisor with a SQLite database and local objects works on jobs that compress a small residual network trained on
 scikit-learn's digits; every part is the real one. Each job is done once undisturbed. Then it is done again while its
 runner is killed (SIGKILL), or the worker is stopped as in a rolling deployment and another one started, at a random
-moment after the attempt's first checkpoint. Prints for each job the interruptions, the training steps done twice beside
-the most that lay between two checkpoints, and the test accuracy beside the undisturbed one. Exit status 1 if a job does
-not succeed or an attempt does not go on from the last checkpoint of the one before.
+moment after the attempt's first checkpoint. With `--processes N` so many train each network together, and most of the
+kills hit one of those that the runner started, while it trains; the runner must then end, too. Prints for each job the
+interruptions, the training steps done twice beside the most that lay between two checkpoints, and the test accuracy
+beside the undisturbed one. Exit status 1 if a job does not succeed, trains with fewer processes than were asked for, or
+does not go on from the last checkpoint of the attempt before.
 """
 
 from __future__ import annotations
@@ -37,7 +39,14 @@ from store.contract import JobStatus
 from store.database import Database
 from store.tables import Job
 from tests.worker.conftest import Bench
-from tests.worker.interruptions import TELLING_COMMANDS, RecordingRunner, Run, TrainingFiles, add_training_job
+from tests.worker.interruptions import (
+    TELLING_COMMANDS,
+    RecordingRunner,
+    Run,
+    TrainingFiles,
+    add_training_job,
+    training_pids,
+)
 
 ARGS = {"depth": 8, "width": 8, "in_channels": 1, "num_classes": 10}
 PATIENCE_S = 600.0
@@ -85,7 +94,9 @@ def workplace(interval_s: float) -> Iterator[Bench]:
             bench.close()
 
 
-def interrupted(bench: Bench, id: str, kills: int, interval_s: float, chance: random.Random) -> Counter[str]:
+def interrupted(
+    bench: Bench, id: str, kills: int, interval_s: float, processes: int, chance: random.Random
+) -> Counter[str]:
     """Interrupt the job so often, unless it ends before."""
     done: Counter[str] = Counter()
     supervisor = bench.supervisor()
@@ -93,27 +104,41 @@ def interrupted(bench: Bench, id: str, kills: int, interval_s: float, chance: ra
 
         def begun(attempt: int = attempt) -> Job | None:
             job = bench.job(id)
-            return job if job.status.terminal or job.checkpoint_attempt == attempt else None
+            if job.status.terminal:
+                return job
+            # What several processes do is to be interrupted while all of them do it.
+            training = processes == 1 or (len(RecordingRunner.runs) == attempt and RecordingRunner.runs[-1].trained)
+            return job if training and job.checkpoint_attempt == attempt else None
 
         if bench.when(begun, PATIENCE_S).status.terminal:
             break
         time.sleep(chance.uniform(0, LONGEST_PAUSE_INTERVALS * interval_s))
         if bench.job(id).status.terminal:
             break
+        others = training_pids(bench) if processes > 1 else []
         if chance.random() < 0.25:
             supervisor.stop(60)
             supervisor = bench.supervisor()
             done["planned stop"] += 1
-        elif pids := bench.runner_pids():
-            os.kill(pids[-1], signal.SIGKILL)
+        elif others and chance.random() < 0.75:
+            os.kill(chance.choice(others), signal.SIGKILL)
+            done["training process killed"] += 1
+        elif runners := [pid for pid in bench.runner_pids() if pid not in others]:
+            os.kill(runners[-1], signal.SIGKILL)
             done["runner killed"] += 1
     bench.ended(id, PATIENCE_S)
     supervisor.stop(60)
     return done
 
 
-def compare(runs: list[Run], undisturbed: Job, job: Job, done: Counter[str]) -> Outcome:
+def compare(runs: list[Run], undisturbed: Job, job: Job, done: Counter[str], processes: int) -> Outcome:
     faults = [] if job.status is JobStatus.succeeded else [f"ended as {job.status.value}: {job.error}"]
+    if len(runs) != 1 + done.total():
+        faults.append(f"{done.total()} interruptions made {len(runs)} runs")
+    for one in (undisturbed, job):
+        trained = one.result["recovery"]["training"]["processes"] if one.result else processes
+        if trained != processes:
+            faults.append(f"trained with {trained} processes instead of {processes}")
     repeated = []
     for before, after in itertools.pairwise(runs):
         repeated.append(max(0, before.reached - after.began))
@@ -138,6 +163,7 @@ def main() -> int:
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between checkpoints")
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="processes of each training")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     given = files(arguments.seed)
@@ -148,15 +174,15 @@ def main() -> int:
     for number in range(arguments.jobs):
         with workplace(arguments.interval) as bench, mock.patch("worker.slot.RunnerProcess", RecordingRunner):
             seed = arguments.seed + number
-            options = {"epochs": arguments.epochs, "seed": seed}
+            options = {"epochs": arguments.epochs, "seed": seed, "processes": arguments.processes}
             first = bench.supervisor()
             whole = add_training_job(bench.database, bench.objects, given, **options)
             undisturbed = bench.ended(whole, PATIENCE_S)
             first.stop(60)
             RecordingRunner.runs.clear()
             id = add_training_job(bench.database, bench.objects, given, **options)
-            done = interrupted(bench, id, arguments.kills, arguments.interval, chance)
-            outcome = compare(list(RecordingRunner.runs), undisturbed, bench.job(id), done)
+            done = interrupted(bench, id, arguments.kills, arguments.interval, arguments.processes, chance)
+            outcome = compare(list(RecordingRunner.runs), undisturbed, bench.job(id), done, arguments.processes)
         outcomes.append(outcome)
         show(number, outcome)
     repeated = [steps for outcome in outcomes for steps in outcome.repeated]

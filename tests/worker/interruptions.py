@@ -16,6 +16,7 @@ from store.layout import dataset_key, model_key
 from store.models import ModelRepository
 from store.objects import ObjectStore
 from store.tables import LOCAL_TENANT
+from tests.worker.conftest import Bench, processes_naming
 from worker.process import RunnerProcess
 from worker.protocol import CheckpointMessage, Message, ProgressMessage, ResumedMessage, Task
 
@@ -31,6 +32,11 @@ class Run:
     resumed: bool = False
     reached: int = 0
     saved: list[int] = field(default_factory=list)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has told of a training step of its own."""
+        return self.reached > self.began
 
     def hear(self, message: Message) -> None:
         match message:
@@ -60,6 +66,12 @@ class RecordingRunner(RunnerProcess):
             for message in messages:
                 self._run.hear(message)
         return messages
+
+
+def training_pids(bench: Bench) -> list[int]:
+    """The processes that the runners of this data folder have started for a training."""
+    others = set(processes_naming("core.recovery import processes"))
+    return [pid for pid in bench.runner_pids() if pid in others]
 
 
 @dataclass(frozen=True)
