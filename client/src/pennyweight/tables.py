@@ -51,7 +51,21 @@ def result_table(result: Mapping[str, Any], *, title: str | None = None) -> Rend
         old, new = before.get("accuracy"), after["accuracy"]
         change = "" if old is None else f"{100 * (new - old):+.2f} pt"
         table.add_row("test accuracy", "" if old is None else f"{100 * old:.2f} %", f"{100 * new:.2f} %", change)
-    return Group(table, *constraint_lines(result), *_notices(result))
+    return Group(table, *_output_error(result), *constraint_lines(result), *_notices(result))
+
+
+def _output_error(result: Mapping[str, Any]) -> list[Text]:
+    """How far the outputs were from the original's before and after recovery, where no labels said more."""
+    recovery = result.get("recovery") or {}
+    errors = recovery.get("output_error")
+    if not errors or "pruned" not in errors:
+        return []
+    method = recovery.get("method")
+    kept = method if method in errors else "pruned"
+    line = f"output error on held-out images: {errors['pruned']:.4g} as pruned"
+    if kept != "pruned":
+        line += f", {errors[kept]:.4g} after {kept.replace('_', ' ')}"
+    return [Text(line)]
 
 
 def _notices(result: Mapping[str, Any]) -> list[Text]:
