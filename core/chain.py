@@ -118,14 +118,16 @@ class Chain(Rewriter):
 
     def _kernels_then_channels(self, task: RewritingTask) -> Work:
         caps = tuple(_between(cap, task.original, _SHARES[0]) for cap in task.constraints)
-        shared = self._rewritten(replace(task, constraints=caps, nearest=True))
+        shared = self._rewritten(replace(task, constraints=caps, nearest=True, share=_SHARES[0]))
         written = shared.reference(shared.network)
         chooser = self._chooser_for(written)
         whole = replace(profile(written).costs, size_bytes=safetensors_bytes(written))
+        # Whole columns go with the channels, so what is aimed at by nonzeros bounds the widths as a cap does.
+        limits = (*task.constraints, *shared.narrowing.aims)
 
         def at(limit: float) -> Cut:
             """Channels of the written-out network cut onto this share of the way to the caps."""
-            return Cut.of(written, self._chosen(chooser, [_between(cap, whole, limit) for cap in task.constraints]))
+            return Cut.of(written, self._chosen(chooser, [_between(cap, whole, limit) for cap in limits]))
 
         # The most channels with which no column has to go; all of the way, the plain network is within the caps itself.
         low, high, cut = 0.0, 1.0, None

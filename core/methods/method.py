@@ -118,9 +118,10 @@ class RewritingTask:
     """What a rewriting method works on. original: the costs of what the request is about, which may be more than
     `network` has left. seed: of its training, if it trains.
 
-    nearest: where the caps are out of reach, come as near as possible instead of raising. images: prepared inputs [n,
-    …] to fit to, None without any. dataset: what they are from, for a method that trains. steps: where a long fit is
-    kept, so that an interrupted run need not fit again; None keeps nothing.
+    nearest: where the caps are out of reach, come as near as possible instead of raising. share: how far on the way to
+    what the options aim at beside the caps, as an exponent; a later method goes on. images: prepared inputs [n, …] to
+    fit to, None without any. dataset: what they are from, for a method that trains. steps: where a long fit is kept, so
+    that an interrupted run need not fit again; None keeps nothing.
     """
 
     network: Network
@@ -133,6 +134,7 @@ class RewritingTask:
     dataset: ImageDataset | None = None
     progress: Progress = silent
     steps: Steps | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,13 @@ class Rewriting:
 
 
 class Narrowing(Protocol):
-    """A rewriting whose reference loses channels. pruned: the cut reference; cut: what is left of its tensors."""
+    """A rewriting whose reference loses channels. pruned: the cut reference; cut: what is left of its tensors.
+
+    aims: what is held beside the caps because an option says so, in full; counted by nonzeros.
+    """
+
+    @property
+    def aims(self) -> tuple[Constraint, ...]: ...
 
     def fits(self, pruned: Network, cut: Kept, constraints: Sequence[Constraint]) -> bool:
         """Whether everything that was rewritten may stay within the caps."""

@@ -33,9 +33,10 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
     recipe, train = config.alternation, None
     if recipe is not None and task.dataset is not None:
         train = Alternating(task.network, task.dataset, recipe, task.seed, task.device, task.progress)
+    pruning = config.pruning(task.constraints, task.original)
     reduced = reduce_columns(
         task.network,
-        config.pruning(task.constraints, task.original),
+        pruning.eased(task.original, task.share),
         task.images,
         train=train,
         nearest=task.nearest,
@@ -44,11 +45,11 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         steps=task.steps,
     )
     widths = {site.weight: site.outputs for site in sites(task.network, pointwise=True)}
-    return _rewriting(reduced, widths, config.round_to)
+    return _rewriting(reduced, widths, config.round_to, tuple(pruning.aims))
 
 
-def _rewriting(reduced: Reduced, widths: Mapping[str, int], round_to: int) -> Rewriting:
-    """widths: the outputs that each layer had before, by its weight."""
+def _rewriting(reduced: Reduced, widths: Mapping[str, int], round_to: int, aims: tuple[Constraint, ...]) -> Rewriting:
+    """widths: the outputs that each layer had before, by its weight. aims: in full."""
     layers = reduced.shared
 
     def counts(trained: Network) -> dict[str, int]:
@@ -67,7 +68,7 @@ def _rewriting(reduced: Reduced, widths: Mapping[str, int], round_to: int) -> Re
         delivered=lambda trained: deliver(reduced.network, trained, reduced.layers, reduced.dense),
         reference=lambda trained: fused(reduced.network, trained, layers),
         sparse=counts,
-        narrowing=_Narrowing(reduced, widths, round_to),
+        narrowing=_Narrowing(reduced, widths, round_to, aims),
     )
 
 
@@ -78,15 +79,25 @@ class _Narrowing:
     reduced: Reduced
     widths: Mapping[str, int]
     round_to: int
+    aims: tuple[Constraint, ...]
 
     def fits(self, pruned: Network, cut: Kept, constraints: Sequence[Constraint]) -> bool:
-        return keeps_all(self.reduced, pruned, cut, constraints, self.round_to)
+        return keeps_all(self.reduced, pruned, cut, constraints, self.aims, self.round_to)
 
     def narrow(
         self, pruned: Network, cut: Kept, constraints: Sequence[Constraint], nearest: bool, fitting: Fitting | None
     ) -> Rewriting:
-        found = narrow(self.reduced, pruned, cut, constraints, round_to=self.round_to, nearest=nearest, fitting=fitting)
-        return _rewriting(found, self.widths, self.round_to)
+        found = narrow(
+            self.reduced,
+            pruned,
+            cut,
+            constraints,
+            self.aims,
+            round_to=self.round_to,
+            nearest=nearest,
+            fitting=fitting,
+        )
+        return _rewriting(found, self.widths, self.round_to, self.aims)
 
 
 def _note(report: dict[str, Any]) -> str:

@@ -14,20 +14,28 @@ from core.methods.method import Fitting
 from core.network import Network
 from core.penni.decomposition import SharedKernels
 from core.penni.fitting import KernelSolver
+from core.penni.landing import landed
 from core.penni.program import LATER_SWEEPS
-from core.penni.reduced import Reduced, refusal
+from core.penni.reduced import Reduced, reached, refusal
 from core.penni.rewriting import written_out
-from core.penni.search import ColumnSearch
+from core.penni.search import ColumnSearch, Selection
 from core.penni.shrinking import compose
 from core.penni.sites import sites
-from core.penni.slimming import slim
+from core.penni.slimming import Slim, slim
 from core.recovery.recalibration import Kept
 from core.recovery.refit import refit
 
 
-def keeps_all(reduced: Reduced, pruned: Network, cut: Kept, constraints: Sequence[Constraint], round_to: int) -> bool:
-    """Whether no column has to go for the caps; see `narrow`."""
-    return _search(reduced, pruned, cut, constraints, round_to)[0].everything.meets(constraints)
+def keeps_all(
+    reduced: Reduced,
+    pruned: Network,
+    cut: Kept,
+    constraints: Sequence[Constraint],
+    aims: Sequence[Constraint],
+    round_to: int,
+) -> bool:
+    """Whether no column has to go for the caps and aims; see `narrow`."""
+    return _search(reduced, pruned, cut, (*constraints, *aims), round_to)[0].everything.meets(constraints, aims)
 
 
 def narrow(
@@ -35,33 +43,38 @@ def narrow(
     pruned: Network,
     cut: Kept,
     constraints: Sequence[Constraint],
+    aims: Sequence[Constraint],
     *,
     round_to: int,
     nearest: bool,
     fitting: Fitting | None,
 ) -> Reduced:
-    """`reduced` after its written-out network became `pruned`. cut: what is left of the tensors of the former.
+    """`reduced` after its written-out network became `pruned`. cut: what is left of the tensors of the former. aims:
+    caps on the paper's count.
 
-    Raises EngineError("target_infeasible") where the fewest columns exceed a cap; with `nearest` these are taken.
+    Raises EngineError("target_infeasible") where what would be delivered of the fewest columns exceeds a cap or an aim;
+    with `nearest` these are taken.
     """
-    search, factors = _search(reduced, pruned, cut, constraints, round_to)
-    selection = search.land(constraints)
+    limits = (*constraints, *aims)
+    search, factors = _search(reduced, pruned, cut, limits, round_to)
+    selection = landed(search, lambda tried: _slim(pruned, factors, tried), constraints, aims)
     if selection is None and not nearest:
-        raise refusal(search.exact(search.smallest).costs, constraints, search.original)
-    selection = selection or search.smallest
-    left = {weight: factors[weight].with_columns(mask) for weight, mask in selection.live.items()}
-    network = pruned
-    if fitting is not None:
-        network, left = _fitted(pruned, left, fitting)
-    slimmed = slim(network, left, selection.live)
+        raise refusal(_slim(pruned, factors, search.smallest), constraints, aims, search.original)
+    chosen = selection or search.smallest
+    if fitting is None:
+        found = _slim(pruned, factors, chosen)
+    else:
+        found = _fitted(pruned, factors, chosen, fitting, constraints, aims, round_to)
     report = {
         **reduced.report,
-        "two_stage_layers": len(slimmed.staged),
-        "columns": sum(layer.columns for layer in slimmed.staged),
-        "kernels": {layer.site.path: layer.shared for layer in slimmed.staged},
+        "two_stage_layers": len(found.staged),
+        "columns": sum(layer.columns for layer in found.staged),
+        "kernels": {layer.site.path: layer.shared for layer in found.staged},
     }
-    kept = compose(compose(reduced.kept, cut), slimmed.kept)
-    return Reduced(slimmed.network, slimmed.staged, slimmed.costs, kept, report)
+    if aims:
+        report["aims"] = reached(aims, found)
+    kept = compose(compose(reduced.kept, cut), found.kept)
+    return Reduced(found.network, found.staged, found.costs, kept, report)
 
 
 def _search(
@@ -70,21 +83,47 @@ def _search(
     factors = {
         layer.site.weight: one.with_channels(cut.get(layer.site.weight, ())) for layer, one in reduced.layers.items()
     }
-    found = [site for site in sites(pruned) if site.weight in factors]
-    return ColumnSearch(pruned, found, factors, constraints, round_to), factors
+    return _searching(pruned, factors, constraints, round_to), factors
+
+
+def _searching(
+    network: Network, factors: Mapping[str, SharedKernels], constraints: Sequence[Constraint], round_to: int
+) -> ColumnSearch:
+    found = [site for site in sites(network) if site.weight in factors]
+    return ColumnSearch(network, found, factors, constraints, round_to)
+
+
+def _slim(network: Network, factors: Mapping[str, SharedKernels], selection: Selection) -> Slim:
+    """What would be delivered of a selection."""
+    left = {weight: factors[weight].with_columns(mask) for weight, mask in selection.live.items()}
+    return slim(network, left, selection.live)
 
 
 def _fitted(
-    network: Network, factors: Mapping[str, SharedKernels], fitting: Fitting
-) -> tuple[Network, dict[str, SharedKernels]]:
-    """Factors and plain layers solved for what the original says, in the order of execution."""
-    solvers = {weight: KernelSolver(one, LATER_SWEEPS) for weight, one in factors.items()}
-    found = refit(
-        written_out(network, factors),
+    network: Network,
+    factors: Mapping[str, SharedKernels],
+    selection: Selection,
+    fitting: Fitting,
+    constraints: Sequence[Constraint],
+    aims: Sequence[Constraint],
+    round_to: int,
+) -> Slim:
+    """Factors and plain layers solved for what the original says, in the order of execution; within the limits again
+    where a channel that said nothing says a number now, and stays."""
+    left = {weight: factors[weight].with_columns(mask) for weight, mask in selection.live.items()}
+    solvers = {weight: KernelSolver(one, LATER_SWEEPS) for weight, one in left.items()}
+    fitted = refit(
+        written_out(network, left),
         fitting.original,
         fitting.images,
         kept=fitting.kept,
         device=fitting.device,
         solvers=solvers,
-    )
-    return found.network, {weight: solver.shared for weight, solver in solvers.items()}
+    ).network
+    solved = {weight: solver.shared for weight, solver in solvers.items()}
+    found = _slim(fitted, solved, selection)
+    if found.meets(constraints, aims):
+        return found
+    search = _searching(fitted, solved, (*constraints, *aims), round_to)
+    again = landed(search, lambda tried: _slim(fitted, solved, tried), constraints, aims)
+    return found if again is None else _slim(fitted, solved, again)

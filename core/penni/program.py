@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.budget import Constraint, Costs
+from core.budget import Costs
 from core.checkpoint import Saved
 from core.errors import EngineError
 from core.network import Network
 from core.penni.decomposition import SharedKernels, decompose
 from core.penni.fitting import KernelSolver
+from core.penni.landing import landed
+from core.penni.pace import after, steps_onto
 from core.penni.pruning import Pruning
-from core.penni.reduced import Reduced, refusal
+from core.penni.reduced import Reduced, reached, refusal
 from core.penni.rewriting import SharedLayer, trainable, valued, written_out
 from core.penni.search import ColumnSearch, Selection
 from core.penni.slimming import Slim, slim
@@ -26,9 +27,6 @@ from core.recovery.refit import refit
 
 START_SWEEPS = 4
 LATER_SWEEPS = 1
-PRUNING_STEPS = 3
-# How often the room that dead channels leave is filled with other columns.
-_ROOM_TRIES = 3
 
 # (phase, network, costs of its delivered form).
 Watch = Callable[[str, Network, Costs], None]
@@ -59,17 +57,8 @@ class Program:
 
     def refusal(self) -> EngineError:
         """What the least that may be left costs, and which caps and aims that exceeds."""
-        smallest = self.slim(self.search.smallest)
-        costs = smallest.costs
-        if not smallest.meets(self._pruning.constraints):
-            return refusal(costs, self._pruning.constraints, self.search.original)
-        reached = smallest.sparse
-        said = ", ".join(f"{aim.metric} {aim.value(reached):,} for {aim.limit:,}" for aim in self._pruning.aims)
-        return EngineError(
-            "target_infeasible",
-            f"Counted by nonzeros, the least that may be left is {said}. Aim at more (sparse_params, sparse_macs).",
-            param="/methods/0",
-            details={"costs": self.search.original.as_dict(), "smallest": costs.as_dict()},
+        return refusal(
+            self.slim(self.search.smallest), self._pruning.constraints, self._pruning.aims, self.search.original
         )
 
     def fitted(self, selection: Selection, images: Tensor) -> Selection:
@@ -78,23 +67,24 @@ class Program:
         self._seen("singular vectors", everything)
         self._fit(selection, images, START_SWEEPS, "Fitting shared kernels")
         self._seen("fitted", everything)
-        full, planned = everything, selection
-        for step in range(1, PRUNING_STEPS + 1):
+        planned = selection
+        caps = [(cap, everything.costs) for cap in self._pruning.constraints]
+        aims = [(aim, everything.counted) for aim in self._pruning.aims]
+        steps = steps_onto([*caps, *aims])
+        for step in range(1, steps + 1):
             self.search = self._searching(self._factors)
             # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest
             # columns, and in the end those that were planned without images.
-            if step < PRUNING_STEPS:
-                share = step / PRUNING_STEPS
-                caps = [_between(cap, full.costs, share) for cap in self._pruning.constraints]
-                aims = [_between(aim, full.counted, share) for aim in self._pruning.aims]
-                selection = self.search.land(caps, aims) or self.search.smallest
+            if step < steps:
+                now, aimed = ([after(step / steps, *limit) for limit in limits] for limits in (caps, aims))
+                selection = self.search.land(now, aimed) or self.search.smallest
             else:
                 selection = self.landed() or planned
             self._prune(selection)
             self._seen(f"pruned, step {step}", selection)
-            self._fit(selection, images, LATER_SWEEPS, f"Fitting what is left, step {step} of {PRUNING_STEPS}")
+            self._fit(selection, images, LATER_SWEEPS, f"Fitting what is left, step {step} of {steps}")
             self._seen(f"fitted, step {step}", selection)
-        return selection
+        return self._still_landed(selection)
 
     def trained(self, train: Train) -> Selection:
         """All factors trained as the parameters that they are, then pruned in one step."""
@@ -143,26 +133,19 @@ class Program:
         return slim(self._network, kept, selection.live, lossy=self._pruning.lossy)
 
     def landed(self) -> Selection | None:
-        """The most within caps and aims, counted without the channels that die with the others; None if out of
-        reach."""
-        caps, aims = self._pruning.constraints, self._pruning.aims
-        selection = self.search.land(caps, aims)
-        if selection is None:
-            fewest = self.search.smallest
-            return fewest if self.slim(fewest).meets(caps, aims) else None
-        for _ in range(_ROOM_TRIES):
-            counted, left = self.search.exact(selection).costs, self.slim(selection)
-            room, wider = [_scaled(cap, counted, left.costs) for cap in caps], list(aims)
-            if selection.sparse is not None and aims:
-                after = left.sparse
-                wider = [_scaled(aim, selection.sparse, after) for aim in aims]
-            if (*room, *wider) == self._pruning.limits:
-                break
-            more = self.search.land(room, wider)
-            if more is None or not self.slim(more).meets(caps, aims):
-                break
-            selection = more
-        return selection
+        """The most within caps and aims (`core.penni.landing`); None if out of reach."""
+        return landed(self.search, self.slim, self._pruning.constraints, self._pruning.aims)
+
+    def _still_landed(self, selection: Selection) -> Selection:
+        """What a fit left: a channel that said nothing may say a number now, and then it stays."""
+        if self.slim(selection).meets(self._pruning.constraints, self._pruning.aims):
+            return selection
+        self.search = self._searching(self._factors)
+        again = self.landed()
+        if again is None:
+            return selection
+        self._prune(again)
+        return again
 
     def _prune(self, selection: Selection) -> None:
         for weight, mask in selection.masks.items():
@@ -186,10 +169,7 @@ class Program:
             report["nonzeros"] = sum(factors.nonzeros for factors in found.layers.values())
             report["coefficients"] = sum(self._factors[weight].coefficients.numel() for weight in self._sites)
         if self._pruning.aims:
-            reached = found.sparse
-            report["aims"] = [
-                {"metric": aim.metric, "limit": aim.limit, "value": aim.value(reached)} for aim in self._pruning.aims
-            ]
+            report["aims"] = reached(self._pruning.aims, found)
         return Reduced(found.network, found.staged, found.costs, found.kept, report, found.dense)
 
     def _seen(self, phase: str, selection: Selection) -> None:
@@ -234,18 +214,3 @@ class Program:
                 "mean_error": round(sum(errors) / max(1, len(errors)), 4),
             }
         )
-
-
-def _scaled(cap: Constraint, counted: Costs, left: Costs) -> Constraint:
-    """The limit that a count with the dead channels may have, for the one without them to reach the cap.
-
-    A smaller one where that one exceeds it: a layer that dies with its reader is delivered as a plain convolution.
-    """
-    limit = math.floor(cap.limit * cap.value(counted) / max(1, cap.value(left)))
-    return replace(cap, limit=max(cap.limit, limit) if cap.met_by(left) else min(cap.limit - 1, limit))
-
-
-def _between(cap: Constraint, full: Costs, share: float) -> Constraint:
-    """A cap this far on the way from what all columns cost."""
-    start = max(cap.limit, cap.value(full))
-    return replace(cap, limit=math.floor(start + (cap.limit - start) * share))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from core.budget import Constraint
+from core.budget import Constraint, Costs
 from core.network import Network
 from core.penni.bases import Bases
 from core.penni.coefficients import CoefficientSearch
@@ -40,6 +41,13 @@ class Pruning:
     def limits(self) -> tuple[Constraint, ...]:
         return (*self.constraints, *self.aims)
 
+    def eased(self, original: Costs, share: float) -> Pruning:
+        """With the aims this far on the way from what `original` costs, in equal ratios; the caps as they are."""
+        if share == 1:
+            return self
+        aims = tuple(replace(aim, limit=math.floor(_on_the_way(aim, original, share))) for aim in self.aims)
+        return replace(self, aims=aims)
+
     def sites(self, network: Network) -> dict[str, Site]:
         """The layers that take part, by weight."""
         return {
@@ -62,3 +70,8 @@ class Pruning:
             return CoefficientSearch(network, found, factors, self.constraints, self.score)
         # Whole columns: what is counted by nonzeros is what any runtime executes.
         return ColumnSearch(network, found, factors, self.limits, self.round_to)
+
+
+def _on_the_way(aim: Constraint, original: Costs, share: float) -> float:
+    start = max(1, aim.limit, aim.value(original))
+    return start * (max(1, aim.limit) / start) ** share

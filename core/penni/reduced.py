@@ -11,6 +11,7 @@ from core.errors import EngineError
 from core.network import Network
 from core.penni.decomposition import SharedKernels
 from core.penni.rewriting import SharedLayer
+from core.penni.slimming import Slim
 from core.recovery.recalibration import Kept
 
 
@@ -36,18 +37,32 @@ class Reduced:
         return {**self.layers, **self.dense}
 
 
-def refusal(smallest: Costs, constraints: Sequence[Constraint], original: Costs) -> EngineError:
-    """smallest: what the fewest columns cost."""
-    missed = [cap for cap in constraints if not cap.met_by(smallest)]
-    said = ", ".join(f"{cap.metric} {cap.value(smallest):,} where {cap.limit:,} is the limit" for cap in missed)
+def reached(aims: Sequence[Constraint], found: Slim) -> list[dict[str, Any]]:
+    """For the report: each cap on the paper's count, and what is delivered by that count."""
+    sparse = found.sparse
+    return [{"metric": aim.metric, "limit": aim.limit, "value": aim.value(sparse)} for aim in aims]
+
+
+def refusal(
+    smallest: Slim, constraints: Sequence[Constraint], aims: Sequence[Constraint], original: Costs
+) -> EngineError:
+    """smallest: what would be delivered of the fewest columns. original: what the network costs as it came."""
+    costs = smallest.costs
+    details = {"costs": original.as_dict(), "smallest": costs.as_dict()}
+    missed = [cap for cap in constraints if not cap.met_by(costs)]
+    if missed:
+        said = ", ".join(f"{cap.metric} {cap.value(costs):,} where {cap.limit:,} is the limit" for cap in missed)
+        return EngineError(
+            "target_infeasible",
+            f"Shared kernels alone reach no less than {said}. Raise the cap, or use a method that removes channels "
+            "(magnitude).",
+            param=f"/budget/{missed[0].metric}",
+            details={**details, "constraints": [cap.as_dict(costs) for cap in constraints]},
+        )
+    said = ", ".join(f"{aim['metric']} {aim['value']:,} for {aim['limit']:,}" for aim in reached(aims, smallest))
     return EngineError(
         "target_infeasible",
-        f"Shared kernels alone reach no less than {said}. Raise the cap, or use a method that removes channels "
-        "(magnitude).",
-        param=f"/budget/{missed[0].metric}",
-        details={
-            "costs": original.as_dict(),
-            "smallest": smallest.as_dict(),
-            "constraints": [cap.as_dict(smallest) for cap in constraints],
-        },
+        f"Counted by nonzeros, the least that may be left is {said}. Aim at more (sparse_params, sparse_macs).",
+        param="/methods/0",
+        details=details,
     )

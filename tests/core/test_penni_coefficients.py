@@ -83,15 +83,29 @@ def test_aims_are_met_and_used_and_caps_stay_dense(bottleneck):
     assert "own" not in {layer.site.path for layer in reduced.shared}
 
 
-def test_caps_are_met_where_layers_die_that_were_counted_in_two_stages():
+@pytest.fixture(scope="module")
+def dying() -> Network:
     network = network_of(Silenced())
     few = torch.arange(8 * 8 * 3 * 3).view(8, 8, 3, 3) % 29 == 0
     unread, silent = network.tensors["unread.weight"] * few, torch.zeros(8, 8, 3, 3)
-    network = network.with_tensors({**network.tensors, "unread.weight": unread, "silent.weight": silent})
+    return network.with_tensors({**network.tensors, "unread.weight": unread, "silent.weight": silent})
+
+
+def test_caps_are_met_where_layers_die_that_were_counted_in_two_stages(dying):
     for ratio in (0.59, 0.62, 0.65):
-        caps = Budget((Cap("params", max_ratio=ratio),)).constraints(profile(network).costs)
-        reduced = reduce_columns(network, Pruning(caps, unit="coefficient"), None)
+        caps = Budget((Cap("params", max_ratio=ratio),)).constraints(profile(dying).costs)
+        reduced = reduce_columns(dying, Pruning(caps, unit="coefficient"), None)
         assert 0.95 * caps[0].limit < reduced.costs.params <= caps[0].limit
+
+
+@pytest.mark.parametrize(("params", "macs"), [(0.2, None), (0.44, None), (None, 0.26), (None, 0.38)])
+def test_aims_are_met_where_layers_die_that_were_counted_by_their_nonzeros(dying, params, macs):
+    aims = aims_of(profile(dying).costs, params, macs)
+    reduced = reduce_columns(dying, Pruning(loose(dying), aims, unit="coefficient"), None)
+    form = trainable(reduced.network, reduced.shared)
+    value = sparse_network_counts(reduced.network, form, reduced.shared)[aims[0].metric]
+    assert reduced.report["aims"] == [{"metric": aims[0].metric, "limit": aims[0].limit, "value": value}]
+    assert 0.95 * aims[0].limit <= value <= aims[0].limit
 
 
 def test_the_deviation_rule_is_the_published_threshold_per_layer(bottleneck):
