@@ -7,13 +7,18 @@ import torch
 from torch import nn
 
 from core.analysis import profile
+from core.checkpoint import Checkpoint
 from core.network import Network
+from core.progress import silent
 from core.recovery import RecoveryConfig, accuracy, load_dataset, recover
 from core.recovery import schedule as schedules
 from core.recovery.augmentation import Augmentation, choose_augmentation
+from core.recovery.judges import AccuracyJudge
 from core.recovery.objective import Targets, labelled_loss
 from core.recovery.optimizers import parameter_groups
 from core.recovery.schedule import Schedule, plan_schedule
+from core.recovery.steps import Steps
+from core.recovery.training_attempts import NEAR_FACTOR, NEAR_LOSS, RETRY_FACTOR, train
 from tests.core.recovery_cases import (
     digits,
     pruned_and_kept,
@@ -98,7 +103,35 @@ class TestFineTuning:
         monkeypatch.setattr("core.recovery.training_attempts.RETRY_FACTOR", 2e-7)
         training = run(dataset, epochs=2).details["training"]
         assert training["retried"] and training["kept"] and not training["diverged"]
-        assert training["learning_rate"] == pytest.approx(0.01)
+        assert training["learning_rate"] == pytest.approx(0.01 * NEAR_FACTOR)
+
+    def test_a_start_near_the_original_is_trained_at_a_smaller_rate_unless_one_is_given(self, dataset):
+        original, network = trained_network(), pruned_network()
+        judge = AccuracyJudge(original, dataset, CPU)
+        whole = judge.value(original)
+
+        def rate(value, **config):
+            steps = Steps(Checkpoint(), "recover", network)
+            config = RecoveryConfig(epochs=1, **config)
+            found = train(
+                network,
+                "start",
+                value,
+                original,
+                dataset,
+                config,
+                judge,
+                0,
+                CPU,
+                silent,
+                steps,
+                kept=pruned_and_kept()[1],
+            )
+            return found.details["learning_rate"] / (1 if not found.details["retried"] else RETRY_FACTOR)
+
+        assert rate(whole - 2 * NEAR_LOSS) == pytest.approx(0.02 * 64 / 128)
+        assert rate(whole - NEAR_LOSS / 2) == pytest.approx(NEAR_FACTOR * 0.02 * 64 / 128)
+        assert rate(0.0, learning_rate=0.005) == rate(whole, learning_rate=0.005) == 0.005
 
     def test_no_epochs_leave_the_closed_forms_alone(self, dataset):
         recovered = run(dataset, epochs=0)
