@@ -169,6 +169,7 @@ def _averaged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "of_original": statistics.fmean(one["of_original"] for one in members),
             "psi": statistics.fmean(one["psi"] for one in members),
             "accuracy": statistics.fmean(one["accuracy"] for one in members),
+            "spread": statistics.stdev(one["accuracy"] for one in members) if len(members) > 1 else None,
             "lost": 100 * statistics.fmean(one["original_accuracy"] - one["accuracy"] for one in members),
         }
         for members in settings.values()
@@ -186,7 +187,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             row["kind"],
             f"{row['of_original']:.2%}",
             f"{row['psi']:.2%}",
-            f"{row['accuracy']:.2%}",
+            f"{100 * row['accuracy']:.2f}" + (f" ± {100 * row['spread']:.2f} %" if row["spread"] is not None else " %"),
             f"{row['lost']:+.2f}",
             f"{row['examples']:,}",
             str(row["seeds"]),
