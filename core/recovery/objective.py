@@ -52,14 +52,15 @@ def divergence(scores: Tensor, teacher_scores: Tensor) -> Tensor:
 
 
 def output_loss(outputs: Sequence[Tensor], teacher: Sequence[Tensor], scales: OutputScales) -> Tensor:
-    """Mean over the outputs that count of their distance from the original's."""
+    """Mean over the outputs that count of their distance from the original's, in the figure that judges (its square)."""
     losses = []
     for found, target, weight, probabilities in zip(
         outputs, teacher, scales.weights, scales.probabilities, strict=True
     ):
         if weight is None:
             continue
-        loss = ((found - target).square() * weight).mean()
+        power = (target.square() * weight).mean().clamp_min(torch.finfo(torch.float32).tiny)
+        loss = ((found - target).square() * weight).mean() / power
         if probabilities:
             loss = loss + divergence(*(rows.clamp_min(_LEAST_PROBABILITY).log() for rows in (found, target)))
         elif found.ndim == 2 and found.shape[1] > 1:

@@ -21,6 +21,9 @@ from core.recovery.config import RecoveryConfig
 
 # Per optimiser.
 LEARNING_RATES = {"sgd": 0.02, "adamw": 1e-3}
+# By which power of the batch the rate grows. A step of AdamW has the size of its rate, however noisy the gradient is, so a
+# small batch asks for less of a cut (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022).
+BATCH_POWERS = {"sgd": 1.0, "adamw": 0.5}
 WEIGHT_DECAYS = {"sgd": 1e-4, "adamw": 1e-2}
 # A step of AdamW, whose size does not depend on the gradient's, moves all layers together by no more than this share.
 LARGEST_MOVE = 0.5
@@ -135,8 +138,8 @@ def plan_schedule(
     """The schedule for `examples` training images; `optimizer` is taken where the user names none.
 
     batch: 128, less for small sets (16 batches per epoch) and for networks whose activations would not fit. learning
-    rate: 0.02 (AdamW: 0.001) per 128 images of the batch. epochs: as many as make TARGET_STEPS, at most MAX_EPOCHS and
-    MAX_MACS.
+    rate: 0.02 for 128 images, in proportion to the batch; AdamW: 0.001, with its square root. epochs: as many as make
+    TARGET_STEPS, at most MAX_EPOCHS and MAX_MACS.
     """
     kind = device.type if device.type in TARGET_STEPS else "cpu"
     batch = min(examples, config.batch_size or _default_batch(examples, network, kind))
@@ -154,7 +157,7 @@ def plan_schedule(
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch,
-        learning_rate=config.learning_rate or LEARNING_RATES[optimizer] * min(1.0, batch / REFERENCE_BATCH),
+        learning_rate=config.learning_rate or _learning_rate(optimizer, batch),
         warm_up_steps=min(WARM_UP_STEPS, steps // 10),
         distill=distill,
         bfloat16=precision == "bfloat16" or (precision == "auto" and _bfloat16_is_fast(device)),
@@ -169,6 +172,10 @@ def plan_schedule(
         patience=config.patience,
         largest_move=LARGEST_MOVE if optimizer == "adamw" and config.learning_rate is None else None,
     )
+
+
+def _learning_rate(optimizer: str, batch: int) -> float:
+    return LEARNING_RATES[optimizer] * min(1.0, batch / REFERENCE_BATCH) ** BATCH_POWERS[optimizer]
 
 
 def _default_batch(examples: int, network: Network, kind: str) -> int:
