@@ -204,7 +204,7 @@ class Chain(Rewriter):
             where = "The network" if self._kernels_first else f"What {cutting} leaves of the network"
             message = (
                 f"{where} has no convolution whose kernels could be shared: {sharing} needs ordinary convolutions "
-                f"with more than one tap and at least 5 input channels. Use {cutting} alone"
+                f"with at least 5 input channels. Use {cutting} alone"
             )
             message += "." if self._kernels_first else f", or try the other order: {sharing} first."
         return EngineError(error.code, message, param=error.param, details=details)

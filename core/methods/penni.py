@@ -108,9 +108,9 @@ def _note(report: dict[str, Any]) -> str:
             "as the plain convolutions that their coefficients make."
         )
     return (
-        f"{report['two_stage_layers']} of {report['layers']} convolutions share kernels: {report['columns']:,} of "
-        f"{report['columns_before']:,} (input channel, kernel) columns are left; the others stay dense, which "
-        "costs less."
+        f"{report['two_stage_layers']} of {report['layers']} convolutions run in two stages, "
+        f"{report['low_rank_layers']} as chains of low rank: {report['columns']:,} of {report['columns_before']:,} "
+        "columns of shared kernels are left; the others stay dense, which costs less."
     )
 
 
@@ -119,7 +119,7 @@ METHOD = RewritingMethod(
     title="Kernel sharing (PENNI)",
     description=(
         "Writes convolutions as a few kernels per layer and a 1×1 convolution, and removes the weakest (input channel, "
-        "kernel) columns, down to the budget. Images make it far better; it does nothing for 1×1 and depthwise layers."
+        "kernel) columns, down to the budget; 1×1 layers become chains of low rank. Images make it far better."
     ),
     paper="arXiv:2005.07133",
     options=OPTIONS,

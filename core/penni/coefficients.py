@@ -89,7 +89,7 @@ class CoefficientSearch(ColumnSearch):
             site = self._sites[weight]
             columns = mask.any(dim=0)
             kernels, nonzeros = int(columns.any(dim=0).sum()), int(mask.sum())
-            whole = dense_counts(site.outputs, site.inputs, site.taps, site.positions)
+            whole = dense_counts(site.outputs, site.pieces, site.taps, site.positions)
             staged = two_stage_counts(site.outputs, int(columns.sum()), kernels, site.taps, site.positions)
             counts = whole
             if site.taps > 1 and self._cost(staged) < self._cost(whole):

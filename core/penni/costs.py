@@ -5,6 +5,8 @@ dense counts are what an ordinary runtime executes:
 
     two stages   columns · (taps + O) per output position        d · taps + O · columns parameters
     dense        O · live inputs · taps                          the same
+
+A low-rank layer is two stages whose d kernels have C · taps taps each, one column per kernel.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ def fitting_macs(network: Network, examples: int, steps: int) -> int:
     every layer is solved."""
     forward = 2 * examples * profile(network).costs.macs
     layers = 0
-    for site in sites(network):
-        width = site.inputs * site.taps + 1
+    for site in sites(network, pointwise=True):
+        width = site.pieces * site.taps + 1
         rows = min(examples * site.positions, most_rows(width))
         layers += rows * width * (width + site.outputs) + _SOLVES * width**3 // 3
     return (1 + steps) * (forward + layers)

@@ -6,14 +6,16 @@ of T ≈ X·(A ∘ B) have a closed form without another look at the images:
     coefficients given kernels   one ridge problem over the live columns, for all outputs at once
     kernels given coefficients   one ridge problem over d · taps unknowns
 
-and a few alternating sweeps (ALS) find what singular vectors of the weight alone miss by far. Inputs come from the
+and a few alternating sweeps (ALS) find what singular vectors of the weight alone miss by far. Kernels that lie over all
+inputs need no turns: the best matrix of a rank is the ridge solution on the leading directions of what it says
+(reduced-rank regression: Izenman, Journal of Multivariate Analysis 5, 1975). Inputs come from the
 already compressed prefix, targets from the original in front of its batch-norm (`core.recovery.refit`). The ridge pulls
 towards the coefficients that were there, and is chosen on images that the fit did not see.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,8 +63,8 @@ class KernelSolver:
         if found is None:
             return None
         dtype, device = self.shared.basis.dtype, self.shared.basis.device
-        shared = SharedKernels(
-            found.coefficients.to(device, dtype), found.basis.to(device, dtype), self.shared.kernel
+        shared = replace(
+            self.shared, coefficients=found.coefficients.to(device, dtype), basis=found.basis.to(device, dtype)
         ).normalised()
         if not bool(shared.coefficients.isfinite().all()):
             return None
@@ -113,6 +115,8 @@ class _Moments:
 
 
 def _alternate(moments: _Moments, factors: _Factors, sweeps: int, ridge: float) -> _Factors | None:
+    if factors.coefficients.shape[1] == 1:
+        return _reduced_rank(moments, factors, ridge)
     found = _coefficients(moments, factors, ridge)
     for _ in range(sweeps):
         found = _basis(moments, found, ridge) if found is not None else None
@@ -178,11 +182,41 @@ def _basis(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | Non
     return _Factors(shared.coefficients, shared.basis, factors.bias)
 
 
+def _reduced_rank(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | None:
+    """The best factors of as many kernels as are live, each over all inputs; outputs without coefficients stay zero."""
+    nonzero = factors.coefficients[:, 0] != 0
+    live, rows = nonzero.any(dim=0).nonzero()[:, 0], nonzero.any(dim=1)
+    start = (factors.coefficients[:, 0] @ factors.basis).T
+    gram, cross, bias = moments.gram, moments.cross, None
+    if moments.has_bias:
+        # Of what is left once the means are taken off; the bias then makes up for them.
+        sums, count, totals = gram[-1:, :-1], gram[-1, -1], cross[-1:]
+        gram, cross = gram[:-1, :-1] - sums.T @ sums / count, cross[:-1] - sums.T @ totals / count
+    solved = _ridge(gram, cross[:, rows], start[:, rows], ridge)
+    if solved is None:
+        return None
+    said = solved.T @ (gram @ solved + _strength(gram, ridge) * solved)
+    directions = torch.linalg.eigh((said + said.T) / 2).eigenvectors.flip(1)[:, : len(live)]
+    live = live[: directions.shape[1]]
+    coefficients, basis = torch.zeros_like(factors.coefficients), torch.zeros_like(factors.basis)
+    coefficients[:, 0][rows.nonzero(), live] = directions
+    basis[live] = directions.T @ solved.T
+    if moments.has_bias:
+        bias = ((totals - sums @ (coefficients[:, 0] @ basis).T) / count)[0]
+    return _Factors(coefficients, basis, bias)
+
+
+def _strength(gram: Tensor, ridge: float) -> Tensor:
+    """λ, in units of the mean diagonal."""
+    strength = ridge * gram.diagonal().mean() if len(gram) else gram.sum()
+    return torch.where(strength > 0, strength, 1.0)
+
+
 def _ridge(gram: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor | None:
     """argmin ‖…‖² + λ‖· − start‖²; None where the matrix is not positive definite."""
-    strength = ridge * gram.diagonal().mean() if len(gram) else gram.sum()
+    strength = _strength(gram, ridge)
     gram = gram.clone()
     residual = cross - gram @ start
-    gram.diagonal().add_(strength if strength > 0 else 1.0)
+    gram.diagonal().add_(strength)
     factor, failed = torch.linalg.cholesky_ex(gram)
     return None if bool(failed.any()) else start + torch.cholesky_solve(residual, factor)

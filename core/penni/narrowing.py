@@ -16,7 +16,7 @@ from core.penni.decomposition import SharedKernels
 from core.penni.fitting import KernelSolver
 from core.penni.landing import landed
 from core.penni.program import LATER_SWEEPS
-from core.penni.reduced import Reduced, reached, refusal
+from core.penni.reduced import Reduced, forms, reached, refusal
 from core.penni.rewriting import written_out
 from core.penni.search import ColumnSearch, Selection
 from core.penni.shrinking import compose
@@ -67,9 +67,7 @@ def narrow(
         found = _fitted(pruned, factors, chosen, fitting, constraints, aims, round_to)
     report = {
         **reduced.report,
-        "two_stage_layers": len(found.staged),
-        "columns": sum(layer.columns for layer in found.staged),
-        "kernels": {layer.site.path: layer.shared for layer in found.staged},
+        **forms(found),
     }
     if aims:
         report["aims"] = reached(aims, found)
@@ -89,7 +87,7 @@ def _search(
 def _searching(
     network: Network, factors: Mapping[str, SharedKernels], constraints: Sequence[Constraint], round_to: int
 ) -> ColumnSearch:
-    found = [site for site in sites(network) if site.weight in factors]
+    found = [site for site in sites(network, pointwise=True) if site.weight in factors]
     return ColumnSearch(network, found, factors, constraints, round_to)
 
 

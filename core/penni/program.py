@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.analysis import profile
 from core.budget import Costs
 from core.checkpoint import Saved
 from core.errors import EngineError
@@ -18,7 +19,7 @@ from core.penni.fitting import KernelSolver
 from core.penni.landing import landed
 from core.penni.pace import after, steps_onto
 from core.penni.pruning import Pruning
-from core.penni.reduced import Reduced, reached, refusal
+from core.penni.reduced import Reduced, forms, reached, refusal
 from core.penni.rewriting import SharedLayer, trainable, valued, written_out
 from core.penni.search import ColumnSearch, Selection
 from core.penni.slimming import Slim, slim
@@ -44,14 +45,16 @@ class Program:
         self._pruning = pruning
         self._device, self._progress, self._watch = device, progress, watch
         self._sites = pruning.sites(network)
-        if not any(site.taps > 1 for site in self._sites.values()):
+        wide = [site for site in self._sites.values() if site.taps > 1]
+        if not (self._sites if pruning.unit == "column" else wide):
             raise EngineError(
                 "target_infeasible",
                 "The network has no convolution whose kernels could be shared: PENNI needs ordinary convolutions with "
-                "more than one tap and at least 5 input channels. Use a method that removes channels (magnitude).",
+                "at least 5 input channels, and more than one tap where the unit is the coefficient. Use a method that "
+                "removes channels (magnitude).",
                 param="/methods/0/type",
             )
-        pruning.bases.check(self._sites.values())
+        pruning.bases.check(wide)
         self._factors, self.search = self._start()
         self._steps: list[dict[str, Any]] = []
 
@@ -153,15 +156,12 @@ class Program:
 
     def reduced(self, selection: Selection, examples: int) -> Reduced:
         found = self.slim(selection)
-        kept = sum(layer.columns for layer in found.staged)
-        whole = sum(self._sites[weight].inputs * self._factors[weight].kernels for weight in selection.live)
+        whole = sum(self._factors[weight].pieces * self._factors[weight].kernels for weight in selection.live)
         report = {
             "unit": self._pruning.unit,
             "layers": len(self._sites),
-            "two_stage_layers": len(found.staged),
-            "columns": kept,
+            **forms(found),
             "columns_before": whole,
-            "kernels": {layer.site.path: layer.shared for layer in found.staged},
             "dead_channels": dict(found.dead),
             "fit": {"examples": examples, "steps": self._steps},
         }
@@ -179,15 +179,26 @@ class Program:
     def _start(self) -> tuple[dict[str, SharedKernels], ColumnSearch]:
         """The decompositions; enough shared kernels that the caps, and not their number, decide what is left."""
         bases, whole = self._pruning.bases, self._pruning.whole_kernels
+        low_rank = self._low_rank()
         for share in bases.shares(whole=whole):
             factors = {}
             for weight, site in self._sites.items():
                 tensor = self._original.tensors[weight]
-                factors[weight] = decompose(tensor, bases.kernels(site, tensor, share))
+                factors[weight] = low_rank.get(weight) or decompose(tensor, bases.kernels(site, tensor, share))
             search = self._searching(factors)
             if not search.everything.meets(self._pruning.limits):
                 break
         return factors, search
+
+    def _low_rank(self) -> dict[str, SharedKernels]:
+        """The layers whose kernels lie over all inputs."""
+        costs, found = profile(self._original).costs, {}
+        for weight, site in self._sites.items():
+            tensor = self._original.tensors[weight]
+            rank = self._pruning.rank(site, tensor, costs)
+            if rank is not None:
+                found[weight] = decompose(tensor, rank, span=site.inputs)
+        return found
 
     def _searching(self, factors: Mapping[str, SharedKernels]) -> ColumnSearch:
         return self._pruning.search(self._original, list(self._sites.values()), factors)

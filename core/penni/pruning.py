@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from core.budget import Constraint, Costs
 from core.network import Network
 from core.penni.bases import Bases
 from core.penni.coefficients import CoefficientSearch
-from core.penni.decomposition import SharedKernels
+from core.penni.decomposition import SharedKernels, exact_rank
 from core.penni.search import ColumnSearch
 from core.penni.sites import Site, sites
 
@@ -52,9 +54,24 @@ class Pruning:
         """The layers that take part, by weight."""
         return {
             site.weight: site
-            for site in sites(network, pointwise=self.unit == "coefficient")
+            for site in sites(network, pointwise=True)
             if site.inputs >= LEAST_INPUTS and site.outputs > 1
         }
+
+    def rank(self, site: Site, weight: Tensor, original: Costs) -> int | None:
+        """The kernels that make a layer exactly where each lies over all of its inputs; None where they lie over one.
+
+        A 1×1 convolution has no others, where whole columns are pruned. Another layer has them where its weight is of
+        so low a rank that the exact chain is within the layer's share of the caps already.
+        """
+        if self.unit == "coefficient" or site.path in self.bases.layers:
+            return None
+        rank = exact_rank(weight)
+        if site.taps == 1:
+            return rank
+        share = min(min(1.0, limit.limit / max(1, limit.value(original))) for limit in self.limits)
+        taps = site.inputs * site.taps
+        return rank if rank * (taps + site.outputs) <= share * site.outputs * taps else None
 
     @property
     def whole_kernels(self) -> bool:

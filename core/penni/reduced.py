@@ -37,6 +37,20 @@ class Reduced:
         return {**self.layers, **self.dense}
 
 
+def forms(found: Slim) -> dict[str, Any]:
+    """For the report: in which form each layer with factors is delivered, and what is left of its kernels."""
+    form = {layer.site.path: "low_rank" if layer.low_rank else "two_stage" for layer in found.staged}
+    form |= {layer.site.path: "dense" for layer in found.dense}
+    named = list(form.values())
+    return {
+        "forms": {layer.site.path: form[layer.site.path] for layer in found.layers},
+        "two_stage_layers": named.count("two_stage"),
+        "low_rank_layers": named.count("low_rank"),
+        "columns": sum(layer.columns for layer in found.staged),
+        "kernels": {layer.site.path: layer.shared for layer in found.staged},
+    }
+
+
 def reached(aims: Sequence[Constraint], found: Slim) -> list[dict[str, Any]]:
     """For the report: each cap on the paper's count, and what is delivered by that count."""
     sparse = found.sparse

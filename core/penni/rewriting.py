@@ -8,12 +8,15 @@ Delivery has ordinary operators only, with the same tensors under the same names
 
     two stages   maps = conv(x[channels], basis[kernels], groups = columns)   one depthwise map per live column
                  out = conv(maps, coefficients, bias)                         1×1
+    low rank     maps = conv(x, basis)                                        where kernels lie over all inputs
+                 out = conv(maps, coefficients, bias)                         1×1
     dense        out = conv(x, weight, bias)                                  where that needs fewer multiply-accumulates
 
 `layer1.0.conv1.weight` becomes `layer1.0.conv1.basis` [d, 1, *kernel] and `.coefficients` [O, columns, 1, …]; which
 channel and which kernel make a column is in the integer buffers `.channels` and `.kernels`, channel-major. Channels are
 gathered, one copy per column, because runtimes compute one map per channel several times faster than many; a layer that
-reads every channel exactly once needs no gathering.
+reads every channel exactly once needs no gathering. A kernel over all inputs makes `.basis` [d, C, *kernel], and no such
+buffers.
 """
 
 from __future__ import annotations
@@ -52,15 +55,20 @@ class SharedLayer:
         live = factors.live
         needed = live.any(dim=0)
         channels, kernels = live[:, needed].nonzero(as_tuple=True)
-        return SharedLayer(site, channels, kernels, int(needed.sum()))
+        return SharedLayer(replace(site, span=factors.span), channels, kernels, int(needed.sum()))
 
     @property
     def columns(self) -> int:
         return len(self.channels)
 
     @property
+    def low_rank(self) -> bool:
+        """Whether kernels lie over all inputs."""
+        return self.site.pieces == 1
+
+    @property
     def counts(self) -> LayerCounts:
-        """Of the two stages."""
+        """Of its own form, which is not the plain convolution."""
         return two_stage_counts(self.site.outputs, self.columns, self.shared, self.site.taps, self.site.positions)
 
     def tensors(self, factors: SharedKernels) -> dict[str, Tensor]:
@@ -69,7 +77,7 @@ class SharedLayer:
         needed = factors.live.any(dim=0)
         coefficients = factors.coefficients[:, :, needed][:, self.channels, self.kernels]
         return {
-            f"{path}.basis": factors.basis[needed].reshape(self.shared, 1, *self.site.kernel).clone(),
+            f"{path}.basis": factors.basis[needed].reshape(self.shared, self.site.span, *self.site.kernel).clone(),
             f"{path}.coefficients": coefficients.reshape(*coefficients.shape, *[1] * rank).clone(),
         }
 
@@ -77,9 +85,9 @@ class SharedLayer:
         """The factors that such tensors hold."""
         basis = tensors[f"{self.site.path}.basis"].flatten(1)
         stored = tensors[f"{self.site.path}.coefficients"].flatten(1)
-        coefficients = stored.new_zeros(self.site.outputs, self.site.inputs, self.shared)
+        coefficients = stored.new_zeros(self.site.outputs, self.site.pieces, self.shared)
         coefficients[:, self.channels, self.kernels] = stored
-        return SharedKernels(coefficients, basis, self.site.kernel)
+        return SharedKernels(coefficients, basis, self.site.kernel, self.site.span)
 
 
 def trainable(network: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
@@ -89,7 +97,7 @@ def trainable(network: Network, layers: Mapping[SharedLayer, SharedKernels]) -> 
         path = layer.site.path
         stored = layer.tensors(factors)
         editor.replace_parameter(layer.site.weight, stored)
-        places = torch.full((layer.site.inputs, layer.shared), layer.columns)
+        places = torch.full((layer.site.pieces, layer.shared), layer.columns)
         places[layer.channels, layer.kernels] = torch.arange(layer.columns)
         buffers = {f"{path}.places": places.flatten(), f"{path}.nothing": torch.zeros(layer.site.outputs, 1)}
         mask = (stored[f"{path}.coefficients"] != 0).flatten(1)
@@ -102,7 +110,7 @@ def trainable(network: Network, layers: Mapping[SharedLayer, SharedKernels]) -> 
 
 
 def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, SharedKernels]) -> Network:
-    """The two-stage form of each layer, with the values of `trained` (`trainable` of the same layers).
+    """The two-stage or low-rank form of each layer, with the values of `trained` (`trainable` of the same layers).
 
     network: the original, whose graph is rewritten. A layer of `network` that is not named keeps the weight of
     `trained`.
@@ -114,6 +122,9 @@ def executable(network: Network, trained: Network, layers: Mapping[SharedLayer, 
         editor.replace_parameter(
             layer.site.weight, {name: trained.tensors[name] for name in (f"{path}.basis", f"{path}.coefficients")}
         )
+        if layer.low_rank:
+            rules[layer.site.node] = _LowRank(layer)
+            continue
         buffers = {f"{path}.kernels": layer.kernels.to(torch.int32)}
         gathers = layer.channels.tolist() != list(range(layer.site.inputs))
         if gathers:
@@ -233,9 +244,9 @@ class _Rebuilt:
         padded = write.call(
             aten.cat.default, [coefficients, write.tensor(f"{path}.nothing")], 1, shape=(outputs, columns + 1)
         )
-        width = site.inputs * shared
+        width = site.pieces * shared
         full = write.call(aten.index_select.default, padded, 1, write.tensor(f"{path}.places"), shape=(outputs, width))
-        rows = outputs * site.inputs
+        rows = outputs * site.pieces
         full = write.call(aten.reshape.default, full, [rows, shared], shape=(rows, shared))
         basis = write.call(aten.reshape.default, write.tensor(f"{path}.basis"), [shared, taps], shape=(shared, taps))
         kernels = write.call(aten.matmul.default, full, basis, shape=(rows, taps))
@@ -279,6 +290,26 @@ class _TwoStage:
             None,
             (call["stride"], call["padding"], call["dilation"], layer.columns),
             shape=(1, layer.columns, *shape[2:]),
+        )
+        return write.convolution(
+            maps, write.tensor(f"{path}.coefficients"), _copied(call["bias"], write), (), shape=shape, name=node.name
+        )
+
+
+@dataclass(frozen=True)
+class _LowRank:
+    """A convolution to as many channels as there are kernels, then a 1×1 convolution, which also adds the bias."""
+
+    layer: SharedLayer
+
+    def __call__(self, write: _Writer, node: Node) -> Node:
+        path, call, shape = self.layer.site.path, bind(node), node.meta["value"].shape
+        maps = write.convolution(
+            write.copies[call["input"]],
+            write.tensor(f"{path}.basis"),
+            None,
+            (call["stride"], call["padding"], call["dilation"]),
+            shape=(1, self.layer.shared, *shape[2:]),
         )
         return write.convolution(
             maps, write.tensor(f"{path}.coefficients"), _copied(call["bias"], write), (), shape=shape, name=node.name

@@ -7,6 +7,8 @@ pay. What is left under the caps is filled with the next columns that fit.
 
 Columns come and go in blocks of `round_to`: runtimes compute depthwise maps in vectors of 8 or 16 channels and are
 several times slower on numbers in between (`benchmarks/penni_forms.py`).
+
+Kernels that lie over all inputs (1×1 convolutions, and layers of low rank) are columns like the others.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ LEAST_SHARE = 0.05
 _BYTES = 4
 # Blocks that are tried one by one once the threshold stands.
 _REFILL_TRIES = 4096
+# Blocks of kernels over all inputs are smaller by this: a layer has fewer of them, and each costs more.
+_FINER = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class Selection:
 
 
 class ColumnSearch:
-    """Selections of one network's columns. factors: by weight, for every site that may run in two stages.
+    """Selections of one network's columns. factors: by weight, for every site that may run in another form.
 
     constraints: of the kinds that are to be met; they decide what is counted, and which form of a layer costs less.
     """
@@ -77,7 +81,7 @@ class ColumnSearch:
         round_to: int,
     ) -> None:
         self._network = network
-        self._sites = {site.weight: site for site in sites}
+        self._sites = {site.weight: replace(site, span=factors[site.weight].span) for site in sites}
         self._factors = factors
         self._round_to = round_to
         self._base = profile(network).costs
@@ -142,13 +146,25 @@ class ColumnSearch:
         for weight, factors in self._factors.items():
             norms = factors.column_norms().flatten()
             ranked = norms.argsort(descending=True, stable=True)
-            blocks = ranked[: int((norms > 0).sum())].split(self._round_to)
-            floor = max(1, math.ceil(LEAST_SHARE * factors.inputs * factors.kernels / self._round_to))
-            entries = [(float(norms[block].square().mean()), weight, block.tolist()) for block in blocks]
+            size = self._block(factors)
+            blocks = ranked[: int((norms > 0).sum())].split(size)
+            floor = max(1, math.ceil(LEAST_SHARE * factors.pieces * factors.kernels / size))
+            share = self._share(factors)
+            entries = [(share * float(norms[block].square().mean()), weight, block.tolist()) for block in blocks]
             must += entries[:floor]
             rest += entries[floor:]
         rest.sort(key=lambda entry: -entry[0])
         return [(weight, block) for _, weight, block in must + rest], len(must)
+
+    def _block(self, factors: SharedKernels) -> int:
+        """How many columns come and go together. Maps of kernels over all inputs are an ordinary convolution's."""
+        return self._round_to if factors.pieces > 1 else max(1, self._round_to // _FINER)
+
+    @staticmethod
+    def _share(factors: SharedKernels) -> float:
+        """What a column costs whose kernel lies over one input, by what one of these costs: norms² are held against
+        the work that they take."""
+        return (math.prod(factors.kernel) + factors.outputs) / (factors.taps + factors.outputs)
 
     def _masks(self, count: int) -> dict[str, Tensor]:
         columns: dict[str, list[int]] = {weight: [] for weight in self._factors}
@@ -157,9 +173,9 @@ class ColumnSearch:
         masks = {}
         for weight, chosen in columns.items():
             factors = self._factors[weight]
-            mask = torch.zeros(factors.inputs * factors.kernels, dtype=torch.bool)
+            mask = torch.zeros(factors.pieces * factors.kernels, dtype=torch.bool)
             mask[chosen] = True
-            masks[weight] = mask.view(factors.inputs, factors.kernels)
+            masks[weight] = mask.view(factors.pieces, factors.kernels)
         return masks
 
     def _selection(self, masks: Mapping[str, Tensor]) -> Selection:
@@ -167,7 +183,7 @@ class ColumnSearch:
         live = {}
         for weight, mask in masks.items():
             site = self._sites[weight]
-            whole = dense_counts(site.outputs, site.inputs, site.taps, site.positions)
+            whole = dense_counts(site.outputs, site.pieces, site.taps, site.positions)
             staged = two_stage_counts(
                 site.outputs, int(mask.sum()), int(mask.any(dim=0).sum()), site.taps, site.positions
             )

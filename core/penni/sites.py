@@ -18,7 +18,8 @@ _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 
 @dataclass(frozen=True)
 class Site:
-    """One convolution. node: its name in the graph; positions: output positions of one image."""
+    """One convolution. node: its name in the graph; positions: output positions of one image; span: the input channels
+    that one kernel lies over, which are 1 or all of them (`core.penni.decomposition`)."""
 
     node: str
     weight: str
@@ -26,10 +27,17 @@ class Site:
     inputs: int
     kernel: tuple[int, ...]
     positions: int
+    span: int = 1
 
     @property
     def taps(self) -> int:
-        return math.prod(self.kernel)
+        """Of one kernel."""
+        return self.span * math.prod(self.kernel)
+
+    @property
+    def pieces(self) -> int:
+        """How many kernels lie side by side over the inputs."""
+        return self.inputs // self.span
 
     @property
     def path(self) -> str:

@@ -99,5 +99,4 @@ def slim(
 
 def _cut(factors: SharedKernels, kept: Sequence[np.ndarray | None], weight: Tensor) -> SharedKernels:
     """The coefficients of the channels that are left; where the shrunk weight is zero, they are, too."""
-    used = (weight != 0).flatten(2).any(dim=2, keepdim=True)
-    return factors.with_channels(kept).with_columns(used)
+    return factors.with_channels(kept).with_used((weight != 0).flatten(2).any(dim=2))

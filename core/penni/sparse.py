@@ -19,7 +19,7 @@ def sparse_network_counts(original: Network, trained: Network, layers: Iterable[
     params, macs = costs.params, costs.macs
     for layer in layers:
         site = layer.site
-        whole = dense_counts(site.outputs, site.inputs, site.taps, site.positions)
+        whole = dense_counts(site.outputs, site.pieces, site.taps, site.positions)
         left = sparse_counts(layer.factors(trained.tensors), site.positions)
         params += left.params - whole.params
         macs += left.macs - whole.macs

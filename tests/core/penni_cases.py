@@ -7,6 +7,22 @@ from torch import nn
 
 from core.network import Network
 
+# Shortcuts may slice and pad; the rest is what any runtime has.
+PLAIN_OPERATORS = {
+    "Conv",
+    "Gather",
+    "Relu",
+    "Add",
+    "Slice",
+    "Pad",
+    "GlobalAveragePool",
+    "ReduceMean",
+    "Gemm",
+    "MatMul",
+    "Flatten",
+    "Reshape",
+}
+
 
 class Chain(nn.Module):
     """Two convolutions with a batch-norm and a ReLU between them, and a classifier."""

@@ -25,24 +25,8 @@ from core.penni.sites import sites
 from core.recovery import load_dataset
 from core.recovery.evaluation import accuracy
 from core.recovery.refit import refit
-from tests.core.penni_cases import seeded
+from tests.core.penni_cases import PLAIN_OPERATORS, seeded
 from tests.core.recovery_cases import Dying, Killed, digit_requests, digits, save_digits, trained_network
-
-# The shortcuts of this network slice and pad; the rest is what any runtime has.
-PLAIN_OPERATORS = {
-    "Conv",
-    "Gather",
-    "Relu",
-    "Add",
-    "Slice",
-    "Pad",
-    "GlobalAveragePool",
-    "ReduceMean",
-    "Gemm",
-    "MatMul",
-    "Flatten",
-    "Reshape",
-}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +167,7 @@ def test_what_the_method_cannot_serve_is_named(request_for, tmp_path, changes, p
 
 def test_a_network_without_kernels_to_share_is_refused(tmp_path):
     network = Network.from_module(
-        torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(8, 8, 3, groups=8)), {"x": (8, 6, 6)}
+        torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1, groups=2), torch.nn.Conv2d(8, 8, 3, groups=8)), {"x": (8, 6, 6)}
     )
     constraints = Budget((Cap("macs", max_ratio=0.5),)).constraints(profile(network).costs)
     with pytest.raises(EngineError, match="no convolution whose kernels could be shared") as refusal:
