@@ -23,6 +23,8 @@ from core.recovery.outputs import OutputScales
 TEMPERATURE = 4.0
 DISTILLATION_WEIGHT = 0.9
 _LEAST_PROBABILITY = 1e-6
+# Outputs that are zero throughout have a weighed square of zero.
+_LEAST_POWER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,19 @@ def divergence(scores: Tensor, teacher_scores: Tensor) -> Tensor:
 
 
 def output_loss(outputs: Sequence[Tensor], teacher: Sequence[Tensor], scales: OutputScales) -> Tensor:
-    """Mean over the outputs that count of their distance from the original's, in the figure that judges (its square)."""
+    """Mean over the outputs that count of their distance from the original's, relative as in the figure that judges.
+
+    An image's share grows with the logarithm of its distance where that is large: one whose boxes went through an
+    exponential would otherwise outweigh all others by orders of magnitude, and fill the optimiser's moments.
+    """
     losses = []
-    for found, target, weight, probabilities in zip(
-        outputs, teacher, scales.weights, scales.probabilities, strict=True
+    for found, target, weight, power, probabilities in zip(
+        outputs, teacher, scales.weights, scales.powers, scales.probabilities, strict=True
     ):
         if weight is None:
             continue
-        power = (target.square() * weight).mean().clamp_min(torch.finfo(torch.float32).tiny)
-        loss = ((found - target).square() * weight).mean() / power
+        squares = (found - target).square() * (weight / max(power, _LEAST_POWER))
+        loss = squares.reshape(len(found), -1).mean(dim=1).log1p().mean()
         if probabilities:
             loss = loss + divergence(*(rows.clamp_min(_LEAST_PROBABILITY).log() for rows in (found, target)))
         elif found.ndim == 2 and found.shape[1] > 1:

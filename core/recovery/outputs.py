@@ -30,22 +30,26 @@ _SUM_TOLERANCE = 1e-3
 @dataclass(frozen=True)
 class OutputScales:
     """weights: per output, what a squared difference is multiplied by, a number or a vector along one axis; None for an
-    output that does not count. probabilities: which outputs are rows that sum to one."""
+    output that does not count. powers: the mean square of each output, so weighed. probabilities: which outputs are rows that
+    sum to one."""
 
     weights: tuple[Tensor | None, ...]
+    powers: tuple[float, ...]
     probabilities: tuple[bool, ...]
 
     @staticmethod
     def of(outputs: Sequence[Tensor]) -> OutputScales:
         """From the original's outputs ([n, …] each) on some images."""
-        return OutputScales(
-            tuple(_weight(output) if output.is_floating_point() else None for output in outputs),
-            tuple(_are_probabilities(output) for output in outputs),
+        weights = tuple(_weight(output) if output.is_floating_point() else None for output in outputs)
+        powers = tuple(
+            float((output.square() * weight).mean()) if weight is not None else 0.0
+            for output, weight in zip(outputs, weights, strict=True)
         )
+        return OutputScales(weights, powers, tuple(_are_probabilities(output) for output in outputs))
 
     def to(self, device: torch.device) -> OutputScales:
         weights = tuple(weight.to(device) if weight is not None else None for weight in self.weights)
-        return OutputScales(weights, self.probabilities)
+        return OutputScales(weights, self.powers, self.probabilities)
 
     def squares(self, found: Sequence[Tensor], target: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Per output that counts: mean weighted squared difference, and mean weighted square of the target."""

@@ -241,9 +241,20 @@ class TestWithoutLabels:
         boxes = torch.randn(10, 40, 3, generator=generator) * torch.tensor([10.0, 10.0, 0.1])
         map = torch.randn(10, 1, 4, 4, generator=generator)
         scales = OutputScales.of([boxes, map])
-        found = [boxes + torch.randn(boxes.shape, generator=generator), map * 1.2]
+        found = [boxes + 0.1 * torch.randn(boxes.shape, generator=generator), map * 1.02]
         figure = relative_error([(float(a), float(b)) for a, b in scales.squares(found, [boxes, map])])
-        assert float(output_loss(found, [boxes, map], scales)) == pytest.approx(figure**2, rel=1e-4)
+        assert float(output_loss(found, [boxes, map], scales)) == pytest.approx(figure**2, rel=0.01)
+
+    def test_one_image_with_enormous_boxes_does_not_outweigh_the_others(self):
+        target = torch.ones(10, 8)
+        scales = OutputScales.of([target.unsqueeze(2)])
+        found = 1.1 * target.unsqueeze(2)
+        found[0] = 1e8
+        found.requires_grad_()
+        loss = output_loss([found], [target.unsqueeze(2)], scales)
+        loss.backward()
+        assert loss.item() < 5
+        assert found.grad[0].abs().sum() < found.grad[1].abs().sum()
 
     def test_digits_are_not_flipped_without_labels_either(self, unlabelled):
         augmentation, measured = choose_augmentation(trained_network(), unlabelled, seed=0, device=CPU)
