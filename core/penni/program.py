@@ -14,6 +14,7 @@ from core.budget import Costs
 from core.checkpoint import Saved
 from core.errors import EngineError
 from core.network import Network
+from core.penni.bases import Bases
 from core.penni.decomposition import SharedKernels, decompose
 from core.penni.fitting import KernelSolver
 from core.penni.landing import landed
@@ -23,6 +24,7 @@ from core.penni.reduced import Reduced, forms, reached, refusal
 from core.penni.rewriting import SharedLayer, trainable, valued, written_out
 from core.penni.search import ColumnSearch, Selection
 from core.penni.slimming import Slim, slim
+from core.planning import safetensors_bytes
 from core.progress import Progress, ProgressEvent
 from core.recovery.refit import refit
 
@@ -55,6 +57,7 @@ class Program:
                 param="/methods/0/type",
             )
         pruning.bases.check(wide)
+        self._costs = replace(profile(network).costs, size_bytes=safetensors_bytes(network))
         self._factors, self.search = self._start()
         self._steps: list[dict[str, Any]] = []
 
@@ -178,8 +181,10 @@ class Program:
 
     def _start(self) -> tuple[dict[str, SharedKernels], ColumnSearch]:
         """The decompositions; enough shared kernels that the caps, and not their number, decide what is left."""
-        bases, whole = self._pruning.bases, self._pruning.whole_kernels
-        low_rank = self._low_rank()
+        bases, whole, low_rank = self._pruning.bases, self._pruning.whole_kernels, self._low_rank()
+        if all(limit.met_by(self._costs) for limit in self._pruning.limits):
+            # What is within its caps stays as it is, however few kernels the request names: all of them are exact.
+            bases, whole, low_rank = Bases(), True, {}
         for share in bases.shares(whole=whole):
             factors = {}
             for weight, site in self._sites.items():
@@ -192,10 +197,10 @@ class Program:
 
     def _low_rank(self) -> dict[str, SharedKernels]:
         """The layers whose kernels lie over all inputs."""
-        costs, found = profile(self._original).costs, {}
+        found = {}
         for weight, site in self._sites.items():
             tensor = self._original.tensors[weight]
-            rank = self._pruning.rank(site, tensor, costs)
+            rank = self._pruning.rank(site, tensor, self._costs)
             if rank is not None:
                 found[weight] = decompose(tensor, rank, span=site.inputs)
         return found

@@ -187,7 +187,8 @@ def test_auto_tries_nothing_else_where_removing_channels_loses_next_to_nothing(r
 
 def test_a_trial_that_would_take_too_long_is_left_out_and_says_so(request_for, tmp_path, monkeypatch):
     network = trained_network()
-    assert fitting_macs(network, 512) > fitting_macs(network, 16)
+    assert fitting_macs(network, 512, 3) > fitting_macs(network, 16, 3)
+    assert fitting_macs(network, 16, 6) > fitting_macs(network, 16, 3)
     monkeypatch.setattr("core.rivals.TRIAL_MACS", {"cpu": 1.0})
     request = request_for({"type": "auto"}, data="labelled", recovery={"epochs": 0})
     trial = compress(request, tmp_path)["recovery"]["trial"]
