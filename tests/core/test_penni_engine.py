@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from core.analysis import profile
-from core.budget import Budget, Cap
+from core.budget import Budget, Cap, Constraint
 from core.checkpoint import Checkpoint
 from core.engine import compress, propose
 from core.errors import EngineError
 from core.methods import get_method
 from core.network import Network
+from core.penni.bases import Bases
 from core.penni.decomposition import decompose
 from core.penni.fitting import KernelSolver
 from core.penni.pruning import Pruning
@@ -25,7 +26,7 @@ from core.penni.sites import sites
 from core.recovery import load_dataset
 from core.recovery.evaluation import accuracy
 from core.recovery.refit import refit
-from tests.core.penni_cases import PLAIN_OPERATORS, seeded
+from tests.core.penni_cases import PLAIN_OPERATORS, Chain, network_of, seeded
 from tests.core.recovery_cases import Dying, Killed, digit_requests, digits, save_digits, trained_network
 
 
@@ -191,6 +192,15 @@ def test_the_options_decide_how_many_kernels_a_layer_starts_with():
     constraints = Budget((Cap("params", max_ratio=0.9),)).constraints(profile(original).costs)
     reduced = reduce_columns(original, Pruning(constraints, bases=config.start), None)
     assert set(reduced.report["kernels"].values()) == {3}
+
+
+@pytest.mark.parametrize("bases", [Bases(), Bases(2), Bases(energy=0.5), Bases(layers={"second": 1})])
+def test_a_network_within_its_caps_stays_as_it_is_however_few_kernels_are_asked_for(bases):
+    original = network_of(Chain())
+    constraints = [Constraint("macs", None, profile(original).costs.macs), Constraint("size", None, 10**6)]
+    reduced = reduce_columns(original, Pruning(constraints, bases=bases), None)
+    assert not reduced.layers
+    assert all(torch.equal(tensor, original.tensors[name]) for name, tensor in reduced.network.tensors.items())
 
 
 def test_the_fit_is_least_squares_on_the_columns_that_are_left_and_alternation_only_helps():
