@@ -77,11 +77,24 @@ def compress_onto(
             return Candidate(made, encoded)
     raise EngineError(
         "accuracy_floor",
-        f"Within the budget, test accuracy falls by {drop:.4f}, more than accuracy.max_drop = "
-        f"{request.max_accuracy_drop:g}. Raise the caps, allow a larger drop, train longer (recovery.epochs), or use "
-        'on_unmet "best_effort" to have the budget relaxed until the floor holds.',
+        _floor_missed(drop, request),
         param="/accuracy/max_drop",
         details={"accuracy_drop": drop, "costs": made.choice.plan.predicted.as_dict()},
+    )
+
+
+def _floor_missed(drop: float, request: CompressionRequest) -> str:
+    """What to say where the accuracy floor does not hold, and what may be done."""
+    said = f"falls by {drop:.4f}, more than accuracy.max_drop = {request.max_accuracy_drop:g}."
+    if request.on_unmet == "best_effort":
+        return (
+            f"With the budget relaxed to what the original costs, validation accuracy still {said} That is what the "
+            "encoding, the plan or the options of the method ask for beside the budget: ask for less there, allow a "
+            "larger drop, or train longer (recovery.epochs)."
+        )
+    return (
+        f"Within the budget, test accuracy {said} Raise the caps, allow a larger drop, train longer (recovery.epochs), "
+        'or use on_unmet "best_effort" to have the budget relaxed until the floor holds.'
     )
 
 

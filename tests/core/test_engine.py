@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import core.candidate as candidate
 import core.choice as choice
 import core.cut as cut
 from core.analysis import profile
@@ -64,6 +65,16 @@ def test_best_effort_keeps_the_floor_and_relaxes_the_budget(request_with_data, t
     assert validation["original"]["val"] - validation["after"]["val"] <= 0.02
     assert result["met"] is False
     assert result["constraints"][0]["value"] > result["constraints"][0]["limit"]
+
+
+def test_a_floor_that_is_missed_for_more_than_the_budget_says_so(request_with_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidate, "RELAXATIONS", (1.0,))
+    one_value = {"quantizer": "uq", "levels": 1, "epochs": 0}
+    job = dataclasses.replace(request_with_data, encoding=one_value, max_accuracy_drop=0.01, on_unmet="best_effort")
+    with pytest.raises(EngineError, match="relaxed to what the original costs, validation accuracy still") as failed:
+        compress(job, tmp_path)
+    assert failed.value.code == "accuracy_floor"
+    assert "on_unmet" not in failed.value.message
 
 
 def test_floor_without_labels_is_refused_before_any_work(request_with_data, tmp_path):
