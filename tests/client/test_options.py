@@ -6,6 +6,7 @@ from typing import get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pennyweight.arguments import AboutJob
 from pennyweight.options import (
     OptionError,
     parse_budget,
@@ -155,6 +156,26 @@ def test_method_with_options():
     assert parse_method('{"type": "magnitude", "p": 2}') == {"type": "magnitude", "p": 2}
     with pytest.raises(OptionError, match="name=value"):
         parse_method("magnitude:8")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "key"),
+    [
+        (parse_recovery, "epochs=0,epochs=3", "epochs"),
+        (parse_method, "magnitude:p=1, p=2", "p"),
+        (parse_method, "magnitude:type=penni", "type"),
+        (parse_encoding, "ecsq:quantizer=uq", "quantizer"),
+    ],
+)
+def test_what_is_said_twice_is_refused(parse, text, key):
+    with pytest.raises(OptionError, match=f"{key} is given twice"):
+        parse(text)
+
+
+@pytest.mark.parametrize("options", [{"max_drop": float("nan")}, {"recovery": "mixup=1e999"}, {"method": ["m:p=NaN"]}])
+def test_what_is_no_number_is_refused(options):
+    with pytest.raises(OptionError, match="nan or inf"):
+        AboutJob(**options).fields()
 
 
 def test_json_option_must_be_an_object():

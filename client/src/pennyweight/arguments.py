@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ class AboutJob:
         """Those that were given, as the API takes them. Raises OptionError, OSError."""
         caps = {name: getattr(self, name) for name in ("params", "flops", "macs", "memory", "size", "latency_ms")}
         recovery = parse_recovery(self.recovery) if self.recovery else {}
-        return given(
+        found = given(
             budget=parse_budget(caps) or None,
             methods=[parse_method(method) for method in self.method] if self.method else None,
             plan=read_plan(self.plan) if self.plan else None,
@@ -144,6 +145,11 @@ class AboutJob:
             device=self.device,
             seed=self.seed,
         )
+        try:
+            json.dumps(found, allow_nan=False)
+        except ValueError as error:
+            raise OptionError("An option says nan or inf, where a number belongs") from error
+        return found
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -175,18 +175,21 @@ def _named(option: str, field: str, text: str, example: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         return parse_json_object(option, text)
     name, _, rest = text.partition(":")
-    return {field: name.strip(), **_pairs(f"{option} {text}", rest, f"{name}:{example}")}
+    return _pairs(f"{option} {text}", rest, f"{name}:{example}", {field: name.strip()})
 
 
-def _pairs(option: str, text: str, example: str) -> dict[str, Any]:
-    """`key=value,…`, values as JSON where they are, else as text."""
-    found: dict[str, Any] = {}
+def _pairs(option: str, text: str, example: str, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`key=value,…`, values as JSON where they are, else as text; each key once. before: what is said already."""
+    found: dict[str, Any] = dict(before or {})
     for pair in filter(None, text.split(",")):
         key, separator, value = pair.partition("=")
         if not separator:
             raise OptionError(f"{option}: write options as name=value, for example {example}")
+        key = key.strip()
+        if key in found:
+            raise OptionError(f"{option}: {key} is given twice")
         try:
-            found[key.strip()] = json.loads(value)
+            found[key] = json.loads(value)
         except ValueError:
-            found[key.strip()] = value.strip()
+            found[key] = value.strip()
     return found
