@@ -155,7 +155,7 @@ def _compressed(original: Network, dataset: ImageDataset, aim: Aim, arguments: a
         )
         network = recovered.network
         trained.append(_training(epochs, recovered.details, time.monotonic() - began))
-        sparse = sparse_network_counts(original, network, reduced.shared)
+        sparse = sparse_network_counts(reduced.network, network, reduced.shared)
         watch(f"fine-tuned, {epochs} epochs", network, reduced.costs, sparse)
     if arguments.beside and aim.macs:
         rows += _torch_pruning(original, dataset, aim.macs, arguments)
