@@ -16,7 +16,12 @@ from core.penni.search import ColumnSearch, Selection
 from core.penni.slimming import Slim
 
 # How often the limits are moved.
-_TRIES = 6
+_TRIES = 10
+# This much of a cap is all of it.
+_LANDED = 0.999
+
+# Of the caps and of the aims.
+_Limits = tuple[tuple[Constraint, ...], tuple[Constraint, ...]]
 
 
 def landed(
@@ -29,29 +34,47 @@ def landed(
 
     slimmed: what would be delivered of a selection. aims: caps on the paper's count.
     """
-    best, caps, wanted = None, tuple(constraints), tuple(aims)
+    best: Selection | None = None
+    # Limits under which what is left is within the caps, and others under which it is not.
+    within: _Limits | None = None
+    beyond: _Limits | None = None
+    limits: _Limits = (tuple(constraints), tuple(aims))
     for _ in range(_TRIES):
-        selection = search.land(caps, wanted)
+        selection = search.land(*limits)
         if selection is None:
             break
         left = slimmed(selection)
         if left.meets(constraints, aims):
-            best = selection
-        elif best is not None:
+            best, within = selection, limits
+            if any(cap.value(left.costs) >= _LANDED * cap.limit for cap in constraints):
+                break
+        else:
+            beyond = limits
+        if within is not None and beyond is not None:
+            following = _between(within, beyond)
+        else:
+            counted = search.exact(selection).costs
+            following = (
+                tuple(_moved(*pair, counted, left.costs) for pair in zip(constraints, limits[0], strict=True)),
+                tuple(_moved(*pair, selection.counted, left.sparse) for pair in zip(aims, limits[1], strict=True)),
+            )
+        if following in (limits, within):
             break
-        counted = search.exact(selection).costs
-        moved = tuple(_moved(*pair, counted, left.costs) for pair in zip(constraints, caps, strict=True))
-        aimed = wanted
-        if aims:
-            sparse = left.sparse
-            aimed = tuple(_moved(*pair, selection.counted, sparse) for pair in zip(aims, wanted, strict=True))
-        if (moved, aimed) == (caps, wanted):
-            break
-        caps, wanted = moved, aimed
+        limits = following
     if best is None:
         fewest = search.smallest
         best = fewest if slimmed(fewest).meets(constraints, aims) else None
     return best
+
+
+def _between(within: _Limits, beyond: _Limits) -> _Limits:
+    """Halfway: what dies at once takes much with it, so that no rule of three lands there."""
+    halves = (
+        tuple(replace(low, limit=(low.limit + high.limit) // 2) for low, high in zip(*pair, strict=True))
+        for pair in zip(within, beyond, strict=True)
+    )
+    lower, upper = halves
+    return lower, upper
 
 
 def _moved(cap: Constraint, searched: Constraint, counted: Costs, left: Costs) -> Constraint:
