@@ -89,13 +89,13 @@ class Chain(Rewriter):
             attempts += [(share, True) for share in reversed(_SHARES)]
         refusals = []
         for share, nearest in attempts:
+            cut, start = starts(share)
             try:
-                cut, start = starts(share)
                 rewriting = self._rewritten(replace(task, network=start, nearest=nearest))
             except EngineError as error:
                 if error.code != "target_infeasible":
                     raise
-                refusals.append(error)
+                refusals.append(_of_what_is_left(error, cut))
                 continue
             rewriting = replace(rewriting, kept=compose(cut.kept, rewriting.kept))
             halves = (
@@ -104,7 +104,7 @@ class Chain(Rewriter):
             )
             return self._work(task.constraints, rewriting, cut, halves)
         # Where channels went so far that there are no kernels to share, what a shorter way comes to says more.
-        raise max(refusals, key=lambda error: ("smallest" in error.details, refusals.index(error)))
+        raise max(refusals, key=lambda error: ("costs" in error.details, refusals.index(error)))
 
     def _start(self, task: RewritingTask, share: float) -> tuple[Cut, Network]:
         """The network without the channels that leave this far on the way, and the same fitted to the images."""
@@ -212,6 +212,12 @@ class Chain(Rewriter):
     @staticmethod
     def _half(method: str, costs: Costs) -> dict[str, Any]:
         return {"method": method, "macs": costs.macs, "params": costs.params}
+
+
+def _of_what_is_left(error: EngineError, cut: Cut) -> EngineError:
+    """With the costs that the removed channels alone come to, where there was nothing to do after them."""
+    smallest = error.details.get("smallest") or cut.choice.plan.predicted.as_dict()
+    return EngineError(error.code, error.message, param=error.param, details={**error.details, "smallest": smallest})
 
 
 def _between(cap: Constraint, costs: Costs, share: float) -> Constraint:

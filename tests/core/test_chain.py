@@ -106,6 +106,14 @@ def test_what_a_chain_cannot_reach_is_said_of_the_chain_and_beside_the_original(
     assert error["details"]["smallest"]["macs"] == proposal["predicted"]["macs"]
 
 
+def test_a_chain_whose_first_half_leaves_no_kernels_says_what_it_comes_to(request_for, tmp_path):
+    with pytest.raises(EngineError) as refusal:
+        compress(request_for(MAGNITUDE, PENNI, ratio=0.001), tmp_path)
+    details = refusal.value.details
+    assert refusal.value.code == "target_infeasible"
+    assert 0.001 * details["costs"]["macs"] < details["smallest"]["macs"] < 0.5 * details["costs"]["macs"]
+
+
 def test_an_aim_of_a_chain_is_a_share_of_the_original(request_for, tmp_path):
     sharing = {"type": "penni", "unit": "coefficient", "sparse_params": 0.1}
     result = compress(request_for(MAGNITUDE, sharing), tmp_path)
