@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import TypeAdapter, ValidationError
 
 from api.problems import FieldError, Problem, escape, field_errors, invalid
@@ -174,10 +175,16 @@ def _schema_errors(value: Any, schema: dict[str, Any], at: str) -> list[FieldErr
         FieldError(
             pointer=at + "".join(f"/{escape(part)}" for part in error.absolute_path),
             code="unknown_field" if error.validator == "additionalProperties" else str(error.validator),
-            detail=error.message[:_MAX_DETAIL],
+            detail=_said(error)[:_MAX_DETAIL],
         )
         for error in found
     ]
+
+
+def _said(error: SchemaError) -> str:
+    """What is wrong; where one of several forms is asked for, what each of them misses."""
+    forms = [form.message for form in error.context or ()] if error.validator in ("anyOf", "oneOf") else []
+    return f"It has none of the forms that are allowed: {'; '.join(dict.fromkeys(forms))}." if forms else error.message
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> str:

@@ -21,7 +21,8 @@ def with_kinds() -> Catalogue:
     for method in catalogue["methods"]:
         method["kind"] = "removes_channels"
     recipe = {"enum": ["closed_form", "paper"], "x-needs-labels": ["paper"]}
-    schema = {"type": "object", "properties": {"type": {"const": "penni"}, "recipe": recipe}}
+    bases = {"anyOf": [{"type": "integer"}, {"const": "auto"}]}
+    schema = {"type": "object", "properties": {"type": {"const": "penni"}, "recipe": recipe, "bases": bases}}
     penni = {"type": "penni", "title": "Penni", "description": "A method.", "kind": "rewrites_layers", "schema": schema}
     return Catalogue.model_validate({**catalogue, "methods": [*catalogue["methods"], penni]})
 
@@ -74,6 +75,11 @@ def test_request_that_makes_no_sense_is_a_422_pointing_at_the_field(service, cha
     "options, pointer, words",
     [
         ({"methods": [PENNI, PENNI]}, "/methods", "penni and penni both rewrite layers"),
+        (
+            {"methods": [{**PENNI, "bases": "x"}]},
+            "/methods/0/bases",
+            "none of the forms that are allowed: 'x' is not of",
+        ),
         ({"methods": [{"type": "auto"}, MAGNITUDE]}, "/methods", "auto and magnitude both remove channels"),
         ({"methods": [PENNI], "plan": WIDTHS}, "/plan", "takes no widths"),
         ({"methods": [MAGNITUDE, PENNI], "plan": WIDTHS}, "/plan", "takes no widths"),
