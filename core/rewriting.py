@@ -133,6 +133,10 @@ class Rewriter:
         judge = judge_for(self._origin.network, dataset, self._device)
         fitted, plain = (judge.value(work.rewriting.reference(work.rewriting.network)) for work in (found, alone))
         better = judge.no_worse(fitted, plain)
+        # A fit revives channels that weights alone leave dead, which may be too much for a cap near the least.
+        within = [_within(work.rewriting, constraints) for work in (found, alone)]
+        if within[0] != within[1]:
+            better = within[0]
         guard = {
             "measure": judge.measure,
             "fitted": round(fitted, 6),
@@ -236,6 +240,14 @@ def option_errors_at(position: int) -> Iterator[None]:
             raise
         param = f"/methods/{position}{error.param.removeprefix(_FIRST_METHOD)}"
         raise EngineError(error.code, error.message, param=param, details=error.details) from error
+
+
+def _within(rewriting: Rewriting, constraints: Sequence[Constraint]) -> bool:
+    """Whether what would be delivered meets the caps and what its options aim at."""
+    aims = rewriting.report.get("aims", ())
+    return all(cap.met_by(rewriting.predicted) for cap in constraints) and all(
+        aim["value"] <= aim["limit"] for aim in aims
+    )
 
 
 def _together(proofs: Sequence[Equivalence]) -> Equivalence:

@@ -87,6 +87,14 @@ def test_labelled_images_train_it_and_the_delivered_files_say_the_same(request_f
     assert (found == labels[test]).mean() == pytest.approx(result["compressed"]["accuracy"], abs=1e-9)
 
 
+def test_what_a_refusal_calls_the_smallest_is_reached_with_images_too(request_for, tmp_path):
+    with pytest.raises(EngineError) as refusal:
+        compress(request_for(Cap("macs", max_ratio=0.001)), tmp_path)
+    least = refusal.value.details["smallest"]["macs"]
+    result = compress(request_for(Cap("macs", maximum=least), "labelled", recovery={"epochs": 0}), tmp_path)
+    assert result["met"] and result["compressed"]["macs"] <= least
+
+
 def test_a_run_that_died_in_training_does_not_fit_again(request_for, tmp_path, monkeypatch):
     request = request_for(Cap("macs", max_ratio=0.55), "labelled", recovery={"epochs": 2, "threads": 1})
     whole = compress(request, tmp_path / "whole", checkpoint=Checkpoint(tmp_path / "whole_state", "request"))
