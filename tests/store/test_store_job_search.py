@@ -61,6 +61,8 @@ def test_labels_say_how_their_job_stands(filled: House) -> None:
 
 def test_a_page_of_a_label_and_a_status_is_read_from_one_index(filled: House) -> None:
     sent: list[tuple[str, object]] = []
+    with filled.database.transaction() as session:
+        session.execute(text("ANALYZE job_labels"))  # what is not counted yet costs the same by any index
     with filled.database.read() as session:
         if session.get_bind().dialect.name != "sqlite":
             session.execute(text("SET LOCAL enable_seqscan = off"))  # the tables are small
