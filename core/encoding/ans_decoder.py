@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from core.encoding import bits, gaps, tables
+from core.encoding import bits, fast, gaps, tables
 from core.encoding.contexts import MAX_CONTEXTS, Contexts, class_bytes, read_classes
 from core.encoding.contexts import MAX_PRECISION as CONTEXT_PRECISION
 from core.encoding.errors import PwtError, PwtFault
@@ -49,13 +49,19 @@ class Decoder:
             found[low - start : high - start] = block[low - first : high - first]
 
         numbers = range(start // self._block_columns, -(-stop // self._block_columns))
-        if threads == 1 or len(numbers) == 1:
+        if threads == 1 or len(numbers) == 1 or not self._compiled(numbers):
             for number in numbers:
                 decode(number)
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(decode, numbers))
         return found
+
+    def _compiled(self, numbers: range) -> bool:
+        """Whether any of these blocks is decoded by compiled code. The many small steps of numpy hold the interpreter's lock,
+        so that threads would wait for each other."""
+        entries = self._block_columns * self._layout.rows
+        return any(fast.worthwhile(self.blocks[number][2] if self._runs else entries) for number in numbers)
 
     def _block(self, number: int, first: int, last: int) -> np.ndarray:
         begin, end, survivors = self.blocks[number]

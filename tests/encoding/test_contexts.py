@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import lzma
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.encoding import ans, fast, formats, tables
+from core.encoding import ans, ans_decoder, fast, formats, tables
 from core.encoding.ans_decoder import CONTEXTS, Decoder
 from core.encoding.errors import PwtError
 from core.encoding.layout import layout_of
@@ -45,13 +46,20 @@ def test_channels_of_different_scale_take_less_than_their_entropy_and_than_xz(mo
     assert (decoder.columns(7, 19) == flat[7:19]).all()
 
 
-def test_threads_share_blocks_and_give_the_same(monkeypatch):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_threads_share_blocks_where_that_helps_and_give_the_same(monkeypatch, compiled):
     monkeypatch.setattr(ans, "_BLOCK_ENTRIES", 900)
+    monkeypatch.setattr(fast, "worthwhile", lambda count: compiled)
+    pools = []
+    monkeypatch.setattr(
+        ans_decoder, "ThreadPoolExecutor", lambda threads: pools.append(threads) or ThreadPoolExecutor(threads)
+    )
     tensor = scaled((50, 20, 3, 3), 30)
     payload, _ = formats.encode(tensor, "ans")
     assert len(Decoder(memoryview(payload)[4 * len(tensor.codebook) :], layout_of(tensor)).blocks) > 3
     for threads in (1, 2, 5):
         assert (formats.decode(payload, "ans", layout_of(tensor), threads).indices == tensor.indices).all()
+    assert pools == ([2, 5] if compiled else [])
 
 
 @given(st.integers(1, 300), st.integers(0, 8), st.integers(9, 13), st.integers(1, 4), st.integers(0, 2**32 - 1))
