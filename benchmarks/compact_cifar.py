@@ -48,6 +48,7 @@ from core.recovery import ImageDataset, accuracy
 NETWORKS = ("resnet20", "resnet56")
 KINDS = ("alone", "together", "fine-tuned")
 CPU = torch.device("cpu")
+_MOST_LOST = 2.5
 _COLOURS = {"cws": "#2f6fde", "pws": "#c62a2f", "uq": "#187a43", "ecsq": "#8e4ec6"}
 console = Console(highlight=False)
 
@@ -196,11 +197,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _svg(rows: list[dict[str, Any]]) -> str:
-    """Points lost against the share of the bytes: a panel per network, a line per quantiser, rings for fine-tuned ones."""
+    """Points lost against the share of the bytes: a panel per network, a colour per quantiser. Hollow: weights rounded alone;
+    filled: together; rings: fine-tuned. What loses more than the axis reaches is at its end."""
     averaged = _averaged(rows)
     networks = sorted({row["network"] for row in averaged})
     width, height, left, low = 420, 300, 56, 40
-    most = max(0.5, min(12.0, max((row["lost"] for row in averaged), default=1.0)))
+    most = max(0.5, min(_MOST_LOST, max((row["lost"] for row in averaged), default=1.0)))
     widest = max((row["of_original"] for row in averaged), default=0.2) * 1.1
     parts = []
     for panel, network in enumerate(networks):
@@ -223,16 +225,19 @@ def _svg(rows: list[dict[str, Any]]) -> str:
         )
         for quantizer, colour in _COLOURS.items():
             own = [row for row in averaged if row["network"] == network and row["quantizer"] == quantizer]
-            line = sorted((place(row) for row in own if row["kind"] == "together"), key=lambda point: point[0])
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]
+            for kind, dashes, fill in (("alone", "4 3", "#fff"), ("together", "", colour)):
+                line = sorted((place(row) for row in own if row["kind"] == kind), key=lambda point: point[0])
+                points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+                drawn = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"'
+                parts.append(f'<polyline points="{points}" {drawn}/>')
+                parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>' for x, y in line]
             tuned = [place(row) for row in own if row["kind"] == "fine-tuned"]
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="none" stroke="{colour}"/>' for x, y in tuned]
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="none" stroke="{colour}"/>' for x, y in tuned]
     legend = "".join(
         f'<text x="{left + 70 * index}" y="{height - 4}" fill="{colour}">{name}</text>'
         for index, (name, colour) in enumerate(_COLOURS.items())
     )
+    legend += f'<text x="{left + 70 * len(_COLOURS)}" y="{height - 4}">○ alone  ● together</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * max(1, len(networks))} {height}" '
         f'font-family="sans-serif" font-size="12"><title>Points of accuracy lost against bytes</title>'
