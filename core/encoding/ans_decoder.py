@@ -44,12 +44,14 @@ class Decoder:
         def decode(number: int) -> None:
             first = number * self._block_columns
             last = min(first + self._block_columns, self._layout.columns)
-            block = self._block(number, first, last).reshape(last - first, rows)
+            block = self._block(number, first, last, whole).reshape(last - first, rows)
             low, high = max(start, first), min(stop, last)
             found[low - start : high - start] = block[low - first : high - first]
 
         numbers = range(start // self._block_columns, -(-stop // self._block_columns))
-        if threads == 1 or len(numbers) == 1 or not self._compiled(numbers):
+        whole = self._symbols(numbers)
+        # The many small steps of numpy hold the interpreter's lock, so that threads would wait for each other.
+        if threads == 1 or len(numbers) == 1 or not fast.worthwhile(whole):
             for number in numbers:
                 decode(number)
         else:
@@ -57,16 +59,16 @@ class Decoder:
                 list(pool.map(decode, numbers))
         return found
 
-    def _compiled(self, numbers: range) -> bool:
-        """Whether any of these blocks is decoded by compiled code. The many small steps of numpy hold the interpreter's lock,
-        so that threads would wait for each other."""
-        entries = self._block_columns * self._layout.rows
-        return any(fast.worthwhile(self.blocks[number][2] if self._runs else entries) for number in numbers)
+    def _symbols(self, numbers: range) -> int:
+        """How many symbols these blocks hold: a distance and a value of each survivor, or one of each entry."""
+        if self._runs:
+            return 2 * sum(self.blocks[number][2] for number in numbers)
+        return len(numbers) * self._block_columns * self._layout.rows
 
-    def _block(self, number: int, first: int, last: int) -> np.ndarray:
+    def _block(self, number: int, first: int, last: int, whole: int) -> np.ndarray:
         begin, end, survivors = self.blocks[number]
         content, entries = self._body[begin:end], (last - first) * self._layout.rows
-        stream = Stream(content, self._lanes)
+        stream = Stream(content, self._lanes, whole)
         if not self._runs:
             contexts = None if self._contexts is None else self._contexts.of_columns(self._layout, first, last)
             flat = stream.symbols(entries, self._models[0], contexts)
@@ -77,10 +79,15 @@ class Decoder:
         width_of, smallest = gaps.widths_of(np.arange(gaps.TOKENS)), gaps.smallest_gaps(np.arange(gaps.TOKENS))
         chunks = [slice(first, first + _PLACED_AT_ONCE) for first in range(0, survivors, _PLACED_AT_ONCE)]
         used = stream.finish()
-        extra_bits = sum(int(width_of[tokens[chunk]].sum()) for chunk in chunks)
+        extra_bits = sum(int(np.bincount(tokens[chunk], minlength=gaps.TOKENS) @ width_of) for chunk in chunks)
         self._ends(used + bits.stream_bytes(extra_bits), len(content))
         flat = np.full(entries, self._background, index_type(self._layout.levels))
-        words, position, place = bits.words_of(content[used:]), 0, -1
+        words = bits.words_of(content[used:])
+        if fast.worthwhile(whole):
+            if not fast.place(tokens, values, words, width_of, smallest, flat):
+                raise PwtError(PwtFault.bad_index, "ans", "a survivor lies beyond its block")
+            return flat
+        position, place = 0, -1
         for chunk in chunks:
             widths = width_of[tokens[chunk]]
             distances = smallest[tokens[chunk]] + bits.unpack_varying(words, widths, position).astype(np.int64)

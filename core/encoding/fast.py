@@ -114,6 +114,46 @@ def _huffman_kernel() -> Callable[..., None]:
     return decode
 
 
+def place(
+    tokens: np.ndarray,
+    values: np.ndarray,
+    words: np.ndarray,
+    width_of: np.ndarray,
+    smallest: np.ndarray,
+    flat: np.ndarray,
+) -> bool:
+    """Writes each value into `flat` at the distance that its token and extra bits say; whether all lie in it.
+
+    width_of, smallest: of every token (`core.encoding.gaps`). words: of `bits.words_of`, which hold all extra bits.
+    """
+    return bool(_place_kernel()(tokens, values, words, width_of, smallest, flat))
+
+
+@cache
+def _place_kernel() -> Callable[..., bool]:
+    import numba
+
+    @numba.njit(nogil=True)
+    def place(tokens, values, words, width_of, smallest, flat):
+        position, at = np.int64(0), np.int64(-1)
+        for survivor in range(len(tokens)):
+            token = tokens[survivor]
+            width = width_of[token]
+            at += smallest[token] + 1
+            if width > 0:
+                index = position >> 5
+                pair = (np.uint64(words[index]) << np.uint64(32)) | np.uint64(words[index + 1])
+                window = (pair >> np.uint64(32 - (position & 31))) & np.uint64(0xFFFFFFFF)
+                at += np.int64(window >> np.uint64(32 - width))
+                position += width
+            if at >= len(flat):
+                return False
+            flat[at] = values[survivor]
+        return True
+
+    return place
+
+
 @cache
 def symbol_beyond_table() -> Callable[..., int]:
     """symbol·64 + length of a codeword that is longer than the table reaches.

@@ -111,9 +111,13 @@ def encode(segments: list[tuple[np.ndarray, Model]], lanes: int) -> bytes:
 
 
 class Stream:
-    """Decoding of what `encode` made, segment by segment; `finish` says whether it ended as it must."""
+    """Decoding of what `encode` made, segment by segment; `finish` says whether it ended as it must.
 
-    def __init__(self, content: memoryview, lanes: int) -> None:
+    whole: the symbols of all streams that are decoded together, which say whether compiling is worth its time.
+    """
+
+    def __init__(self, content: memoryview, lanes: int, whole: int = 0) -> None:
+        self._whole = whole
         if len(content) < 4 * lanes:
             raise PwtError(PwtFault.bad_extent, "ans", f"{len(content)} bytes cannot hold {lanes} states")
         self._state = np.frombuffer(content[: 4 * lanes], "<u4").astype(np.int64)
@@ -129,7 +133,7 @@ class Stream:
             return np.full(count, model.frequencies.argmax(), np.uint16)
         found = np.empty(count, np.uint16)
         contexts = np.empty(0, np.uint8) if contexts is None else contexts
-        if fast.worthwhile(count):
+        if fast.worthwhile(max(count, self._whole)):
             self._taken = fast.rans_symbols(
                 self._state,
                 self._words,
