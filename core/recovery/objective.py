@@ -23,8 +23,6 @@ from core.recovery.outputs import OutputScales
 TEMPERATURE = 4.0
 DISTILLATION_WEIGHT = 0.9
 _LEAST_PROBABILITY = 1e-6
-# Outputs that are zero throughout have a weighed square of zero.
-_LEAST_POWER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def output_loss(outputs: Sequence[Tensor], teacher: Sequence[Tensor], scales: Ou
     ):
         if weight is None:
             continue
-        squares = (found - target).square() * (weight / max(power, _LEAST_POWER))
+        squares = (found - target).square() * (weight / power)
         loss = squares.reshape(len(found), -1).mean(dim=1).log1p().mean()
         if probabilities:
             loss = loss + divergence(*(rows.clamp_min(_LEAST_PROBABILITY).log() for rows in (found, target)))

@@ -30,8 +30,8 @@ _SUM_TOLERANCE = 1e-3
 @dataclass(frozen=True)
 class OutputScales:
     """weights: per output, what a squared difference is multiplied by, a number or a vector along one axis; None for an
-    output that does not count. powers: the mean square of each output, so weighed. probabilities: which outputs are rows that
-    sum to one."""
+    output that does not count. powers: the mean square of each output, so weighed; 1 where
+    that is zero. probabilities: which outputs are rows that sum to one."""
 
     weights: tuple[Tensor | None, ...]
     powers: tuple[float, ...]
@@ -42,7 +42,7 @@ class OutputScales:
         """From the original's outputs ([n, …] each) on some images."""
         weights = tuple(_weight(output) if output.is_floating_point() else None for output in outputs)
         powers = tuple(
-            float((output.square() * weight).mean()) if weight is not None else 0.0
+            (float((output.square() * weight).mean()) if weight is not None else 0.0) or 1.0
             for output, weight in zip(outputs, weights, strict=True)
         )
         return OutputScales(weights, powers, tuple(_are_probabilities(output) for output in outputs))
@@ -88,7 +88,9 @@ def every_output(
 
 
 def _weight(output: Tensor) -> Tensor:
-    whole = output.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    whole = output.square().mean()
+    if whole == 0:
+        return torch.ones_like(whole)  # nothing to be relative to
     best, spread = None, _UNEVEN
     for axis in range(1, output.ndim) if output.ndim > 2 else ():
         if output.shape[axis] == 1:
