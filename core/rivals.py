@@ -113,7 +113,7 @@ def _tried(
     judge = judge_for(original, run.dataset, run.device)
     removed = _removed(run, choice, judge)
     found = {"measure": judge.measure, "magnitude": round(removed, 6)}
-    if abs(judge.value(original) - removed) <= NEXT_TO_NOTHING[judge.measure]:
+    if abs(judge.of_original - removed) <= NEXT_TO_NOTHING[judge.measure]:
         return {"taken": "magnitude", **found, "reason": "Removing channels loses next to nothing."}
     try:
         with memory_as_refusal(_SHARED_KERNELS):

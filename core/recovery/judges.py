@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -39,12 +40,25 @@ class Judge(ABC):
         """Whether a candidate with this figure may take the place of the best so far."""
 
 
-class AccuracyJudge(Judge):
+class _Looking(Judge):
+    """A judge that looks at networks itself."""
+
+    def __init__(self, original: Network) -> None:
+        self._original = original
+
+    @cached_property
+    def of_original(self) -> float:
+        """The figure of the original, measured once."""
+        return self.value(self._original)
+
+
+class AccuracyJudge(_Looking):
     """Top-1 on the validation split."""
 
     measure = "validation_accuracy"
 
     def __init__(self, original: Network, dataset: ImageDataset, device: torch.device) -> None:
+        super().__init__(original)
         self._dataset, self._device = dataset, device
         self._quick = _quick(dataset.val, original, device)
 
@@ -55,12 +69,13 @@ class AccuracyJudge(Judge):
         return candidate >= best
 
 
-class OutputJudge(Judge):
+class OutputJudge(_Looking):
     """Relative error of all outputs against the original's on held-out images (`core.recovery.outputs`)."""
 
     measure = "output_error"
 
     def __init__(self, original: Network, dataset: ImageDataset, device: torch.device) -> None:
+        super().__init__(original)
         self._dataset, self._device = dataset, device
         sampled = dataset.val.sample(_held_out_examples(original, device)).images
         # In no order, so that the first of them are a sample, too.

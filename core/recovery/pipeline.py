@@ -214,7 +214,7 @@ def _reported(
     left_alone = best.name == _PRUNED
     test["after"] = test["before"] if left_alone else accuracy(best.network, dataset.test, dataset, device=device)
     val = {
-        "original": judge.value(original),
+        "original": judge.of_original,
         "before": stages.values[_PRUNED],
         "after": best.value,
     }

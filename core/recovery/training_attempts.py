@@ -98,7 +98,7 @@ def train(
         say("Measuring how many threads train fastest")
         threads, timed = _threads(network, lesson, config)
         attempt = 0
-    if config.learning_rate is None and dataset.labelled and judge.value(original) - value <= NEAR_LOSS:
+    if config.learning_rate is None and dataset.labelled and judge.of_original - value <= NEAR_LOSS:
         schedule = gentler(schedule, NEAR_FACTOR)
     attempts = [schedule]
     if config.learning_rate is None:
