@@ -125,6 +125,12 @@ class Constraint:
     def met_by(self, costs: Costs) -> bool:
         return self.value(costs) <= self.limit
 
+    def on_the_way(self, costs: Costs, share: float) -> Constraint:
+        """The cap this far on the way to it from what `costs` says, in equal ratios; at 1 the cap itself."""
+        end = max(1, self.limit)
+        start = max(end, self.value(costs))
+        return self if share == 1 else replace(self, limit=max(self.limit, math.floor(start * (end / start) ** share)))
+
     def as_dict(self, costs: Costs) -> dict[str, Any]:
         return {
             "metric": self.metric,

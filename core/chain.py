@@ -11,7 +11,6 @@ against the plain convolution with the same weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -110,14 +109,14 @@ class Chain(Rewriter):
         """The network without the channels that leave this far on the way, and the same fitted to the images."""
         cut = Cut.of(
             task.network,
-            self._chosen(self._chooser, [_between(cap, task.original, share) for cap in task.constraints]),
+            self._chosen(self._chooser, [cap.on_the_way(task.original, share) for cap in task.constraints]),
         )
         if task.images is None:
             return cut, cut.pruned
         return cut, refit(cut.pruned, task.network, task.images, kept=cut.kept, device=task.device).network
 
     def _kernels_then_channels(self, task: RewritingTask) -> Work:
-        caps = tuple(_between(cap, task.original, _SHARES[0]) for cap in task.constraints)
+        caps = tuple(cap.on_the_way(task.original, _SHARES[0]) for cap in task.constraints)
         shared = self._rewritten(replace(task, constraints=caps, nearest=True, share=_SHARES[0]))
         written = shared.reference(shared.network)
         chooser = self._chooser_for(written)
@@ -127,7 +126,7 @@ class Chain(Rewriter):
 
         def at(limit: float) -> Cut:
             """Channels of the written-out network cut onto this share of the way to the caps."""
-            return Cut.of(written, self._chosen(chooser, [_between(cap, whole, limit) for cap in limits]))
+            return Cut.of(written, self._chosen(chooser, [cap.on_the_way(whole, limit) for cap in limits]))
 
         # The most channels with which no column has to go; all of the way, the plain network is within the caps itself.
         low, high, cut = 0.0, 1.0, None
@@ -218,12 +217,6 @@ def _of_what_is_left(error: EngineError, cut: Cut) -> EngineError:
     """With the costs that the removed channels alone come to, where there was nothing to do after them."""
     smallest = error.details.get("smallest") or cut.choice.plan.predicted.as_dict()
     return EngineError(error.code, error.message, param=error.param, details={**error.details, "smallest": smallest})
-
-
-def _between(cap: Constraint, costs: Costs, share: float) -> Constraint:
-    """A cap this far on the way from what `costs` says, in equal ratios."""
-    start = max(1, cap.limit, cap.value(costs))
-    return cap if share == 1 else replace(cap, limit=math.floor(start * (max(1, cap.limit) / start) ** share))
 
 
 def _planned(layer: PlannedLayer, plain: Network) -> PlannedLayer:

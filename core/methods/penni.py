@@ -10,7 +10,7 @@ The paper's own unit, count and training are options (`core.penni.options`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.budget import Constraint
@@ -18,6 +18,7 @@ from core.methods.method import Fitting, Rewriting, RewritingMethod, RewritingTa
 from core.network import Network
 from core.penni.narrowing import keeps_all, narrow
 from core.penni.options import OPTIONS, PenniConfig
+from core.penni.pruning import Pruning
 from core.penni.reduced import Reduced
 from core.penni.reduction import reduce_columns
 from core.penni.retraining import Alternating
@@ -45,11 +46,11 @@ def rewrite(task: RewritingTask, config: PenniConfig) -> Rewriting:
         steps=task.steps,
     )
     widths = {site.weight: site.outputs for site in sites(task.network, pointwise=True)}
-    return _rewriting(reduced, widths, config.round_to, tuple(pruning.aims))
+    return _rewriting(reduced, widths, pruning)
 
 
-def _rewriting(reduced: Reduced, widths: Mapping[str, int], round_to: int, aims: tuple[Constraint, ...]) -> Rewriting:
-    """widths: the outputs that each layer had before, by its weight. aims: in full."""
+def _rewriting(reduced: Reduced, widths: Mapping[str, int], pruning: Pruning) -> Rewriting:
+    """widths: the outputs that each layer had before, by its weight. pruning: with its aims in full."""
     layers = reduced.shared
 
     def counts(trained: Network) -> dict[str, int]:
@@ -68,7 +69,7 @@ def _rewriting(reduced: Reduced, widths: Mapping[str, int], round_to: int, aims:
         delivered=lambda trained: deliver(reduced.network, trained, reduced.layers, reduced.dense),
         reference=lambda trained: fused(reduced.network, trained, layers),
         sparse=counts,
-        narrowing=_Narrowing(reduced, widths, round_to, aims),
+        narrowing=_Narrowing(reduced, widths, pruning),
     )
 
 
@@ -78,26 +79,21 @@ class _Narrowing:
 
     reduced: Reduced
     widths: Mapping[str, int]
-    round_to: int
-    aims: tuple[Constraint, ...]
+    pruning: Pruning
+
+    @property
+    def aims(self) -> tuple[Constraint, ...]:
+        return tuple(self.pruning.aims)
 
     def fits(self, pruned: Network, cut: Kept, constraints: Sequence[Constraint]) -> bool:
-        return keeps_all(self.reduced, pruned, cut, constraints, self.aims, self.round_to)
+        return keeps_all(self.reduced, pruned, cut, replace(self.pruning, constraints=constraints))
 
     def narrow(
         self, pruned: Network, cut: Kept, constraints: Sequence[Constraint], nearest: bool, fitting: Fitting | None
     ) -> Rewriting:
-        found = narrow(
-            self.reduced,
-            pruned,
-            cut,
-            constraints,
-            self.aims,
-            round_to=self.round_to,
-            nearest=nearest,
-            fitting=fitting,
-        )
-        return _rewriting(found, self.widths, self.round_to, self.aims)
+        pruning = replace(self.pruning, constraints=constraints)
+        found = narrow(self.reduced, pruned, cut, pruning, nearest=nearest, fitting=fitting)
+        return _rewriting(found, self.widths, self.pruning)
 
 
 def _note(report: dict[str, Any]) -> str:

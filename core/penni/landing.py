@@ -8,10 +8,11 @@ again as it would be delivered, and the limits of the search are moved by the di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from core.budget import Constraint, Costs
+from core.penni.pruning import Pruning
 from core.penni.search import ColumnSearch, Selection
 from core.penni.slimming import Slim
 
@@ -27,18 +28,18 @@ _Limits = tuple[tuple[Constraint, ...], tuple[Constraint, ...]]
 def landed(
     search: ColumnSearch,
     slimmed: Callable[[Selection], Slim],
-    constraints: Sequence[Constraint],
-    aims: Sequence[Constraint] = (),
+    pruning: Pruning,
 ) -> Selection | None:
     """The most within caps and aims as it would be delivered; None where even the fewest columns exceed one.
 
-    slimmed: what would be delivered of a selection. aims: caps on the paper's count.
+    slimmed: what would be delivered of a selection.
     """
+    constraints, aims = tuple(pruning.constraints), tuple(pruning.aims)
     best: Selection | None = None
     # Limits under which what is left is within the caps, and others under which it is not.
     within: _Limits | None = None
     beyond: _Limits | None = None
-    limits: _Limits = (tuple(constraints), tuple(aims))
+    limits: _Limits = (constraints, aims)
     for _ in range(_TRIES):
         selection = search.land(*limits)
         if selection is None:

@@ -7,15 +7,15 @@ that a cap has no room for leave as in a reduction, and what is left is fitted t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from core.budget import Constraint
 from core.methods.method import Fitting
 from core.network import Network
 from core.penni.decomposition import SharedKernels
 from core.penni.fitting import KernelSolver
 from core.penni.landing import landed
 from core.penni.program import LATER_SWEEPS
+from core.penni.pruning import Pruning
 from core.penni.reduced import Reduced, forms, reached, refusal
 from core.penni.rewriting import written_out
 from core.penni.search import ColumnSearch, Selection
@@ -26,69 +26,44 @@ from core.recovery.recalibration import Kept
 from core.recovery.refit import refit
 
 
-def keeps_all(
-    reduced: Reduced,
-    pruned: Network,
-    cut: Kept,
-    constraints: Sequence[Constraint],
-    aims: Sequence[Constraint],
-    round_to: int,
-) -> bool:
+def keeps_all(reduced: Reduced, pruned: Network, cut: Kept, pruning: Pruning) -> bool:
     """Whether no column has to go for the caps and aims; see `narrow`."""
-    return _search(reduced, pruned, cut, (*constraints, *aims), round_to)[0].everything.meets(constraints, aims)
+    search = _search(pruned, _left(reduced, cut), pruning)
+    return search.everything.meets(pruning.constraints, pruning.aims)
 
 
 def narrow(
-    reduced: Reduced,
-    pruned: Network,
-    cut: Kept,
-    constraints: Sequence[Constraint],
-    aims: Sequence[Constraint],
-    *,
-    round_to: int,
-    nearest: bool,
-    fitting: Fitting | None,
+    reduced: Reduced, pruned: Network, cut: Kept, pruning: Pruning, *, nearest: bool, fitting: Fitting | None
 ) -> Reduced:
-    """`reduced` after its written-out network became `pruned`. cut: what is left of the tensors of the former. aims:
-    caps on the paper's count.
+    """`reduced` after its written-out network became `pruned`. cut: what is left of the tensors of the former.
 
     Raises EngineError("target_infeasible") where what would be delivered of the fewest columns exceeds a cap or an aim;
     with `nearest` these are taken.
     """
-    limits = (*constraints, *aims)
-    search, factors = _search(reduced, pruned, cut, limits, round_to)
-    selection = landed(search, lambda tried: _slim(pruned, factors, tried), constraints, aims)
+    factors = _left(reduced, cut)
+    search = _search(pruned, factors, pruning)
+    selection = landed(search, lambda tried: _slim(pruned, factors, tried), pruning)
     if selection is None and not nearest:
-        raise refusal(_slim(pruned, factors, search.smallest), constraints, aims, search.original)
+        raise refusal(_slim(pruned, factors, search.smallest), pruning, search.original)
     chosen = selection or search.smallest
-    if fitting is None:
-        found = _slim(pruned, factors, chosen)
-    else:
-        found = _fitted(pruned, factors, chosen, fitting, constraints, aims, round_to)
-    report = {
-        **reduced.report,
-        **forms(found),
-    }
-    if aims:
-        report["aims"] = reached(aims, found)
+    found = _slim(pruned, factors, chosen) if fitting is None else _fitted(pruned, factors, chosen, fitting, pruning)
+    report = {**reduced.report, **forms(found)}
+    if pruning.aims:
+        report["aims"] = reached(pruning.aims, found)
     kept = compose(compose(reduced.kept, cut), found.kept)
     return Reduced(found.network, found.staged, found.costs, kept, report)
 
 
-def _search(
-    reduced: Reduced, pruned: Network, cut: Kept, constraints: Sequence[Constraint], round_to: int
-) -> tuple[ColumnSearch, dict[str, SharedKernels]]:
-    factors = {
+def _left(reduced: Reduced, cut: Kept) -> dict[str, SharedKernels]:
+    """The factors of the channels that are left, by weight."""
+    return {
         layer.site.weight: one.with_channels(cut.get(layer.site.weight, ())) for layer, one in reduced.layers.items()
     }
-    return _searching(pruned, factors, constraints, round_to), factors
 
 
-def _searching(
-    network: Network, factors: Mapping[str, SharedKernels], constraints: Sequence[Constraint], round_to: int
-) -> ColumnSearch:
+def _search(network: Network, factors: Mapping[str, SharedKernels], pruning: Pruning) -> ColumnSearch:
     found = [site for site in sites(network, pointwise=True) if site.weight in factors]
-    return ColumnSearch(network, found, factors, constraints, round_to)
+    return pruning.search(network, found, factors)
 
 
 def _slim(network: Network, factors: Mapping[str, SharedKernels], selection: Selection) -> Slim:
@@ -102,9 +77,7 @@ def _fitted(
     factors: Mapping[str, SharedKernels],
     selection: Selection,
     fitting: Fitting,
-    constraints: Sequence[Constraint],
-    aims: Sequence[Constraint],
-    round_to: int,
+    pruning: Pruning,
 ) -> Slim:
     """Factors and plain layers solved for what the original says, in the order of execution; within the limits again
     where a channel that said nothing says a number now, and stays."""
@@ -120,8 +93,7 @@ def _fitted(
     ).network
     solved = {weight: solver.shared for weight, solver in solvers.items()}
     found = _slim(fitted, solved, selection)
-    if found.meets(constraints, aims):
+    if found.meets(pruning.constraints, pruning.aims):
         return found
-    search = _searching(fitted, solved, (*constraints, *aims), round_to)
-    again = landed(search, lambda tried: _slim(fitted, solved, tried), constraints, aims)
+    again = landed(_search(fitted, solved, pruning), lambda tried: _slim(fitted, solved, tried), pruning)
     return found if again is None else _slim(fitted, solved, again)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 from core.budget import Constraint, Costs
 
@@ -22,9 +21,3 @@ def steps_onto(limits: Iterable[tuple[Constraint, Costs]]) -> int:
     left = min((cap.limit / max(cap.limit, cap.value(costs)) for cap, costs in limits), default=1.0)
     wanted = math.ceil(math.log(max(left, _LEFT_PER_STEP**_MOST)) / math.log(_LEFT_PER_STEP))
     return min(_MOST, max(_FEWEST, wanted))
-
-
-def after(share: float, cap: Constraint, costs: Costs) -> Constraint:
-    """The cap after this share of the steps that lead from `costs` onto `cap`."""
-    start = max(cap.limit, cap.value(costs))
-    return replace(cap, limit=max(cap.limit, math.floor(start * (cap.limit / start) ** share)))

@@ -18,7 +18,7 @@ from core.penni.bases import Bases
 from core.penni.decomposition import SharedKernels, decompose
 from core.penni.fitting import KernelSolver
 from core.penni.landing import landed
-from core.penni.pace import after, steps_onto
+from core.penni.pace import steps_onto
 from core.penni.pruning import Pruning
 from core.penni.reduced import Reduced, forms, reached, refusal
 from core.penni.rewriting import SharedLayer, trainable, valued, written_out
@@ -63,9 +63,7 @@ class Program:
 
     def refusal(self) -> EngineError:
         """What the least that may be left costs, and which caps and aims that exceeds."""
-        return refusal(
-            self.slim(self.search.smallest), self._pruning.constraints, self._pruning.aims, self.search.original
-        )
+        return refusal(self.slim(self.search.smallest), self._pruning, self.search.original)
 
     def fitted(self, selection: Selection, images: Tensor) -> Selection:
         """All columns fitted, then pruned and fitted in steps; the last step is on the caps."""
@@ -82,7 +80,7 @@ class Program:
             # Columns that died in the fit may have made room. Where this step's caps are out of reach, the fewest
             # columns, and in the end those that were planned without images.
             if step < steps:
-                now, aimed = ([after(step / steps, *limit) for limit in limits] for limits in (caps, aims))
+                now, aimed = ([cap.on_the_way(costs, step / steps) for cap, costs in limits] for limits in (caps, aims))
                 selection = self.search.land(now, aimed) or self.search.smallest
             else:
                 selection = self.landed() or planned
@@ -140,7 +138,7 @@ class Program:
 
     def landed(self) -> Selection | None:
         """The most within caps and aims (`core.penni.landing`); None if out of reach."""
-        return landed(self.search, self.slim, self._pruning.constraints, self._pruning.aims)
+        return landed(self.search, self.slim, self._pruning)
 
     def _still_landed(self, selection: Selection) -> Selection:
         """What a fit left: a channel that said nothing may say a number now, and then it stays."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -45,10 +44,7 @@ class Pruning:
 
     def eased(self, original: Costs, share: float) -> Pruning:
         """With the aims this far on the way from what `original` costs, in equal ratios; the caps as they are."""
-        if share == 1:
-            return self
-        aims = tuple(replace(aim, limit=math.floor(_on_the_way(aim, original, share))) for aim in self.aims)
-        return replace(self, aims=aims)
+        return replace(self, aims=tuple(aim.on_the_way(original, share) for aim in self.aims))
 
     def sites(self, network: Network) -> dict[str, Site]:
         """The layers that take part, by weight."""
@@ -87,8 +83,3 @@ class Pruning:
             return CoefficientSearch(network, found, factors, self.constraints, self.score)
         # Whole columns: what is counted by nonzeros is what any runtime executes.
         return ColumnSearch(network, found, factors, self.limits, self.round_to)
-
-
-def _on_the_way(aim: Constraint, original: Costs, share: float) -> float:
-    start = max(1, aim.limit, aim.value(original))
-    return start * (max(1, aim.limit) / start) ** share

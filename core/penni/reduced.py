@@ -10,6 +10,7 @@ from core.budget import Constraint, Costs
 from core.errors import EngineError
 from core.network import Network
 from core.penni.decomposition import SharedKernels
+from core.penni.pruning import Pruning
 from core.penni.rewriting import SharedLayer
 from core.penni.slimming import Slim
 from core.recovery.recalibration import Kept
@@ -57,13 +58,11 @@ def reached(aims: Sequence[Constraint], found: Slim) -> list[dict[str, Any]]:
     return [{"metric": aim.metric, "limit": aim.limit, "value": aim.value(sparse)} for aim in aims]
 
 
-def refusal(
-    smallest: Slim, constraints: Sequence[Constraint], aims: Sequence[Constraint], original: Costs
-) -> EngineError:
+def refusal(smallest: Slim, pruning: Pruning, original: Costs) -> EngineError:
     """smallest: what would be delivered of the fewest columns. original: what the network costs as it came."""
     costs = smallest.costs
     details = {"costs": original.as_dict(), "smallest": costs.as_dict()}
-    missed = [cap for cap in constraints if not cap.met_by(costs)]
+    missed = [cap for cap in pruning.constraints if not cap.met_by(costs)]
     if missed:
         said = ", ".join(f"{cap.metric} {cap.value(costs):,} where {cap.limit:,} is the limit" for cap in missed)
         return EngineError(
@@ -71,9 +70,11 @@ def refusal(
             f"Shared kernels alone reach no less than {said}. Raise the cap, or use a method that removes channels "
             "(magnitude).",
             param=f"/budget/{missed[0].metric}",
-            details={**details, "constraints": [cap.as_dict(costs) for cap in constraints]},
+            details={**details, "constraints": [cap.as_dict(costs) for cap in pruning.constraints]},
         )
-    said = ", ".join(f"{aim['metric']} {aim['value']:,} for {aim['limit']:,}" for aim in reached(aims, smallest))
+    said = ", ".join(
+        f"{aim['metric']} {aim['value']:,} for {aim['limit']:,}" for aim in reached(pruning.aims, smallest)
+    )
     return EngineError(
         "target_infeasible",
         f"Counted by nonzeros, the least that may be left is {said}. Aim at more (sparse_params, sparse_macs).",
