@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import nn
 
 from core.network import Network
+from tests.core.recovery_cases import taught
 
 # Shortcuts may slice and pad; the rest is what any runtime has.
 PLAIN_OPERATORS = {
@@ -104,3 +107,30 @@ def difference(one: Network, other: Network) -> float:
     inputs = one.random_inputs(4, 7, torch.float64)
     wanted, found = (net.to(torch.float64).run(*inputs)[0] for net in (one, other))
     return float((wanted - found).abs().max() / wanted.abs().max())
+
+
+class Inverted(nn.Module):
+    """The block of MobileNetV2: most of its work is in 1×1 convolutions."""
+
+    def __init__(self, width: int = 24, wide: int = 96):
+        super().__init__()
+        self.widen, self.norm1 = nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide)
+        self.own, self.norm2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide)
+        self.narrow, self.norm3 = nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        wide = torch.relu(self.norm2(self.own(torch.relu(self.norm1(self.widen(x))))))
+        return x + self.norm3(self.narrow(wide))
+
+
+def mobile() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), Inverted(), Inverted(), Inverted()),
+        *(nn.Conv2d(24, 96, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)),
+    )
+
+
+@cache
+def mobile_network() -> Network:
+    """That knows the digits."""
+    return taught(mobile, epochs=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 
 import numpy as np
 import onnx
@@ -11,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 
 from core.analysis import profile
 from core.budget import Budget, Cap
@@ -28,48 +26,8 @@ from core.penni.sites import sites
 from core.penni.slimming import deliver
 from core.recovery.refit import refit
 from core.rewriting import compare_forms
-from tests.core.penni_cases import network_of, seeded
-from tests.core.recovery_cases import digits, save_digits
-
-
-class Inverted(nn.Module):
-    """The block of MobileNetV2: most of its work is in 1×1 convolutions."""
-
-    def __init__(self, width: int = 24, wide: int = 96):
-        super().__init__()
-        self.widen, self.norm1 = nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide)
-        self.own, self.norm2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide)
-        self.narrow, self.norm3 = nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width)
-
-    def forward(self, x):
-        wide = torch.relu(self.norm2(self.own(torch.relu(self.norm1(self.widen(x))))))
-        return x + self.norm3(self.narrow(wide))
-
-
-def mobile() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), Inverted(), Inverted(), Inverted()),
-        *(nn.Conv2d(24, 96, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)),
-    )
-
-
-@cache
-def mobile_network() -> Network:
-    """That knows the digits."""
-    images, labels, split = digits()
-    x, y = torch.from_numpy(images[split == "train"])[:, None].float() / 255, torch.from_numpy(labels[split == "train"])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = mobile().train()
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=8 * 19)
-        for _ in range(8):
-            for rows in torch.randperm(len(x)).split(64)[:19]:
-                optimizer.zero_grad()
-                F.cross_entropy(module(x[rows]), y[rows]).backward()
-                optimizer.step()
-                schedule.step()
-    return Network.from_module(module.eval(), {"x": (1, 8, 8)})
+from tests.core.penni_cases import mobile_network, network_of, seeded
+from tests.core.recovery_cases import save_digits
 
 
 def of_rank(outputs: int, inputs: int, kernel: tuple[int, ...], rank: int, seed: int = 0) -> torch.Tensor:
