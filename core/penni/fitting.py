@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from core.penni.decomposition import SharedKernels
+from core.penni.losses import removal_losses
 from core.recovery.least_squares import NormalEquations, Solution, judged
 from core.recovery.patches import MatrixLayer
 
@@ -30,13 +31,14 @@ RIDGES = (1e-4, 1e-2)
 
 class KernelSolver:
     """Solves one layer as shared kernels (a `Solver` of `core.recovery.least_squares`); `shared` is the state, before
-    and after.
+    and after, and `losses` says afterwards what each of its columns is worth (`core.penni.losses`; None before).
 
     Coefficients that are zero stay zero. sweeps: how often the kernels are solved too.
     """
 
     def __init__(self, shared: SharedKernels, sweeps: int) -> None:
         self.shared = shared
+        self.losses: Tensor | None = None
         self._sweeps = sweeps
 
     def __call__(
@@ -50,6 +52,17 @@ class KernelSolver:
             self.shared.basis.to(**options),
             None if bias is None else bias.to(**options),
         )
+        both = fit + judge
+        solution = self._solved(fit, judge, both, start, weight, bias)
+        solved = _Factors(self.shared.coefficients.to(**options), self.shared.basis.to(**options), start.bias)
+        maps, _ = _of_maps(both, solved)
+        self.losses = removal_losses(self.shared, maps, both.power)
+        return solution
+
+    def _solved(
+        self, fit: _Moments, judge: _Moments, both: _Moments, start: _Factors, weight: Tensor, bias: Tensor | None
+    ) -> Solution | None:
+        """Put the best factors into `shared`; None where no strength improves what is there."""
         before = judge.error(start)
         best_error, best_ridge = before, None
         for ridge in RIDGES:
@@ -59,7 +72,7 @@ class KernelSolver:
                 best_error, best_ridge = error, ridge
         if best_ridge is None:
             return None
-        found = _alternate(fit + judge, start, self._sweeps, best_ridge)
+        found = _alternate(both, start, self._sweeps, best_ridge)
         if found is None:
             return None
         dtype, device = self.shared.basis.dtype, self.shared.basis.device
@@ -127,16 +140,7 @@ def _alternate(moments: _Moments, factors: _Factors, sweeps: int, ridge: float) 
 def _coefficients(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | None:
     """The best coefficients and bias for these kernels. Where single ones are zero, one problem per output."""
     outputs, inputs, kernels = factors.coefficients.shape
-    basis, taps = factors.basis, factors.basis.shape[1]
-    windows = inputs * taps
-    # Moments of the depthwise maps, from those of the windows: every axis of taps goes through the kernels.
-    through = torch.einsum("bi,xci->xcb", basis, moments.gram[:, :windows].view(-1, inputs, taps)).flatten(1)
-    maps = torch.einsum("bi,ciy->cby", basis, through[:windows].view(inputs, taps, -1)).flatten(0, 1)
-    cross = torch.einsum("bi,cio->cbo", basis, moments.cross[:windows].view(inputs, taps, outputs)).flatten(0, 1)
-    if moments.has_bias:
-        sums = through[windows:]
-        maps = torch.cat([torch.cat([maps, sums.T], 1), torch.cat([sums, moments.gram[-1:, -1:]], 1)])
-        cross = torch.cat([cross, moments.cross[-1:]])
+    maps, cross = _of_maps(moments, factors)
     current = factors.coefficients.flatten(1).T
     if factors.bias is not None:
         current = torch.cat([current, factors.bias[None]])
@@ -158,7 +162,23 @@ def _coefficients(moments: _Moments, factors: _Factors, ridge: float) -> _Factor
                 return None
             result[own, output] = solved[:, 0]
     bias = result[-1] if moments.has_bias else None
-    return _Factors(result[: inputs * kernels].T.reshape(outputs, inputs, kernels), basis, bias)
+    return _Factors(result[: inputs * kernels].T.reshape(outputs, inputs, kernels), factors.basis, bias)
+
+
+def _of_maps(moments: _Moments, factors: _Factors) -> tuple[Tensor, Tensor]:
+    """The Gram matrix [C·d (+ 1), C·d (+ 1)] and the cross moments [C·d (+ 1), O] of the depthwise maps, from those of the
+    windows: every axis of taps goes through the kernels."""
+    outputs, inputs, _ = factors.coefficients.shape
+    basis, taps = factors.basis, factors.basis.shape[1]
+    windows = inputs * taps
+    through = torch.einsum("bi,xci->xcb", basis, moments.gram[:, :windows].view(-1, inputs, taps)).flatten(1)
+    maps = torch.einsum("bi,ciy->cby", basis, through[:windows].view(inputs, taps, -1)).flatten(0, 1)
+    cross = torch.einsum("bi,cio->cbo", basis, moments.cross[:windows].view(inputs, taps, outputs)).flatten(0, 1)
+    if moments.has_bias:
+        sums = through[windows:]
+        maps = torch.cat([torch.cat([maps, sums.T], 1), torch.cat([sums, moments.gram[-1:, -1:]], 1)])
+        cross = torch.cat([cross, moments.cross[-1:]])
+    return maps, cross
 
 
 def _basis(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from core.methods.method import Fitting
 from core.network import Network
 from core.penni.decomposition import SharedKernels
@@ -61,9 +63,14 @@ def _left(reduced: Reduced, cut: Kept) -> dict[str, SharedKernels]:
     }
 
 
-def _search(network: Network, factors: Mapping[str, SharedKernels], pruning: Pruning) -> ColumnSearch:
+def _search(
+    network: Network,
+    factors: Mapping[str, SharedKernels],
+    pruning: Pruning,
+    losses: Mapping[str, Tensor] | None = None,
+) -> ColumnSearch:
     found = [site for site in sites(network, pointwise=True) if site.weight in factors]
-    return pruning.search(network, found, factors)
+    return pruning.search(network, found, factors, losses)
 
 
 def _slim(network: Network, factors: Mapping[str, SharedKernels], selection: Selection) -> Slim:
@@ -95,5 +102,6 @@ def _fitted(
     found = _slim(fitted, solved, selection)
     if found.meets(pruning.constraints, pruning.aims):
         return found
-    again = landed(_search(fitted, solved, pruning), lambda tried: _slim(fitted, solved, tried), pruning)
+    losses = {weight: solver.losses for weight, solver in solvers.items() if solver.losses is not None}
+    again = landed(_search(fitted, solved, pruning, losses), lambda tried: _slim(fitted, solved, tried), pruning)
     return found if again is None else _slim(fitted, solved, again)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from core.budget import Constraint, Costs
 
 # The least that one step leaves of a count, within so many steps.
-_LEFT_PER_STEP = 0.62
+_LEFT_PER_STEP = 0.8
 _FEWEST, _MOST = 3, 6
 
 

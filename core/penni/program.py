@@ -58,6 +58,7 @@ class Program:
             )
         pruning.bases.check(wide)
         self._costs = replace(profile(network).costs, size_bytes=safetensors_bytes(network))
+        self._losses: dict[str, Tensor] = {}
         self._factors, self.search = self._start()
         self._steps: list[dict[str, Any]] = []
 
@@ -204,7 +205,7 @@ class Program:
         return found
 
     def _searching(self, factors: Mapping[str, SharedKernels]) -> ColumnSearch:
-        return self._pruning.search(self._original, list(self._sites.values()), factors)
+        return self._pruning.search(self._original, list(self._sites.values()), factors, self._losses)
 
     def _chosen(self, selection: Selection) -> dict[str, SharedKernels]:
         """The factors of the layers that have a share in a selection; the others stay as they are."""
@@ -220,6 +221,8 @@ class Program:
         self._network = found.network
         for weight, solver in solvers.items():
             self._factors[weight] = solver.shared
+            if solver.losses is not None:
+                self._losses[weight] = solver.losses
         errors = [after for _, after in found.layers.values()]
         self._steps.append(
             {

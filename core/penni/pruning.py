@@ -78,8 +78,15 @@ class Pruning:
         """
         return self.unit == "coefficient" and not {limit.metric for limit in self.limits} & {"macs", "flops"}
 
-    def search(self, network: Network, found: Sequence[Site], factors: Mapping[str, SharedKernels]) -> ColumnSearch:
+    def search(
+        self,
+        network: Network,
+        found: Sequence[Site],
+        factors: Mapping[str, SharedKernels],
+        losses: Mapping[str, Tensor] | None = None,
+    ) -> ColumnSearch:
+        """losses: by weight, what a fit says that each column is worth."""
         if self.unit == "coefficient":
             return CoefficientSearch(network, found, factors, self.constraints, self.score)
         # Whole columns: what is counted by nonzeros is what any runtime executes.
-        return ColumnSearch(network, found, factors, self.limits, self.round_to)
+        return ColumnSearch(network, found, factors, self.limits, self.round_to, losses)

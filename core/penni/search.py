@@ -1,9 +1,11 @@
 """Landing on the budget: which (input channel, kernel) columns stay.
 
-All columns of all layers are ranked by the norm of their coefficients, which compare because the kernels have unit
-norm; one threshold over that ranking is bisected on the exact cost of the network in its delivered form until every cap
-holds. Each layer runs in whichever form costs it less, two stages or dense, so a layer stays dense until its columns
-pay. What is left under the caps is filled with the next columns that fit.
+All columns of all layers are ranked by what their layer would lose without them (`core.penni.losses`). Where layers are
+fitted, that is per unit of what a column costs, the greedy order of a knapsack. Without images nothing makes up for what goes
+in front, where most of the cost is, and a column counts by its loss alone. One threshold over that ranking is bisected on the
+exact cost of the network in its delivered form until every cap holds. Each layer runs in whichever form costs it less, two
+stages or dense, so a layer stays dense until its columns pay. What is left under the caps is filled with the next columns that
+fit.
 
 Columns come and go in blocks of `round_to`: runtimes compute depthwise maps in vectors of 8 or 16 channels and are
 several times slower on numbers in between (`benchmarks/penni_forms.py`).
@@ -25,6 +27,7 @@ from core.budget import Constraint, Costs
 from core.network import Network
 from core.penni.costs import LayerCounts, dense_counts, two_stage_counts
 from core.penni.decomposition import SharedKernels
+from core.penni.losses import weight_losses
 from core.penni.rewriting import SharedLayer, executable, trainable
 from core.penni.sites import Site
 from core.planning import safetensors_bytes
@@ -69,7 +72,8 @@ class Selection:
 class ColumnSearch:
     """Selections of one network's columns. factors: by weight, for every site that may run in another form.
 
-    constraints: of the kinds that are to be met; they decide what is counted, and which form of a layer costs less.
+    constraints: of the kinds that are to be met; they decide what is counted, and which form of a layer costs less. losses:
+    by weight, what each column is worth [C, d]; by the weights alone for those that are not there.
     """
 
     def __init__(
@@ -79,14 +83,19 @@ class ColumnSearch:
         factors: Mapping[str, SharedKernels],
         constraints: Sequence[Constraint],
         round_to: int,
+        losses: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._network = network
         self._sites = {site.weight: replace(site, span=factors[site.weight].span) for site in sites}
         self._factors = factors
+        self._losses = losses or {}
         self._round_to = round_to
         self._base = profile(network).costs
         self._constraints = tuple(constraints)
-        self._by_params = all(c.metric == "params" or (c.metric, c.kind) == ("memory", "weights") for c in constraints)
+        self._by_params = all(_by_params(cap) for cap in constraints)
+        whole = replace(self._base, size_bytes=safetensors_bytes(network))
+        tightest = min(constraints, key=lambda cap: cap.limit / max(1, cap.value(whole)), default=None)
+        self._scarce_params = tightest is not None and _by_params(tightest)
         self._order, self._floor = self._ranking()
 
     @property
@@ -141,16 +150,16 @@ class ColumnSearch:
         return best
 
     def _ranking(self) -> tuple[list[tuple[str, list[int]]], int]:
-        """(weight, flat columns) of every block, those that must stay first, then by norm; and how many must stay."""
+        """(weight, flat columns) of every block, those that must stay first, then by worth; and how many must stay."""
         must, rest = [], []
         for weight, factors in self._factors.items():
-            norms = factors.column_norms().flatten()
-            ranked = norms.argsort(descending=True, stable=True)
+            live, losses = factors.live.flatten(), self._losses.get(weight, weight_losses(factors)).flatten()
+            ranked = torch.where(live, losses, -1.0).argsort(descending=True, stable=True)
             size = self._block(factors)
-            blocks = ranked[: int((norms > 0).sum())].split(size)
+            blocks = ranked[: int(live.sum())].split(size)
             floor = max(1, math.ceil(LEAST_SHARE * factors.pieces * factors.kernels / size))
-            share = self._share(factors)
-            entries = [(share * float(norms[block].square().mean()), weight, block.tolist()) for block in blocks]
+            cost = self._column_cost(weight)
+            entries = [(float(losses[block].mean()) / cost, weight, block.tolist()) for block in blocks]
             must += entries[:floor]
             rest += entries[floor:]
         rest.sort(key=lambda entry: -entry[0])
@@ -160,11 +169,14 @@ class ColumnSearch:
         """How many columns come and go together. Maps of kernels over all inputs are an ordinary convolution's."""
         return self._round_to if factors.pieces > 1 else max(1, self._round_to // _FINER)
 
-    @staticmethod
-    def _share(factors: SharedKernels) -> float:
-        """What a column costs whose kernel lies over one input, by what one of these costs: norms² are held against
-        the work that they take."""
-        return (math.prod(factors.kernel) + factors.outputs) / (factors.taps + factors.outputs)
+    def _column_cost(self, weight: str) -> float:
+        """What one column more costs, by the count whose cap is the tightest; before a fit, by what a column costs in this
+        layer whose kernel lies over one input."""
+        site, factors = self._sites[weight], self._factors[weight]
+        if not self._losses:
+            return (factors.taps + factors.outputs) / (math.prod(factors.kernel) + factors.outputs)
+        counts = two_stage_counts(site.outputs, 1, int(site.span > 1), site.taps, site.positions)
+        return counts.params if self._scarce_params else counts.macs
 
     def _masks(self, count: int) -> dict[str, Tensor]:
         columns: dict[str, list[int]] = {weight: [] for weight in self._factors}
@@ -212,6 +224,11 @@ class ColumnSearch:
         network = executable(self._network, trainable(self._network, layers), layers)
         costs = profile(network).costs
         return replace(selection, costs=replace(costs, size_bytes=safetensors_bytes(network, pruned=True)))
+
+
+def _by_params(cap: Constraint) -> bool:
+    """Whether parameters are what it counts, as themselves or as bytes."""
+    return cap.metric in ("params", "size") or (cap.metric, cap.kind) == ("memory", "weights")
 
 
 def shared_layers(

@@ -94,7 +94,7 @@ def test_other_chains_and_bad_options_of_a_chain_are_refused(request_for, tmp_pa
 
 @pytest.mark.parametrize("methods", [(PENNI, MAGNITUDE), (MAGNITUDE, PENNI)])
 def test_what_a_chain_cannot_reach_is_said_of_the_chain_and_beside_the_original(request_for, methods):
-    proposal = propose(request_for(*methods, ratio=0.05))
+    proposal = propose(request_for(*methods, ratio=0.04))
     error = proposal["error"]
     first, second = (method["type"] for method in methods)
     assert not proposal["feasible"]

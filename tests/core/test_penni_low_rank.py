@@ -165,7 +165,7 @@ def test_a_job_on_a_network_of_1x1_layers_takes_chains_and_delivers_plain_layers
         assert rows[path]["after"]["macs"] * 96 * 24 == rows[path]["before"]["macs"] * kernels * (96 + 24)
     nodes = onnx.load(out / "model.onnx").graph.node
     assert {node.domain for node in nodes} <= {"", "ai.onnx"}
-    assert sum(node.op_type == "Conv" for node in nodes) == 4 + 2 * len(report["forms"])
+    assert sum(node.op_type == "Conv" for node in nodes) == 4 + 7 + len(report["forms"])
     stored = load_file(out / "model.safetensors")
     for path, kernels in report["kernels"].items():
         assert stored[f"{path}.basis"].shape[0] == stored[f"{path}.coefficients"].shape[1] == kernels
