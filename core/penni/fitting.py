@@ -31,15 +31,17 @@ RIDGES = (1e-4, 1e-2)
 
 class KernelSolver:
     """Solves one layer as shared kernels (a `Solver` of `core.recovery.least_squares`); `shared` is the state, before
-    and after, and `losses` says afterwards what each of its columns is worth (`core.penni.losses`; None before).
+    and after.
 
-    Coefficients that are zero stay zero. sweeps: how often the kernels are solved too.
+    Coefficients that are zero stay zero. sweeps: how often the kernels are solved too. judging: say afterwards, in
+    `losses`, what each column is worth (`core.penni.losses`).
     """
 
-    def __init__(self, shared: SharedKernels, sweeps: int) -> None:
+    def __init__(self, shared: SharedKernels, sweeps: int, *, judging: bool = False) -> None:
         self.shared = shared
         self.losses: Tensor | None = None
         self._sweeps = sweeps
+        self._judging = judging
 
     def __call__(
         self, layer: MatrixLayer, inputs: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None
@@ -54,9 +56,10 @@ class KernelSolver:
         )
         both = fit + judge
         solution = self._solved(fit, judge, both, start, weight, bias)
-        solved = _Factors(self.shared.coefficients.to(**options), self.shared.basis.to(**options), start.bias)
-        maps, _ = _of_maps(both, solved)
-        self.losses = removal_losses(self.shared, maps, both.power)
+        if self._judging:
+            solved = _Factors(self.shared.coefficients.to(**options), self.shared.basis.to(**options), start.bias)
+            maps, _ = _of_maps(both, solved)
+            self.losses = removal_losses(self.shared, maps, both.power)
         return solution
 
     def _solved(

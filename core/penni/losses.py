@@ -33,10 +33,11 @@ def removal_losses(shared: SharedKernels, gram: Tensor, power: Tensor) -> Tensor
 
     gram: ZᵀZ of all columns [C·d, C·d], channel-major, with one row and column more for a bias. power: ‖T‖².
     """
-    live = shared.live.flatten().to(gram.device)
-    told = torch.cat([live, live.new_ones(len(gram) - len(live))])
+    live, powers = shared.live.flatten(), shared.column_norms().square().flatten()
+    told = torch.cat([live, live.new_ones(len(gram) - len(live))]).to(gram.device)
     maps = gram[told][:, told]
-    strength = _RIDGE * maps.diagonal().mean() if bool(live.any()) else gram.new_zeros(())
+    strength = _RIDGE * maps.diagonal().mean()
+    # Also where there is no column, and the mean of nothing is no number.
     if not bool(strength > 0) or not bool(power > 0):
         return weight_losses(shared)
     maps.diagonal().add_(strength)
@@ -44,6 +45,6 @@ def removal_losses(shared: SharedKernels, gram: Tensor, power: Tensor) -> Tensor
     if bool(failed.any()):
         return weight_losses(shared)
     freedom = torch.cholesky_inverse(factor).diagonal()[: int(live.sum())]
-    losses = torch.zeros(len(live), dtype=torch.float64)
-    losses[live.cpu()] = (shared.column_norms().flatten()[live.cpu()].to(gram.device).square() / freedom / power).cpu()
+    losses = torch.zeros_like(powers)
+    losses[live] = powers[live] / (freedom * power).to(powers.device)
     return losses.view(shared.pieces, shared.kernels)

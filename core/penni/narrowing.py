@@ -89,7 +89,7 @@ def _fitted(
     """Factors and plain layers solved for what the original says, in the order of execution; within the limits again
     where a channel that said nothing says a number now, and stays."""
     left = {weight: factors[weight].with_columns(mask) for weight, mask in selection.live.items()}
-    solvers = {weight: KernelSolver(one, LATER_SWEEPS) for weight, one in left.items()}
+    solvers = {weight: KernelSolver(one, LATER_SWEEPS, judging=True) for weight, one in left.items()}
     fitted = refit(
         written_out(network, left),
         fitting.original,

@@ -216,7 +216,8 @@ class Program:
         self._progress(ProgressEvent("apply", message=message))
         chosen = self._chosen(selection)
         start = written_out(self._original, chosen)
-        solvers = {weight: KernelSolver(factors, sweeps) for weight, factors in chosen.items()}
+        judging = self._pruning.unit == "column"
+        solvers = {weight: KernelSolver(factors, sweeps, judging=judging) for weight, factors in chosen.items()}
         found = refit(start, self._original, images, kept={}, device=self._device, solvers=solvers)
         self._network = found.network
         for weight, solver in solvers.items():

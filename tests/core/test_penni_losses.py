@@ -76,7 +76,7 @@ def test_a_fit_says_what_its_columns_are_worth(bias):
     live = torch.rand(6, 4, generator=generator) < 0.6
     start = decompose(network.tensors["weight"], 4).with_columns(live)
     compressed = network.with_tensors({**network.tensors, "weight": start.weight()})
-    solver = KernelSolver(start, 0)
+    solver = KernelSolver(start, 0, judging=True)
     refit(compressed, network, images, kept={}, solvers={"weight": solver})
     columns = live.nonzero()
     maps = [
