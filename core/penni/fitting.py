@@ -34,7 +34,7 @@ class KernelSolver:
     and after.
 
     Coefficients that are zero stay zero. sweeps: how often the kernels are solved too. judging: say afterwards, in
-    `losses`, what each column is worth (`core.penni.losses`).
+    `losses`, what each column is worth (`core.penni.losses`); None where that cannot be told.
     """
 
     def __init__(self, shared: SharedKernels, sweeps: int, *, judging: bool = False) -> None:
@@ -57,9 +57,9 @@ class KernelSolver:
         both = fit + judge
         solution = self._solved(fit, judge, both, start, weight, bias)
         if self._judging:
-            solved = _Factors(self.shared.coefficients.to(**options), self.shared.basis.to(**options), start.bias)
-            maps, _ = _of_maps(both, solved)
-            self.losses = removal_losses(self.shared, maps, both.power)
+            spread = both.without_means()
+            maps, _ = _of_maps(spread, self.shared.basis.to(**options))
+            self.losses = removal_losses(self.shared, maps, spread.power)
         return solution
 
     def _solved(
@@ -124,6 +124,18 @@ class _Moments:
     def __add__(self, other: _Moments) -> _Moments:
         return _Moments(self.gram + other.gram, self.cross + other.cross, self.power + other.power, self.has_bias)
 
+    def without_means(self) -> _Moments:
+        """Of what a bias does not say: windows and outputs with their means taken off. The same where there is none."""
+        if not self.has_bias:
+            return self
+        sums, count, totals = self.gram[-1:, :-1], self.gram[-1, -1], self.cross[-1:]
+        return _Moments(
+            self.gram[:-1, :-1] - sums.T @ sums / count,
+            self.cross[:-1] - sums.T @ totals / count,
+            self.power - totals.square().sum() / count,
+            has_bias=False,
+        )
+
     def error(self, factors: _Factors) -> Tensor:
         """‖T − X·matrix‖²."""
         matrix = factors.matrix()
@@ -143,7 +155,7 @@ def _alternate(moments: _Moments, factors: _Factors, sweeps: int, ridge: float) 
 def _coefficients(moments: _Moments, factors: _Factors, ridge: float) -> _Factors | None:
     """The best coefficients and bias for these kernels. Where single ones are zero, one problem per output."""
     outputs, inputs, kernels = factors.coefficients.shape
-    maps, cross = _of_maps(moments, factors)
+    maps, cross = _of_maps(moments, factors.basis)
     current = factors.coefficients.flatten(1).T
     if factors.bias is not None:
         current = torch.cat([current, factors.bias[None]])
@@ -168,12 +180,12 @@ def _coefficients(moments: _Moments, factors: _Factors, ridge: float) -> _Factor
     return _Factors(result[: inputs * kernels].T.reshape(outputs, inputs, kernels), factors.basis, bias)
 
 
-def _of_maps(moments: _Moments, factors: _Factors) -> tuple[Tensor, Tensor]:
-    """The Gram matrix [C·d (+ 1), C·d (+ 1)] and the cross moments [C·d (+ 1), O] of the depthwise maps, from those of the
-    windows: every axis of taps goes through the kernels."""
-    outputs, inputs, _ = factors.coefficients.shape
-    basis, taps = factors.basis, factors.basis.shape[1]
-    windows = inputs * taps
+def _of_maps(moments: _Moments, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix [C·d (+ 1), C·d (+ 1)] and the cross moments [C·d (+ 1), O] of the maps of a basis [d, taps], from
+    those of the windows: every axis of taps goes through the kernels."""
+    taps, outputs = basis.shape[1], moments.cross.shape[1]
+    windows = len(moments.gram) - moments.has_bias
+    inputs = windows // taps
     through = torch.einsum("bi,xci->xcb", basis, moments.gram[:, :windows].view(-1, inputs, taps)).flatten(1)
     maps = torch.einsum("bi,ciy->cby", basis, through[:windows].view(inputs, taps, -1)).flatten(0, 1)
     cross = torch.einsum("bi,cio->cbo", basis, moments.cross[:windows].view(inputs, taps, outputs)).flatten(0, 1)
@@ -210,11 +222,9 @@ def _reduced_rank(moments: _Moments, factors: _Factors, ridge: float) -> _Factor
     nonzero = factors.coefficients[:, 0] != 0
     live, rows = nonzero.any(dim=0).nonzero()[:, 0], nonzero.any(dim=1)
     start = (factors.coefficients[:, 0] @ factors.basis).T
-    gram, cross, bias = moments.gram, moments.cross, None
-    if moments.has_bias:
-        # Of what is left once the means are taken off; the bias then makes up for them.
-        sums, count, totals = gram[-1:, :-1], gram[-1, -1], cross[-1:]
-        gram, cross = gram[:-1, :-1] - sums.T @ sums / count, cross[:-1] - sums.T @ totals / count
+    # A bias makes up for the means afterwards.
+    spread, bias = moments.without_means(), None
+    gram, cross = spread.gram, spread.cross
     solved = _ridge(gram, cross[:, rows], start[:, rows], ridge)
     if solved is None:
         return None
@@ -225,6 +235,7 @@ def _reduced_rank(moments: _Moments, factors: _Factors, ridge: float) -> _Factor
     coefficients[:, 0][rows.nonzero(), live] = directions
     basis[live] = directions.T @ solved.T
     if moments.has_bias:
+        sums, count, totals = moments.gram[-1:, :-1], moments.gram[-1, -1], moments.cross[-1:]
         bias = ((totals - sums @ (coefficients[:, 0] @ basis).T) / count)[0]
     return _Factors(coefficients, basis, bias)
 

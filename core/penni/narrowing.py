@@ -2,7 +2,7 @@
 
 Rows of a layer's coefficients are its output channels and their columns belong to its input channels, so that removing
 a channel of the written-out network removes the same of the factors; the kernels are shared by all and stay. Columns
-that a cap has no room for leave as in a reduction, and what is left is fitted to the original once more.
+that a cap has no room for leave, by their weights alone, and what is left is fitted to the original once more.
 """
 
 from __future__ import annotations

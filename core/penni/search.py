@@ -1,11 +1,11 @@
 """Landing on the budget: which (input channel, kernel) columns stay.
 
 All columns of all layers are ranked by what their layer would lose without them (`core.penni.losses`). Where layers are
-fitted, that is per unit of what a column costs, the greedy order of a knapsack. Without images nothing makes up for what goes
-in front, where most of the cost is, and a column counts by its loss alone. One threshold over that ranking is bisected on the
-exact cost of the network in its delivered form until every cap holds. Each layer runs in whichever form costs it less, two
-stages or dense, so a layer stays dense until its columns pay. What is left under the caps is filled with the next columns that
-fit.
+fitted, that is per unit of what a column costs, the greedy order of a knapsack. Before a fit nothing makes up for what
+goes in front, where most of the cost is, and a column counts by its loss alone. One threshold over that ranking is
+bisected on the exact cost of the network in its delivered form until every cap holds. Each layer runs in whichever form
+costs it less, two stages or dense, so a layer stays dense until its columns pay. What is left under the caps is filled
+with the next columns that fit.
 
 Columns come and go in blocks of `round_to`: runtimes compute depthwise maps in vectors of 8 or 16 channels and are
 several times slower on numbers in between (`benchmarks/penni_forms.py`).
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -72,8 +73,8 @@ class Selection:
 class ColumnSearch:
     """Selections of one network's columns. factors: by weight, for every site that may run in another form.
 
-    constraints: of the kinds that are to be met; they decide what is counted, and which form of a layer costs less. losses:
-    by weight, what each column is worth [C, d]; by the weights alone for those that are not there.
+    constraints: of the kinds that are to be met; they decide what is counted, and which form of a layer costs less.
+    losses: by weight, what a fit says that each column is worth [C, d]; by the weights alone where there was none.
     """
 
     def __init__(
@@ -93,10 +94,20 @@ class ColumnSearch:
         self._base = profile(network).costs
         self._constraints = tuple(constraints)
         self._by_params = all(_by_params(cap) for cap in constraints)
-        whole = replace(self._base, size_bytes=safetensors_bytes(network))
-        tightest = min(constraints, key=lambda cap: cap.limit / max(1, cap.value(whole)), default=None)
-        self._scarce_params = tightest is not None and _by_params(tightest)
+        self._scarce_params = self._by_params
         self._order, self._floor = self._ranking()
+        if len({_by_params(cap) for cap in constraints}) > 1 and _by_params(self._tightest()):
+            self._scarce_params = True
+            self._order, self._floor = self._ranking()
+
+    def _tightest(self) -> Constraint:
+        """The cap that leaves the smallest share of what columns can take off its count."""
+        most, least = (selection.costs for selection in (self.everything, self.smallest))
+
+        def room(cap: Constraint) -> float:
+            return (cap.limit - cap.value(least)) / max(1, cap.value(most) - cap.value(least))
+
+        return min(self._constraints, key=room)
 
     @property
     def original(self) -> Costs:
@@ -153,7 +164,7 @@ class ColumnSearch:
         """(weight, flat columns) of every block, those that must stay first, then by worth; and how many must stay."""
         must, rest = [], []
         for weight, factors in self._factors.items():
-            live, losses = factors.live.flatten(), self._losses.get(weight, weight_losses(factors)).flatten()
+            live, losses = factors.live.flatten(), self._worth(weight).flatten()
             ranked = torch.where(live, losses, -1.0).argsort(descending=True, stable=True)
             size = self._block(factors)
             blocks = ranked[: int(live.sum())].split(size)
@@ -169,11 +180,18 @@ class ColumnSearch:
         """How many columns come and go together. Maps of kernels over all inputs are an ordinary convolution's."""
         return self._round_to if factors.pieces > 1 else max(1, self._round_to // _FINER)
 
+    def _worth(self, weight: str) -> Tensor:
+        """What each column is worth. The weights say so of a layer that was not fitted, on the level of those that were."""
+        if weight in self._losses:
+            return self._losses[weight]
+        sums = [float(losses.sum()) for losses in self._losses.values()]
+        return (median(sums) if sums else 1.0) * weight_losses(self._factors[weight])
+
     def _column_cost(self, weight: str) -> float:
-        """What one column more costs, by the count whose cap is the tightest; before a fit, by what a column costs in this
-        layer whose kernel lies over one input."""
+        """What a column's loss is divided by: its cost by the tightest cap, or without a fit its share of the layer's."""
         site, factors = self._sites[weight], self._factors[weight]
         if not self._losses:
+            # Of a column whose kernel lies over one input: 1.
             return (factors.taps + factors.outputs) / (math.prod(factors.kernel) + factors.outputs)
         counts = two_stage_counts(site.outputs, 1, int(site.span > 1), site.taps, site.positions)
         return counts.params if self._scarce_params else counts.macs

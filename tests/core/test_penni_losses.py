@@ -23,26 +23,27 @@ def left_over(design: Tensor, target: Tensor) -> float:
     return float((design @ torch.linalg.lstsq(design, target).solution - target).square().sum())
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_loss_is_what_the_best_fit_of_the_others_leaves_over(bias):
+def test_the_loss_is_what_the_best_fit_of_the_others_leaves_over():
     generator = torch.Generator().manual_seed(0)
     # Three inputs with two kernels each, one column dead; maps that have much in common.
     maps = torch.randn(500, 6, generator=generator, dtype=torch.float64)
     maps = maps @ torch.randn(6, 6, generator=generator, dtype=torch.float64)
     live = torch.tensor([True, True, False, True, True, True])
-    target = maps @ torch.randn(6, 4, generator=generator, dtype=torch.float64) + 3
-    design = torch.cat([maps[:, live], maps.new_ones(500, int(bias))], dim=1)
-    solution = torch.linalg.lstsq(design, target).solution
+    target = maps @ torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    design = maps[:, live]
     coefficients = torch.zeros(4, 6, dtype=torch.float64)
-    coefficients[:, live] = solution[:5].T
+    coefficients[:, live] = torch.linalg.lstsq(design, target).solution.T
     shared = SharedKernels(coefficients.view(4, 3, 2), torch.eye(2, 9, dtype=torch.float64), (3, 3))
-    whole = torch.cat([maps, maps.new_ones(500, int(bias))], dim=1)
-    found = removal_losses(shared, whole.T @ whole, target.square().sum()).flatten()
+    found = removal_losses(shared, maps.T @ maps, target.square().sum()).flatten()
     assert found[2] == 0
     for column, at in enumerate(live.nonzero()[:, 0]):
         others = [one for one in range(design.shape[1]) if one != column]
         grown = left_over(design[:, others], target) - left_over(design, target)
         assert float(found[at]) == pytest.approx(grown / float(target.square().sum()), rel=0.02)
+    # In whatever units the maps are.
+    small = SharedKernels(1e3 * shared.coefficients, shared.basis, shared.kernel)
+    scaled = removal_losses(small, 1e-6 * maps.T @ maps, target.square().sum()).flatten()
+    assert scaled.tolist() == pytest.approx(found.tolist())
 
 
 def test_a_column_that_another_says_as_well_is_worth_little_however_large_it_is():
@@ -57,19 +58,26 @@ def test_a_column_that_another_says_as_well_is_worth_little_however_large_it_is(
 
 
 @pytest.mark.parametrize("silent", ["maps", "target"])
-def test_where_nothing_is_said_the_weights_decide(silent):
+def test_where_nothing_is_said_nothing_is_worth_anything(silent):
     shared = decompose(torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0)), 3)
     gram = torch.zeros(15, 15, dtype=torch.float64) if silent == "maps" else torch.eye(15, dtype=torch.float64)
     power = torch.tensor(0.0 if silent == "target" else 1.0, dtype=torch.float64)
-    found = removal_losses(shared, gram, power)
-    assert torch.equal(found, weight_losses(shared))
-    assert float(found.sum()) == pytest.approx(1)
+    assert torch.equal(removal_losses(shared, gram, power), torch.zeros(5, 3, dtype=torch.float64))
+    assert float(weight_losses(shared).sum()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_fit_says_what_its_columns_are_worth(bias):
+def test_what_cannot_be_told_is_not_told():
+    shared = decompose(torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0)), 3)
+    gram = -torch.eye(15, dtype=torch.float64) + 2 * torch.ones(15, 15, dtype=torch.float64)
+    assert removal_losses(shared, gram, torch.ones((), dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize("constant", [None, 0.0, 10.0])
+def test_a_fit_says_what_its_columns_are_worth_whatever_the_bias(constant):
     generator = torch.Generator().manual_seed(0)
-    module = seeded(nn.Conv2d(6, 8, 3, padding=1, bias=bias)).requires_grad_(False)
+    module = seeded(nn.Conv2d(6, 8, 3, padding=1, bias=constant is not None)).requires_grad_(False)
+    if constant is not None:
+        module.bias.add_(constant)
     network = Network.from_module(module, {"x": (6, 7, 7)})
     noise = torch.randn(64, 6, 9, 9, generator=generator)
     images = torch.relu(nn.functional.avg_pool2d(noise + 2 * noise.mean(dim=1, keepdim=True), 3, stride=1))
@@ -84,8 +92,9 @@ def test_a_fit_says_what_its_columns_are_worth(bias):
         for c, b in columns
     ]
     design = torch.stack(maps, -1).flatten(0, 3).double()
-    design = torch.cat([design, design.new_ones(len(design), int(bias))], dim=1)
     target = network.run(images)[0].permute(0, 2, 3, 1).reshape(-1, 8).double()
+    if constant is not None:
+        design, target = design - design.mean(dim=0), target - target.mean(dim=0)
     assert bool((solver.losses[~live] == 0).all())
     for column, (c, b) in enumerate(columns):
         others = [one for one in range(design.shape[1]) if one != column]
@@ -139,3 +148,23 @@ def test_what_a_column_is_worth_decides_between_layers():
 def test_without_a_fit_a_layer_is_not_made_to_pay_for_its_positions():
     first, second = landed(None, "macs")
     assert abs(first - second) <= 4
+
+
+def test_a_layer_that_was_not_fitted_is_compared_on_the_level_of_the_others():
+    # What fits say sums to far less than 1, and a layer about which they say nothing must not outweigh all of it.
+    first, second = landed({"second.weight": 0.01 * fitted()["second.weight"]}, "params")
+    assert abs(first - second) <= 4
+
+
+def test_of_two_caps_the_one_that_leaves_less_room_says_what_a_column_costs():
+    network = network_of(Pooled(), shape=(16, 8, 8))
+    found = sites(network)
+    factors = {site.weight: decompose(network.tensors[site.weight], 5) for site in found}
+    base = profile(network).costs
+    order = {}
+    for params, macs in ((0.4, 0.99), (0.99, 0.4)):
+        caps = Budget((Cap("params", max_ratio=params), Cap("macs", max_ratio=macs))).constraints(base)
+        live = ColumnSearch(network, found, factors, caps, 4, fitted()).land(caps).live
+        order[params] = [int(live[name].sum()) if name in live else 80 for name in ("first.weight", "second.weight")]
+    assert order[0.99][0] < order[0.4][0]
+    assert order[0.99][1] > order[0.4][1]
