@@ -20,6 +20,8 @@ from core.penni.decomposition import SharedKernels
 
 # λ: of each map's own power, so that none outweighs another.
 _RIDGE = 1e-4
+# A map of less than this share of the loudest one's power is constant, but for rounding.
+_SILENT = 1e-12
 
 
 def weight_losses(shared: SharedKernels) -> Tensor:
@@ -35,7 +37,7 @@ def removal_losses(shared: SharedKernels, gram: Tensor, power: Tensor) -> Tensor
     """
     powers, diagonal = shared.column_norms().square().flatten(), gram.diagonal().to("cpu")
     losses = torch.zeros_like(powers)
-    speaking = shared.live.flatten() & (diagonal > 0)
+    speaking = shared.live.flatten() & (diagonal > _SILENT * diagonal.amax())
     if bool(speaking.any()) and bool(power > 0):
         chosen = speaking.to(gram.device)
         maps = gram[chosen][:, chosen]

@@ -222,6 +222,8 @@ class Program:
         self._network = found.network
         for weight, solver in solvers.items():
             self._factors[weight] = solver.shared
+            # What was worth something before the fit says nothing of what came of it.
+            self._losses.pop(weight, None)
             if solver.losses is not None:
                 self._losses[weight] = solver.losses
         errors = [after for _, after in found.layers.values()]

@@ -66,6 +66,18 @@ def test_where_nothing_is_said_nothing_is_worth_anything(silent):
     assert float(weight_losses(shared).sum()) == pytest.approx(1)
 
 
+def test_a_channel_that_never_changes_leaves_the_others_what_they_are_worth():
+    module = seeded(nn.Conv2d(6, 8, 3)).requires_grad_(False)
+    network = Network.from_module(module, {"x": (6, 7, 7)})
+    images = torch.relu(torch.randn(64, 6, 7, 7, generator=torch.Generator().manual_seed(0)))
+    images[:, 2] = 0.3
+    solver = KernelSolver(decompose(network.tensors["weight"], 5), 0, judging=True)
+    refit(network, network, images, kept={}, solvers={"weight": solver})
+    # With a bias, a constant is worth nothing.
+    assert bool((solver.losses[2] < 1e-9).all())
+    assert float(solver.losses[[0, 1, 3, 4, 5]].amin()) > 1e-6
+
+
 def test_what_cannot_be_told_is_not_told():
     shared = decompose(torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0)), 3)
     gram = -torch.eye(15, dtype=torch.float64) + 2 * torch.ones(15, 15, dtype=torch.float64)
