@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import ServicesOf
 from api.problems import Problem, problems
@@ -94,7 +95,7 @@ class StoreCollector(Collector):
         yield _gauge("pennyweight_build_info", "What runs here.", ("version",), [((self._version,), 1)])
         try:
             families = self._read()
-        except Exception:
+        except SQLAlchemyError:
             # The scrape itself must go on: what this process knows by itself is wanted most when the database is down.
             logger.exception("The metrics of the database could not be read.")
             families = []
